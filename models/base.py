@@ -1,0 +1,110 @@
+"""What every network is to the rest of the code: uint8 images in, logits and named taps out."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Tap(NamedTuple):
+    """Shape of one feature map, declared by the network and never probed by a dummy forward.
+
+    On an image of H x W the map is B x channels x ceil(H / stride) x ceil(W / stride).
+    """
+
+    channels: int
+    stride: int
+
+
+class SegOutput(NamedTuple):
+    """What a forward pass gives.
+
+    Attributes:
+        logits: B K h w on the head's own grid (the grid of ``taps['head']``), not upsampled.
+        taps: ``'stage1'``..``'stage4'`` and ``'head'``, each B C h w.
+        aux: B K h w logits of the auxiliary head, or None where there is none.
+    """
+
+    logits: Tensor
+    taps: dict[str, Tensor]
+    aux: Tensor | None
+
+
+class ModelSpec(NamedTuple):
+    """All that a distillation method may know of a network: it sizes its projectors from this alone.
+
+    Attributes:
+        taps: the network's ``tap_info``.
+        num_classes: channels of its logits.
+        family: ``'cnn'`` or ``'transformer'``.
+    """
+
+    taps: dict[str, Tap]
+    num_classes: int
+    family: str
+
+
+class Normalization(NamedTuple):
+    """Per-channel input statistics, in the 0..255 range and in the order the network wants its channels.
+
+    ``bgr`` says that the network wants blue first; images always arrive as RGB.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    bgr: bool = False
+
+
+NORMALIZATIONS = {
+    "imagenet": Normalization((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+    "caffe_bgr": Normalization((104.00699, 116.66877, 122.67892), (1.0, 1.0, 1.0), bgr=True),
+}
+
+
+class SegModel(nn.Module):
+    """A segmentation network that owns its input normalisation and declares its taps.
+
+    A network is a backbone (image -> four stages) and a head (stages -> logits and the 'head' tap).
+
+    Args:
+        backbone: module with ``tap_info: dict[str, Tap]`` for ``stage1..4``, ``family: str`` and
+            ``forward(B 3 H W float) -> dict[str, Tensor]``.
+        head: module with ``tap: Tap`` and ``forward(dict[str, Tensor]) -> (logits B K h w, features B C h w)``.
+        num_classes: K.
+        aux_head: module ``B C h w -> B K h w`` on ``stage3``, or None. It runs in training mode only.
+        normalization: statistics subtracted and divided before the backbone.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        num_classes: int,
+        aux_head: nn.Module | None = None,
+        normalization: Normalization = NORMALIZATIONS["imagenet"],
+    ):
+        super().__init__()
+        self.backbone, self.head, self.aux_head = backbone, head, aux_head
+        self.num_classes = num_classes
+        self.tap_info: dict[str, Tap] = {**backbone.tap_info, "head": head.tap}
+        self.normalization = normalization
+        self.register_buffer("mean", torch.tensor(normalization.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(normalization.std).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def spec(self) -> ModelSpec:
+        return ModelSpec(self.tap_info, self.num_classes, self.backbone.family)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """B 3 H W RGB, uint8 or float in 0..255 -> float, in the backbone's channel order, standardised."""
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images are {tuple(images.shape)}; expected B x 3 x H x W, RGB in 0..255")
+        if self.normalization.bgr:
+            images = images.flip(1)
+        return (images.float() - self.mean) / self.std
+
+    def forward(self, images: Tensor) -> SegOutput:
+        stages = self.backbone(self.normalize(images))
+        logits, features = self.head(stages)
+        aux = self.aux_head(stages["stage3"]) if self.aux_head is not None and self.training else None
+        return SegOutput(logits, {**stages, "head": features}, aux)
