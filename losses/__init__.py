@@ -1,0 +1,22 @@
+"""Losses on the labels and distillation methods, by name."""
+
+from losses.base import Method, require_choice
+from losses.hmkd import HMKD
+from models.base import ModelSpec
+
+METHODS: dict[str, type[Method]] = {"hmkd": HMKD}
+
+
+def build_method(type: str, student: ModelSpec, teacher: ModelSpec, **options) -> Method:
+    """The distillation method of this name, sized for two networks.
+
+    Args:
+        type: a key of ``METHODS``.
+        student, teacher: what the two networks declare.
+        **options: the method's own arguments.
+
+    Raises:
+        ValueError: if the name is unknown (naming the nearest), or as the method raises.
+    """
+    require_choice("distillation method", type, METHODS)
+    return METHODS[type](student, teacher, **options)

@@ -1,0 +1,89 @@
+"""Segmentation networks: a backbone and a head by name."""
+
+from torch import nn
+
+from .backbones import BACKBONES, build_backbone
+from .base import (
+    NORMALIZATIONS,
+    Backbone,
+    ModelSpec,
+    Normalization,
+    SegModel,
+    SegOutput,
+    Tap,
+    unknown_name,
+)
+from .deeplabv3 import DeepLabV3Head
+from .fcn import FCNHead
+from .pspnet import PSPHead
+from .segformer import SegFormerHead
+from .weights import LoadReport, load_weights
+
+__all__ = [
+    "BACKBONES",
+    "HEADS",
+    "NORMALIZATIONS",
+    "Backbone",
+    "LoadReport",
+    "ModelSpec",
+    "Normalization",
+    "SegModel",
+    "SegOutput",
+    "Tap",
+    "build_backbone",
+    "build_model",
+    "count_parameters",
+    "load_weights",
+]
+
+HEADS = {"deeplabv3": DeepLabV3Head, "pspnet": PSPHead, "segformer": SegFormerHead}
+
+
+def build_model(
+    backbone: str,
+    head: str,
+    num_classes: int,
+    output_stride: int | None = None,
+    width: int | None = None,
+    aux: bool = False,
+    dropout: float = 0.1,
+    drop_path: float = 0.0,
+    normalization: str | Normalization = "imagenet",
+) -> SegModel:
+    """Builds a network with random weights.
+
+    Args:
+        backbone: one of ``BACKBONES`` or any four-stage network of timm.
+        head: one of ``HEADS``.
+        num_classes: K.
+        output_stride: 8, 16 or 32; None is the head's own (DeepLabV3 and PSPNet 8, SegFormer 32).
+        width: channels of the head; None is the head's own.
+        aux: adds an FCN head on stage 3, which runs in training mode only.
+        dropout: probability in the heads.
+        drop_path: stochastic depth of the backbone.
+        normalization: one of ``NORMALIZATIONS``, or the statistics themselves.
+
+    Raises:
+        ValueError: an unknown name (with the nearest choices), or a backbone that cannot do what is asked.
+    """
+    if head not in HEADS:
+        raise unknown_name("head", head, HEADS)
+    if isinstance(normalization, str):
+        if normalization not in NORMALIZATIONS:
+            raise unknown_name("normalization", normalization, NORMALIZATIONS)
+        normalization = NORMALIZATIONS[normalization]
+    if num_classes < 1:
+        raise ValueError(f"num_classes is {num_classes}; expected at least 1")
+    build_head = HEADS[head]
+    if output_stride is None:
+        output_stride = build_head.default_output_stride
+    encoder = build_backbone(backbone, output_stride, drop_path)
+    sizes = {} if width is None else {"width": width}
+    decoder = build_head(encoder.tap_info, num_classes, dropout=dropout, **sizes)
+    aux_head = FCNHead(encoder.tap_info["stage3"].channels, num_classes, dropout) if aux else None
+    return SegModel(encoder, decoder, num_classes, aux_head, normalization)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of weights, as papers count them (the auxiliary head included where there is one)."""
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,5 +1,7 @@
 """What every network is to the rest of the code: uint8 images in, logits and named taps out."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import NamedTuple
 
 import torch
@@ -61,14 +63,34 @@ NORMALIZATIONS = {
 }
 
 
+class Backbone(nn.Module):
+    """What a head builds upon: an image in, four feature maps out.
+
+    ``forward`` takes B 3 H W float and returns ``stage1``..``stage4``, each B C h w exactly as ``tap_info`` declares.
+
+    Attributes:
+        tap_info: ``stage1``..``stage4``.
+        family: ``'cnn'`` or ``'transformer'``.
+    """
+
+    tap_info: dict[str, Tap]
+    family: str
+
+
+def unknown_name(kind: str, name: str, choices: Iterable[str], shown: Iterable[str] | None = None) -> ValueError:
+    """The error for a name in no registry: it offers the nearest choices, or ``shown`` (all) where none is near."""
+    near = get_close_matches(name, list(choices), n=5)
+    hint = f"did you mean {', '.join(near)}?" if near else f"choose from {', '.join(shown or choices)}"
+    return ValueError(f"unknown {kind} {name!r}: {hint}")
+
+
 class SegModel(nn.Module):
     """A segmentation network that owns its input normalisation and declares its taps.
 
     A network is a backbone (image -> four stages) and a head (stages -> logits and the 'head' tap).
 
     Args:
-        backbone: module with ``tap_info: dict[str, Tap]`` for ``stage1..4``, ``family: str`` and
-            ``forward(B 3 H W float) -> dict[str, Tensor]``.
+        backbone: image -> stages.
         head: module with ``tap: Tap`` and ``forward(dict[str, Tensor]) -> (logits B K h w, features B C h w)``.
         num_classes: K.
         aux_head: module ``B C h w -> B K h w`` on ``stage3``, or None. It runs in training mode only.
@@ -77,7 +99,7 @@ class SegModel(nn.Module):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Backbone,
         head: nn.Module,
         num_classes: int,
         aux_head: nn.Module | None = None,

@@ -1,0 +1,7 @@
+# SegFormer-B0 alone on Cityscapes: a baseline, and a teacher once it is trained.
+_base_ = [
+    "../_base_/datasets/cityscapes.py",
+    "../_base_/models/student_b0.py",
+    "../_base_/schedules/segformer.py",
+]
+data = dict(crop_size=(1024, 1024), photometric=True, cat_max_ratio=0.75)

@@ -1,0 +1,6 @@
+# DeepLabV3-ResNet-101 alone on Cityscapes: a baseline, and a teacher once it is trained.
+_base_ = [
+    "../_base_/datasets/cityscapes.py",
+    "../_base_/models/student_r101.py",
+    "../_base_/schedules/cirkd_v1.py",
+]

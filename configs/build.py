@@ -1,0 +1,81 @@
+"""From a validated config to objects: the one place that ``train_kd.py``, ``eval.py`` and the scripts share.
+
+Every error of a component is blamed on the config file and section that asked for it.
+"""
+
+from pathlib import Path
+
+from torch import nn
+
+from configs.schema import Experiment, Network
+from datasets import build_dataset
+from datasets.base import SegDataset, TrainStream
+from datasets.transforms import TrainTransform
+from losses import build_method
+from losses.distiller import Distiller
+from losses.task import TaskLoss
+from models import SegModel, build_model
+from models.weights import load_weights
+from utils.config import ConfigError, blame
+
+HOW_TO_GET = {
+    "student.pretrained": "pretrained/README.md says where to get it; None starts from random weights",
+    "teacher.weights": "train the teacher first (configs/baselines/); pretrained/README.md says how",
+}
+
+
+def build_split(config: Experiment, source: str, split: str) -> SegDataset:
+    """The dataset of ``split`` ('train', 'val' or 'test') at full size, not augmented."""
+    list_file = getattr(config.data, f"{split}_list")
+    if list_file is None:
+        raise ConfigError(f"{source}: data.{split}_list is None: this config has no {split} split")
+    with blame(source, "data"):
+        return build_dataset(list_file=list_file, **config.data.options)
+
+
+def build_train_stream(config: Experiment, source: str) -> TrainStream:
+    """The endless augmented training stream, indexed by position."""
+    return TrainStream(build_split(config, source, "train"), TrainTransform(**config.data.transform), config.train.seed)
+
+
+def _build_network(network: Network, num_classes: int, aux: bool) -> SegModel:
+    names = ("backbone", "head", "output_stride", "width", "dropout", "drop_path", "normalization")
+    return build_model(num_classes=num_classes, aux=aux, **{name: getattr(network, name) for name in names})
+
+
+def build_student(config: Experiment, source: str, num_classes: int, pretrained: bool = True) -> SegModel:
+    """The student, from the weights that ``student.pretrained`` names unless ``pretrained`` is false."""
+    with blame(source, "student"):
+        student = _build_network(config.student, num_classes, config.student.aux)
+    if pretrained and config.student.pretrained is not None:
+        _require_file(config.student.pretrained, source, "student.pretrained")
+        with blame(source, "student.pretrained"):
+            load_weights(student, config.student.pretrained, part="backbone")
+    return student
+
+
+def build_teacher(config: Experiment, source: str, num_classes: int, pretrained: bool = True) -> SegModel | None:
+    """The frozen teacher in eval mode, or None where the config has none."""
+    if config.teacher is None:
+        return None
+    with blame(source, "teacher"):
+        teacher = _build_network(config.teacher, num_classes, aux=False)
+    if pretrained:
+        _require_file(config.teacher.weights, source, "teacher.weights")
+        with blame(source, "teacher.weights"):
+            load_weights(teacher, config.teacher.weights, part="all")
+    return teacher.requires_grad_(False).eval()
+
+
+def build_distiller(config: Experiment, source: str, student: SegModel, teacher: SegModel | None) -> Distiller:
+    """Student, task loss and distillation method in the one module that is trained."""
+    method: nn.Module | None = None
+    if teacher is not None:
+        with blame(source, "distill"):
+            method = build_method(student=student.spec, teacher=teacher.spec, **config.distill.model_dump())
+    return Distiller(student, TaskLoss(aux_weight=config.train.aux_weight if config.student.aux else 0.0), method)
+
+
+def _require_file(path: str, source: str, key: str) -> None:
+    if not Path(path).is_file():
+        raise ConfigError(f"{source}: {key}: {path} does not exist; {HOW_TO_GET[key]}")

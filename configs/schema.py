@@ -1,0 +1,215 @@
+"""The configuration, whole: every section, key, type, default and bound. Unknown keys are forbidden.
+
+A config file is Python (see ``configs/demo/hmkd.py``); ``utils.config.load_config`` reads it and validates it here.
+The options of a dataset and of a distillation method are those of its constructor, so that adding one
+needs no change in this file.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
+
+from datasets import DATASETS
+from losses import METHODS
+from models import HEADS, NORMALIZATIONS
+
+Positive = Annotated[int, Field(gt=0)]
+Size = tuple[Positive, Positive]  # height, width in pixels
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def one_of(choices: Mapping[str, Any], kind: str) -> AfterValidator:
+    """A string that must be a key of ``choices``; the error names the nearest one."""
+
+    def check(name: str) -> str:
+        if name not in choices:
+            near = get_close_matches(name, choices, n=1, cutoff=0.4)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"unknown {kind} {name!r}{hint} Choices: {', '.join(sorted(choices))}")
+        return name
+
+    return AfterValidator(check)
+
+
+class Section(BaseModel):
+    """Strict types, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+
+
+def variants(base: type[BaseModel], table: Mapping[str, Callable], given_elsewhere: set[str]) -> Any:
+    """``base`` extended, for each component of ``table``, by the keyword arguments of its constructor.
+
+    Names, annotations and defaults are the component's own; ``type`` says which variant a section is.
+    """
+    models: list[type[BaseModel]] = []
+    for key, component in table.items():
+        fields: dict[str, Any] = {"type": (Literal[key], ...)}
+        for name, parameter in inspect.signature(component).parameters.items():
+            if name not in given_elsewhere:
+                default = ... if parameter.default is parameter.empty else parameter.default
+                fields[name] = (parameter.annotation, default)
+        models.append(create_model(component.__name__, __base__=base, **fields))
+    # A union of one is no union: only from two variants on does ``type`` discriminate.
+    return models[0] if len(models) == 1 else Annotated[reduce(or_, models), Field(discriminator="type")]
+
+
+class DataSection(Section):
+    """One dataset and how it is augmented; the options of the dataset's own constructor are added to these."""
+
+    root: str
+    train_list: str = "train.txt"
+    val_list: str = "val.txt"
+    test_list: str | None = None
+    crop_size: Size  # of the training crop
+    scale_range: tuple[float, float] = (0.5, 2.0)
+    cat_max_ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
+    flip: bool = True
+    photometric: bool = False
+    workers: Annotated[int, Field(ge=0)] = 4
+
+    @model_validator(mode="after")
+    def _check(self) -> "DataSection":
+        low, high = self.scale_range
+        if not 0 < low <= high:
+            raise ValueError(f"scale_range is {self.scale_range}; expected 0 < low <= high")
+        return self
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of ``datasets.build_dataset`` beside the list file."""
+        return {
+            "type": self.type,
+            "root": self.root,
+            **self.model_dump(exclude=set(DataSection.model_fields) | {"type"}),
+        }
+
+    @property
+    def transform(self) -> dict[str, Any]:
+        """Arguments of ``datasets.TrainTransform``."""
+        names = ("crop_size", "scale_range", "cat_max_ratio", "flip", "photometric")
+        return {name: getattr(self, name) for name in names}
+
+
+Data = variants(DataSection, DATASETS, {"root", "list_file"})
+Distill = variants(Section, METHODS, {"student", "teacher"})
+
+
+class Network(Section):
+    """A segmentation network: any backbone under any head that fits its taps."""
+
+    backbone: str  # resnet18, resnet101, mit_b0..b5, or any timm network of four stages
+    head: Annotated[str, one_of(HEADS, "head")]
+    output_stride: Literal[8, 16, 32] | None = None  # None: the head's own
+    width: Positive | None = None  # channels of the head; None: the head's own
+    dropout: Fraction = 0.1
+    drop_path: Fraction = 0.0
+    normalization: Annotated[str, one_of(NORMALIZATIONS, "normalization")] = "imagenet"
+
+
+class Student(Network):
+    aux: bool = False  # auxiliary FCN head on stage 3, weighted by train.aux_weight
+    pretrained: str | None = None  # file with backbone weights
+
+
+class Teacher(Network):
+    weights: str  # file of a whole segmentation network
+
+
+class Optimizer(Section):
+    type: Literal["sgd", "adamw"]
+    lr: Annotated[float, Field(gt=0)]
+    head_lr_mult: Annotated[float, Field(gt=0)] = 1.0  # every parameter outside the backbone
+    momentum: Fraction = 0.9  # SGD only
+    betas: tuple[float, float] = (0.9, 0.999)  # AdamW only
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    decay_norm_bias: bool = True  # False: no weight decay on norms and biases
+
+
+class Schedule(Section):
+    type: Literal["poly"] = "poly"
+    max_iters: Positive
+    power: Annotated[float, Field(gt=0)] = 0.9
+    warmup_iters: Annotated[int, Field(ge=0)] = 0
+    warmup_ratio: Annotated[float, Field(gt=0, le=1)] = 1e-6  # lr factor at step 0
+
+
+class Train(Section):
+    batch_size: Positive  # global: over all ranks and accumulation steps
+    accumulate: Positive = 1
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    channels_last: bool = True
+    grad_clip: Annotated[float, Field(gt=0)] | None = None  # maximal gradient norm
+    aux_weight: Annotated[float, Field(ge=0)] = 0.4
+    verify_teacher: bool = True  # evaluate the teacher on the validation set before the first step
+    allow_weak_teacher: bool = False  # go on though the teacher is no better than chance
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def autocast_dtype(self) -> torch.dtype | None:
+        return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+
+
+class Eval(Section):
+    interval: Positive = 800
+    mode: Literal["whole", "slide"] = "whole"
+    crop_size: Size | None = None  # window of mode='slide'
+    stride: Size | None = None
+    scales: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1.0,)
+    flip: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> "Eval":
+        if self.mode == "slide" and (self.crop_size is None or self.stride is None):
+            raise ValueError("mode='slide' needs crop_size=(h, w) and stride=(h, w)")
+        return self
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """Arguments of ``utils.evaluation.evaluate``."""
+        return {name: getattr(self, name) for name in ("mode", "crop_size", "stride", "scales", "flip")}
+
+
+class Checkpoint(Section):
+    interval: Positive = 800
+    keep: Annotated[int, Field(ge=0)] = 3  # how many step_*.pt stay
+
+
+class Log(Section):
+    interval: Positive = 50
+    grad_norm_interval: Annotated[int, Field(ge=0)] = 0  # 0: never; each costs one more backward pass a term
+    panel_images: Annotated[int, Field(ge=0)] = 4  # validation images shown in TensorBoard
+
+
+class Experiment(Section):
+    """One experiment: what ``train_kd.py`` and ``eval.py`` are given."""
+
+    data: Data
+    student: Student
+    teacher: Teacher | None = None  # None: train the student network alone
+    distill: Distill | None = None
+    optimizer: Optimizer
+    schedule: Schedule
+    train: Train
+    eval: Eval = Eval()
+    checkpoint: Checkpoint = Checkpoint()
+    log: Log = Log()
+    protocol: str | None = None  # name of the published recipe, stamped into every result
+
+    @model_validator(mode="after")
+    def _check(self) -> "Experiment":
+        if (self.teacher is None) != (self.distill is None):
+            given, missing = ("distill", "teacher") if self.teacher is None else ("teacher", "distill")
+            raise ValueError(f"{given} is set but {missing} is None: set both to distil, or neither to train alone")
+        if self.train.batch_size % self.train.accumulate:
+            raise ValueError(
+                f"train.batch_size {self.train.batch_size} does not divide into train.accumulate "
+                f"{self.train.accumulate} micro-batches"
+            )
+        return self

@@ -1,0 +1,281 @@
+"""Labelled images read from list files, and the endless, resumable stream of training samples drawn from them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+IGNORE = 255  # void: the train id which no loss and no score counts
+UNKNOWN = 254  # in an id table: a raw id which no label file of the data set may hold
+
+
+def read_list(root: str | Path, list_file: str | Path) -> list[tuple[str, str | None]]:
+    """Reads ``image label`` pairs, one a line, both relative to ``root``.
+
+    Blank lines are ignored. A line without a label (a test set whose truth is kept back) gives ``(image, None)``.
+    Fields are separated by white space, or by a single tab where a name itself holds spaces.
+
+    Args:
+        root: folder of the data set.
+        list_file: the list, relative to ``root`` or absolute.
+
+    Raises:
+        FileNotFoundError: ``root`` or the list is missing.
+        ValueError: a line has more than two fields, a path is absolute or climbs out of ``root``, or nothing is listed.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"data root {root} is not a folder; expected the folder of the data set")
+    path = root / list_file
+    if not path.is_file():
+        raise FileNotFoundError(f"list file {path} is missing; see python scripts/prepare_lists.py --help")
+    pairs = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        fields = [field.strip() for field in line.split("\t")] if "\t" in line.strip() else line.split()
+        if not fields:
+            continue
+        if len(fields) > 2 or not all(fields):
+            raise ValueError(
+                f"{path}:{number}: {len(fields)} fields in {line!r}; expected 'image label'; "
+                "where a name holds spaces, separate the two by a single tab"
+            )
+        for name in fields:
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                raise ValueError(f"{path}:{number}: {name!r} leads out of the data root; expected a path inside {root}")
+        pairs.append((fields[0], fields[1] if len(fields) == 2 else None))
+    if not pairs:
+        raise ValueError(f"list file {path} names no image")
+    return pairs
+
+
+def read_pixels(path: Path, modes: Mapping[str, str]) -> np.ndarray:
+    """Decodes an image file, whole or not at all.
+
+    Pillow rather than OpenCV: it refuses a file that is cut off, where OpenCV fills the rest of a JPEG with grey, and
+    it gives the indices of a palette PNG, where OpenCV gives their colours.
+
+    Args:
+        path: the file.
+        modes: the pixel formats accepted (Pillow's names) -> the format to convert each to.
+
+    Raises:
+        ValueError: the file cannot be decoded or holds another pixel format.
+    """
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, ... by format and by kind of damage
+        raise ValueError(f"{path} cannot be decoded ({error}); replace it by an undamaged copy") from error
+    if picture.mode not in modes:
+        raise ValueError(f"{path} has pixel format {picture.mode!r}; expected one of {', '.join(modes)}")
+    return np.array(picture if picture.mode == modes[picture.mode] else picture.convert(modes[picture.mode]))
+
+
+IMAGE_MODES = {"RGB": "RGB", "L": "RGB", "P": "RGB", "RGBA": "RGB", "LA": "RGB"}
+LABEL_MODES = {"L": "L", "P": "P"}  # a palette PNG holds the ids as indices; its palette is for the eye
+
+
+class SegDataset(Dataset):
+    """Images with one class a pixel, named by a list file.
+
+    Args:
+        root: folder of the data set.
+        list_file: list of ``image label`` lines (see ``read_list``), relative to ``root`` or absolute.
+        class_names: K names, in train id order.
+        palette: K RGB colours.
+        ids: raw id (the value in a label file) -> train id in 0..K-1, or 255 to ignore it. All other values are errors.
+
+    Attributes:
+        root: ``Path``.
+        class_names: K names.
+        num_classes: K.
+        palette: K x 3 uint8 RGB.
+        id_table: 256 uint8, raw id -> train id; 255 ignores, 254 marks a raw id that no label file may hold.
+        files: the (image, label or None) paths of each sample.
+        names: a unique name of each sample without folder or suffix, to name prediction files by.
+
+    Raises:
+        FileNotFoundError: the root, the list or a listed file is missing.
+        ValueError: the list is malformed, two samples share their name, or the tables do not fit together.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        list_file: str | Path,
+        class_names: Sequence[str],
+        palette: Sequence[Sequence[int]],
+        ids: Mapping[int, int],
+    ):
+        self.class_names = tuple(class_names)
+        self.num_classes = len(self.class_names)
+        self.palette = _palette(palette, self.num_classes)
+        self.id_table, self._raw_ids = _id_tables(ids, self.num_classes)
+        self.root = Path(root)
+        pairs = read_list(root, list_file)
+        self.files = [(self.root / image, self.root / label if label else None) for image, label in pairs]
+        missing = [path for pair in self.files for path in pair if path is not None and not path.is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"{len(missing)} of the files that {self.root / list_file} lists are missing under {self.root}; "
+                f"the first is {missing[0].relative_to(self.root)}"
+            )
+        self.names = _unique_names([image for image, _ in pairs], self.root / list_file)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def load_image(self, index: int) -> np.ndarray:
+        """H x W x 3 uint8 RGB, as stored (an EXIF rotation is not applied, since labels know of none)."""
+        return read_pixels(self.files[index][0], IMAGE_MODES)
+
+    def load_label(self, index: int) -> np.ndarray | None:
+        """H x W uint8 train ids, or None where the sample has no label.
+
+        Raises:
+            ValueError: the file cannot be decoded or holds a raw id that the data set does not know.
+        """
+        path = self.files[index][1]
+        return None if path is None else self.read_label(path)
+
+    def read_label(self, path: Path) -> np.ndarray:
+        """The H x W uint8 train ids in a label file. A data set with other label formats overrides this."""
+        return map_ids(read_pixels(path, LABEL_MODES), self.id_table, path)
+
+    def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """One sample: image H x W x 3 uint8 RGB and label H x W uint8 train ids (all 255 where there is no label).
+
+        Raises:
+            ValueError: a file cannot be decoded, the label holds an unknown raw id, or the two sizes differ.
+        """
+        image, label = self.load_image(index), self.load_label(index)
+        if label is None:
+            label = np.full(image.shape[:2], IGNORE, np.uint8)
+        if label.shape != image.shape[:2]:
+            raise ValueError(
+                f"{self.files[index][0]} is {image.shape[0]} x {image.shape[1]} (H x W) and its label "
+                f"{self.files[index][1]} is {label.shape[0]} x {label.shape[1]}; expected the same size"
+            )
+        return image, label
+
+    def __getitem__(self, index: int) -> dict:
+        """The whole, untransformed sample: ``image`` 3 H W uint8, ``label`` H W uint8, ``name``."""
+        return as_sample(*self.load(index), self.names[index])
+
+    def to_raw_ids(self, label: np.ndarray) -> np.ndarray:
+        """Train ids -> raw ids, for prediction files (of several raw ids of one class, the lowest).
+
+        Raises:
+            ValueError: a value is neither in 0..K-1 nor 255.
+        """
+        raw = self._raw_ids[label]
+        if (raw < 0).any():
+            bad = np.unique(label[raw < 0]).tolist()
+            raise ValueError(f"train ids {bad}; expected 0..{self.num_classes - 1} or {IGNORE}")
+        return raw.astype(np.uint8)
+
+
+class TrainStream(Dataset):
+    """The samples of a whole training run, each a pure function of (seed, position).
+
+    Position p is the global number of a sample: step * global batch size + offset. It falls into epoch p // n, whose
+    seeded permutation of the n samples says which one is drawn; its augmentation has its own generator. So a run goes
+    on exactly where it stopped, and sees the same samples on any number of ranks and workers.
+
+    Args:
+        dataset: where samples come from; all of them must have labels.
+        transform: ``(image H W 3 uint8, label H W uint8, rng) -> (image, label)``.
+        seed: of the run.
+
+    Raises:
+        ValueError: a sample of the data set has no label.
+    """
+
+    def __init__(self, dataset: SegDataset, transform: Callable, seed: int):
+        unlabelled = [name for name, (_, label) in zip(dataset.names, dataset.files, strict=True) if label is None]
+        if unlabelled:
+            raise ValueError(f"{len(unlabelled)} training samples have no label in their list, first {unlabelled[0]}")
+        self.dataset, self.transform, self.seed = dataset, transform, seed
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def index(self, position: int) -> int:
+        """Which sample of the data set stands at this position of the run."""
+        epoch, offset = divmod(position, len(self.dataset))
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self._generator(0, epoch).permutation(len(self.dataset))
+        return int(self._order[offset])
+
+    def __getitem__(self, position: int) -> dict:
+        """The transformed sample: ``image`` 3 h w uint8, ``label`` h w uint8, ``name``."""
+        index = self.index(position)
+        image, label = self.transform(*self.dataset.load(index), self._generator(1, position))
+        return as_sample(image, label, self.dataset.names[index])
+
+    def _generator(self, purpose: int, number: int) -> np.random.Generator:
+        """Independent streams for orders (purpose 0) and augmentations (purpose 1)."""
+        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(purpose, number)))
+
+
+def as_sample(image: np.ndarray, label: np.ndarray, name: str) -> dict:
+    """H W 3 and H W arrays -> ``image`` 3 H W uint8 tensor, ``label`` H W uint8 tensor, ``name``."""
+    planes = np.ascontiguousarray(image.transpose(2, 0, 1))
+    return {"image": torch.from_numpy(planes), "label": torch.from_numpy(label), "name": name}
+
+
+def map_ids(raw: np.ndarray, table: np.ndarray, path: Path) -> np.ndarray:
+    """Raw ids -> train ids by a 256-entry table; ValueError naming the file where the table says UNKNOWN."""
+    label = cv2.LUT(raw, table)
+    if (label == UNKNOWN).any():
+        bad, known = np.unique(raw[label == UNKNOWN]).tolist(), np.flatnonzero(table != UNKNOWN).tolist()
+        raise ValueError(f"{path} holds the ids {bad}, which this data set does not know; it knows {known}")
+    return label
+
+
+def id_table(ids: Mapping[int, int]) -> np.ndarray:
+    """256 uint8: raw id -> train id, 254 (UNKNOWN) for raw ids not in ``ids``."""
+    table = np.full(256, UNKNOWN, np.uint8)
+    for raw, train in ids.items():
+        table[raw] = train
+    return table
+
+
+def _id_tables(ids: Mapping[int, int], num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """The table to train ids, and its inverse (256 int16, -1 where there is none)."""
+    if not 1 <= num_classes <= UNKNOWN:
+        raise ValueError(f"{num_classes} classes; expected 1..{UNKNOWN}, since labels are uint8 and 254, 255 are taken")
+    for raw, train in ids.items():
+        if not (0 <= raw <= 255 and (0 <= train < num_classes or train == IGNORE)):
+            raise ValueError(
+                f"id table maps {raw} to {train}; expected a raw id in 0..255 and a train id in "
+                f"0..{num_classes - 1} or {IGNORE}"
+            )
+    absent = sorted(set(range(num_classes)) - set(ids.values()))
+    if absent:
+        raise ValueError(f"id table maps nothing to the train ids {absent}; expected a raw id for each class")
+    inverse = np.full(256, -1, np.int16)
+    inverse[IGNORE] = IGNORE
+    for raw, train in sorted(ids.items(), reverse=True):
+        inverse[train] = raw
+    return id_table(ids), inverse
+
+
+def _palette(colours: Sequence[Sequence[int]], num_classes: int) -> np.ndarray:
+    palette = np.asarray(colours)
+    if palette.shape != (num_classes, 3) or palette.min() < 0 or palette.max() > 255:
+        raise ValueError(f"palette of shape {palette.shape}; expected {num_classes} RGB colours in 0..255, one a class")
+    return palette.astype(np.uint8)
+
+
+def _unique_names(images: list[str], list_file: Path) -> list[str]:
+    """File stems, or whole paths joined by '__' where two folders hold the same stem."""
+    names = [PurePosixPath(image).stem for image in images]
+    if len(set(names)) < len(names):
+        names = ["__".join(PurePosixPath(image).with_suffix("").parts) for image in images]
+    repeated = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
+    if repeated:
+        raise ValueError(f"{list_file} names the same image twice: {sorted(repeated)[0]}; keep one of the lines")
+    return names

@@ -1,0 +1,88 @@
+"""CamVid (Brostow et al., 2009) with the 11 classes and the 367 / 101 / 233 split of SegNet."""
+
+from pathlib import Path
+
+import numpy as np
+
+from datasets.base import IGNORE, LABEL_MODES, UNKNOWN, SegDataset, map_ids, read_pixels
+
+# Class -> the colours of CamVid's 32 original classes that SegNet's 11 group (after label_colors.txt); the first
+# colour is the one the class is drawn in. Void is black.
+GROUPS = {
+    "Sky": {"Sky": (128, 128, 128)},
+    "Building": {
+        "Building": (128, 0, 0),
+        "Archway": (192, 0, 128),
+        "Bridge": (0, 128, 64),
+        "Tunnel": (64, 0, 64),
+        "Wall": (64, 192, 0),
+    },
+    "Pole": {"Column_Pole": (192, 192, 128), "TrafficCone": (0, 0, 64)},
+    "Road": {"Road": (128, 64, 128), "LaneMkgsDriv": (128, 0, 192), "LaneMkgsNonDriv": (192, 0, 64)},
+    "Pavement": {"Sidewalk": (0, 0, 192), "ParkingBlock": (64, 192, 128), "RoadShoulder": (128, 128, 192)},
+    "Tree": {"Tree": (128, 128, 0), "VegetationMisc": (192, 192, 0)},
+    "SignSymbol": {"SignSymbol": (192, 128, 128), "Misc_Text": (128, 128, 64), "TrafficLight": (0, 64, 64)},
+    "Fence": {"Fence": (64, 64, 128)},
+    "Car": {
+        "Car": (64, 0, 128),
+        "OtherMoving": (128, 64, 64),
+        "SUVPickupTruck": (64, 128, 192),
+        "Train": (192, 64, 128),
+        "Truck_Bus": (192, 128, 192),
+    },
+    "Pedestrian": {
+        "Pedestrian": (64, 64, 0),
+        "Animal": (64, 128, 64),
+        "CartLuggagePram": (64, 0, 192),
+        "Child": (192, 128, 64),
+    },
+    "Bicyclist": {"Bicyclist": (0, 128, 192), "MotorcycleScooter": (192, 0, 192)},
+}
+VOID = 11  # in SegNet's label files
+IDS = {train: train for train in range(VOID)} | {VOID: IGNORE, IGNORE: IGNORE}
+
+
+def _pack(colours: np.ndarray) -> np.ndarray:
+    """... x 3 colours -> 6-bit codes: CamVid's colours are multiples of 64, so two bits a channel tell them apart."""
+    return colours[..., 0] >> 6 << 4 | colours[..., 1] >> 6 << 2 | colours[..., 2] >> 6
+
+
+def _colour_table() -> np.ndarray:
+    """64 uint8: 6-bit colour code -> train id, 255 for void, 254 for no colour of CamVid."""
+    table = np.full(64, UNKNOWN, np.uint8)
+    table[0] = IGNORE
+    for train, members in enumerate(GROUPS.values()):
+        table[_pack(np.array(list(members.values()), np.uint8))] = train
+    return table
+
+
+COLOUR_TABLE = _colour_table()
+
+
+class CamVid(SegDataset):
+    """Images with either SegNet's label files (0..10, void 11) or the original ones in 32 colours.
+
+    Which of the two a label file is, is told by its pixel format: single channel or palette, or RGB.
+
+    Args:
+        root: folder of the data set.
+        list_file: list of ``image label`` lines.
+    """
+
+    def __init__(self, root: str | Path, list_file: str | Path):
+        palette = [next(iter(members.values())) for members in GROUPS.values()]
+        super().__init__(root, list_file, tuple(GROUPS), palette, IDS)
+
+    def read_label(self, path: Path) -> np.ndarray:
+        raw = read_pixels(path, {**LABEL_MODES, "RGB": "RGB"})
+        if raw.ndim == 2:
+            return map_ids(raw, self.id_table, path)
+        label = COLOUR_TABLE[_pack(raw)]
+        unknown = (label == UNKNOWN) | (raw & 63).any(axis=2)
+        if unknown.any():
+            colours = np.unique(raw[unknown], axis=0)
+            raise ValueError(
+                f"{path}: {unknown.sum()} pixels have colours that are none of CamVid's 32 classes, as RGB "
+                f"{tuple(colours[0].tolist())} (of {len(colours)}); paint them black (void), and keep the file lossless"
+            )
+        return label

@@ -1,0 +1,58 @@
+"""Cityscapes (Cordts et al., CVPR 2016): 2975 / 500 / 1525 street images of 1024 x 2048, 19 evaluated classes."""
+
+from pathlib import Path
+
+import numpy as np
+
+from datasets.base import IGNORE, LABEL_MODES, SegDataset, id_table, map_ids, read_pixels
+
+# (name, labelId, colour) in train id order, as the official labels table has them.
+CLASSES = (
+    ("road", 7, (128, 64, 128)),
+    ("sidewalk", 8, (244, 35, 232)),
+    ("building", 11, (70, 70, 70)),
+    ("wall", 12, (102, 102, 156)),
+    ("fence", 13, (190, 153, 153)),
+    ("pole", 17, (153, 153, 153)),
+    ("traffic light", 19, (250, 170, 30)),
+    ("traffic sign", 20, (220, 220, 0)),
+    ("vegetation", 21, (107, 142, 35)),
+    ("terrain", 22, (152, 251, 152)),
+    ("sky", 23, (70, 130, 180)),
+    ("person", 24, (220, 20, 60)),
+    ("rider", 25, (255, 0, 0)),
+    ("car", 26, (0, 0, 142)),
+    ("truck", 27, (0, 0, 70)),
+    ("bus", 28, (0, 60, 100)),
+    ("train", 31, (0, 80, 100)),
+    ("motorcycle", 32, (0, 0, 230)),
+    ("bicycle", 33, (119, 11, 32)),
+)
+LABEL_IDS = dict.fromkeys(range(34), IGNORE) | {raw: train for train, (_, raw, _) in enumerate(CLASSES)}
+TRAIN_IDS = {train: train for train in range(len(CLASSES))} | {IGNORE: IGNORE}
+
+
+class Cityscapes(SegDataset):
+    """leftImg8bit images with gtFine labels, either ``*_labelIds.png`` or ``*_labelTrainIds.png``, told by the name.
+
+    Prediction files hold labelIds, as the evaluation server wants them.
+
+    Args:
+        root: folder that holds ``leftImg8bit`` and ``gtFine``.
+        list_file: list of ``image label`` lines; the test set's lines name the image alone.
+
+    Raises:
+        ValueError: a label file has another ending (``_color.png``, ``_instanceIds.png``), and as ``SegDataset``.
+    """
+
+    def __init__(self, root: str | Path, list_file: str | Path):
+        names, _, palette = zip(*CLASSES, strict=True)
+        super().__init__(root, list_file, names, palette, LABEL_IDS)
+        self._tables = {"_labelIds.png": self.id_table, "_labelTrainIds.png": id_table(TRAIN_IDS)}
+        for _, label in self.files:
+            if label is not None and not label.name.endswith(tuple(self._tables)):
+                raise ValueError(f"{label} in {self.root / list_file}: expected a file *{' or *'.join(self._tables)}")
+
+    def read_label(self, path: Path) -> np.ndarray:
+        table = next(table for suffix, table in self._tables.items() if path.name.endswith(suffix))
+        return map_ids(read_pixels(path, LABEL_MODES), table, path)

@@ -1,0 +1,49 @@
+"""Anyone's own data: list files, class names, and optionally colours and an id table."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from datasets.base import IGNORE, SegDataset
+
+
+class ListedDataset(SegDataset):
+    """A data set described by values alone.
+
+    Args:
+        root: folder of the data set.
+        list_file: list of ``image label`` lines.
+        class_names: K names, in train id order.
+        palette: K RGB colours; generated if left out.
+        id_table: raw id -> train id (255 ignores), as a dict, or as a list whose position is the raw id. Raw ids it
+            does not name are errors, but 255, which is void unless the table says otherwise. Left out, label files
+            hold 0..K-1 and 255.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        list_file: str | Path,
+        class_names: Sequence[str],
+        palette: Sequence[Sequence[int]] | None = None,
+        id_table: Mapping[int, int] | Sequence[int] | None = None,
+    ):
+        if id_table is None:
+            id_table = range(len(class_names))
+        ids = dict(id_table) if isinstance(id_table, Mapping) else dict(enumerate(id_table))
+        colours = distinct_colours(len(class_names)) if palette is None else palette
+        super().__init__(root, list_file, class_names, colours, {IGNORE: IGNORE} | ids)
+
+
+def distinct_colours(count: int) -> np.ndarray:
+    """Up to 255 different colours, count x 3 uint8, in Pascal VOC's order without its black, which is void's here.
+
+    Bits 0, 1, 2 of the class number are the top bits of red, green, blue; bits 3, 4, 5 the next ones; and so on.
+    """
+    numbers = np.arange(1, count + 1)
+    colours = np.zeros((count, 3), np.uint8)
+    for level in range(3):
+        for channel in range(3):
+            colours[:, channel] |= ((numbers >> (3 * level + channel) & 1) << (7 - level)).astype(np.uint8)
+    return colours

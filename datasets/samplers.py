@@ -1,0 +1,80 @@
+"""Which samples each rank reads, in training (positions of the run) and in evaluation (exact shards)."""
+
+from collections.abc import Iterator
+
+from torch.utils.data import Sampler
+
+
+class PositionBatches(Sampler[list[int]]):
+    """Batch sampler over the positions of a ``TrainStream``: the micro-batches of one rank, step by step.
+
+    Step s covers the positions s * batch_size ... (s + 1) * batch_size - 1. They are cut into
+    world_size * accumulate micro-batches; micro-batch m = i * world_size + rank is this rank's i-th. So the global
+    batch of a step is the same set of samples however it is shared out.
+
+    Args:
+        start_step: first step to give.
+        stop_step: step to stop before.
+        batch_size: global, over all ranks and accumulation steps.
+        world_size: number of ranks.
+        rank: this one.
+        accumulate: micro-batches a rank runs per step.
+
+    Raises:
+        ValueError: the batch cannot be shared out evenly, or the rank or the steps are out of range.
+    """
+
+    def __init__(
+        self,
+        start_step: int,
+        stop_step: int,
+        batch_size: int,
+        world_size: int = 1,
+        rank: int = 0,
+        accumulate: int = 1,
+    ):
+        _check_rank(rank, world_size)
+        if accumulate < 1 or batch_size < 1 or batch_size % (world_size * accumulate):
+            raise ValueError(
+                f"batch_size {batch_size} (global) cannot be shared evenly by world_size {world_size} x accumulate "
+                f"{accumulate}; expected a positive multiple of {world_size * accumulate}"
+            )
+        if not 0 <= start_step <= stop_step:
+            raise ValueError(f"steps {start_step}..{stop_step}; expected 0 <= start_step <= stop_step")
+        self.steps = range(start_step, stop_step)
+        self.batch_size, self.world_size, self.rank, self.accumulate = batch_size, world_size, rank, accumulate
+
+    def __len__(self) -> int:
+        return len(self.steps) * self.accumulate
+
+    def __iter__(self) -> Iterator[list[int]]:
+        size = self.batch_size // (self.world_size * self.accumulate)
+        for step in self.steps:
+            for i in range(self.accumulate):
+                first = step * self.batch_size + (i * self.world_size + self.rank) * size
+                yield list(range(first, first + size))
+
+
+class EvalShard(Sampler[int]):
+    """The indices rank, rank + world_size, ... below n: every sample on exactly one rank, with no padding.
+
+    Args:
+        n: number of samples.
+        rank: this one.
+        world_size: number of ranks.
+    """
+
+    def __init__(self, n: int, rank: int = 0, world_size: int = 1):
+        _check_rank(rank, world_size)
+        self.indices = range(rank, n, world_size)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+
+def _check_rank(rank: int, world_size: int) -> None:
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} of world_size {world_size}; expected 0 <= rank < world_size")

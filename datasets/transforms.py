@@ -1,0 +1,143 @@
+"""Training augmentation of an image and its label together, crop first: only the crop is ever resampled."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from datasets.base import IGNORE
+
+PADDING = (124, 116, 104)  # ImageNet's mean colour: close to zero once a network has normalised it
+CROP_TRIES = 10  # as in mmsegmentation's RandomCrop
+
+
+class TrainTransform:
+    """Random scale, crop, flip and photometric distortion, all drawn from the generator it is given.
+
+    The result equals resizing the whole image by the drawn scale, padding it at the bottom and right to the crop size,
+    and cutting the crop out, but only the crop's pixels are read and computed. The image is resampled bilinearly
+    without antialiasing, as in the protocols of the field (so keep the scale at 0.5 or more), the label by the nearest
+    pixel on the same grid. Padding is the mean colour and void.
+
+    Args:
+        crop_size: (h, w) of the result, in pixels.
+        scale_range: lowest and highest scale, drawn uniformly.
+        cat_max_ratio: a crop in which one class covers more than this part of the non-void pixels is drawn anew, up
+            to 10 times. 1 takes the first crop.
+        flip: mirror left-right half of the time.
+        photometric: distort brightness, contrast, saturation and hue.
+
+    Raises:
+        ValueError: a size, scale or ratio is out of range.
+    """
+
+    def __init__(
+        self,
+        crop_size: Sequence[int],
+        scale_range: Sequence[float] = (0.5, 2.0),
+        cat_max_ratio: float = 1.0,
+        flip: bool = True,
+        photometric: bool = False,
+    ):
+        if len(crop_size) != 2 or min(crop_size) < 1:
+            raise ValueError(f"crop_size {crop_size}; expected (h, w), both positive")
+        if len(scale_range) != 2 or not 0 < scale_range[0] <= scale_range[1]:
+            raise ValueError(f"scale_range {scale_range}; expected (low, high) with 0 < low <= high")
+        if not 0 < cat_max_ratio <= 1:
+            raise ValueError(f"cat_max_ratio {cat_max_ratio}; expected a number above 0 and up to 1")
+        self.crop_size, self.scale_range, self.cat_max_ratio = tuple(crop_size), tuple(scale_range), cat_max_ratio
+        self.flip, self.photometric = flip, photometric
+
+    def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """H W 3 uint8 RGB and H W uint8 -> h w 3 and h w, contiguous; a function of the generator's state."""
+        scale = rng.uniform(*self.scale_range)
+        scaled = tuple(max(1, round(side * scale)) for side in label.shape)
+        corner = self._draw_corner(scaled, rng)
+        cropped = self._cut_label(label, scaled, corner)
+        if self.cat_max_ratio < 1:
+            for _ in range(CROP_TRIES):
+                if largest_share(cropped) <= self.cat_max_ratio:
+                    break
+                corner = self._draw_corner(scaled, rng)
+                cropped = self._cut_label(label, scaled, corner)
+        picture = self._cut_image(image, scaled, corner)
+        if self.flip and rng.random() < 0.5:
+            picture, cropped = cv2.flip(picture, 1), cv2.flip(cropped, 1)
+        if self.photometric:
+            picture = distort(picture, rng)
+        return self._pad(picture, PADDING), self._pad(cropped, IGNORE)
+
+    def _draw_corner(self, scaled: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
+        """Top and left of the crop within the scaled image, in scaled pixels."""
+        room = [max(0, side - crop) for side, crop in zip(scaled, self.crop_size, strict=True)]
+        return int(rng.integers(room[0] + 1)), int(rng.integers(room[1] + 1))
+
+    def _cut_label(self, label: np.ndarray, scaled: tuple[int, int], corner: tuple[int, int]) -> np.ndarray:
+        """The crop (clipped to the scaled image) of the label resized to ``scaled``, by the nearest pixel.
+
+        Pixel i of an image scaled by s is centred at (i + 1/2) / s from the source's edge: cv2's INTER_NEAREST_EXACT.
+        Its INTER_NEAREST takes pixel i / s instead, which is half a pixel off the bilinear image.
+        """
+        rows, columns = (
+            ((first + np.arange(min(crop, new)) + 0.5) * size / new).astype(np.intp)
+            for first, crop, new, size in zip(corner, self.crop_size, scaled, label.shape, strict=True)
+        )
+        return label.take(rows, axis=0).take(columns, axis=1)
+
+    def _cut_image(self, image: np.ndarray, scaled: tuple[int, int], corner: tuple[int, int]) -> np.ndarray:
+        """The crop (clipped to the scaled image) of the image resized to ``scaled``, bilinearly.
+
+        Counted from the centre of the source's first pixel, the same point is (i + 1/2) / s - 1/2.
+        """
+        step = [size / new for size, new in zip(image.shape[:2], scaled, strict=True)]
+        start = [(first + 0.5) * by - 0.5 for first, by in zip(corner, step, strict=True)]
+        matrix = np.array([[step[1], 0, start[1]], [0, step[0], start[0]]])
+        height, width = (min(crop, new) for crop, new in zip(self.crop_size, scaled, strict=True))
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        return cv2.warpAffine(image, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+
+    def _pad(self, array: np.ndarray, value: int | tuple[int, ...]) -> np.ndarray:
+        """Extends h' w' (...) at the bottom and right to the crop size."""
+        bottom, right = self.crop_size[0] - array.shape[0], self.crop_size[1] - array.shape[1]
+        if not bottom and not right:
+            return array
+        return cv2.copyMakeBorder(array, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=value)
+
+
+def largest_share(label: np.ndarray) -> float:
+    """Part of the non-void pixels of H W uint8 that the most frequent class covers; infinite where all is void."""
+    counts = cv2.calcHist([label], [0], None, [256], [0, 256]).ravel()[:IGNORE]
+    return float(counts.max() / counts.sum()) if counts.any() else np.inf
+
+
+def distort(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Photometric distortion of SSD (Liu et al., ECCV 2016, section 2.2), H W 3 uint8 RGB.
+
+    Each half of the time: brightness +-32; contrast x 0.5..1.5, before or after the colour; saturation x 0.5..1.5;
+    hue +-36 degrees. Every step maps 256 values to 256, so tables do it all in one pass before and one after HSV.
+    """
+
+    def chance() -> bool:
+        return rng.random() < 0.5
+
+    values = np.arange(256, dtype=np.float64)
+    brightness = rng.uniform(-32, 32) if chance() else 0.0
+    contrast = rng.uniform(0.5, 1.5) if chance() else 1.0
+    contrast_first = chance()
+    saturation = rng.uniform(0.5, 1.5) if chance() else 1.0
+    hue = int(rng.integers(-18, 19)) if chance() else 0  # OpenCV counts hue in steps of two degrees, 0..179
+
+    before = _table(values + brightness)
+    if contrast_first:
+        before = _table(before * contrast)
+    image = cv2.LUT(image, before)
+    if saturation != 1.0 or hue:
+        planes = np.stack([(values + hue) % 180, values * saturation, values], axis=1)
+        hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), _table(planes)[:, None])
+        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    return image if contrast_first else cv2.LUT(image, _table(values * contrast))
+
+
+def _table(values: np.ndarray) -> np.ndarray:
+    """Float levels -> uint8, rounded and clipped."""
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)

@@ -1,0 +1,101 @@
+"""Evaluates a network on a validation or test set: per-class IoU, mIoU, mAcc, pixel accuracy.
+
+python eval.py configs/demo/hmkd.py work_dirs/hmkd/student.safetensors
+python eval.py CONFIG work_dirs/RUN/best.pt --mode slide --scales 0.5,1.0,1.5 --flip
+python eval.py CONFIG --teacher --json teacher.json                      the teacher that the config names
+python eval.py CONFIG CHECKPOINT --split test --save-pred predictions --save-vis pictures
+torchrun --nproc_per_node=4 eval.py CONFIG CHECKPOINT                    the same figures, four times as fast
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from configs.build import build_split, build_student, build_teacher
+from configs.schema import Eval, Experiment
+from models.weights import load_weights
+from utils.config import ConfigError, load_config, validate
+from utils.distributed import World, close_world, init_world
+from utils.evaluation import evaluate
+from utils.files import write_atomically
+from utils.log import environment, say
+from utils.visualize import overlay, write_png
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="Python config file")
+    parser.add_argument("checkpoint", nargs="?", help="last.pt, best.pt, step_*.pt or student.safetensors")
+    parser.add_argument("--teacher", action="store_true", help="evaluate the config's teacher instead of a checkpoint")
+    parser.add_argument("--split", choices=("val", "test"), default="val")
+    parser.add_argument("--mode", choices=("whole", "slide"), help="default: the config's eval.mode")
+    parser.add_argument("--scales", type=lambda text: [float(s) for s in text.split(",")], metavar="0.5,1.0")
+    parser.add_argument("--flip", action="store_true", default=None, help="average with the mirrored image")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure and its provenance")
+    parser.add_argument("--save-pred", type=Path, metavar="DIR", help="write label PNGs in the dataset's raw ids")
+    parser.add_argument("--save-vis", type=Path, metavar="DIR", help="write overlays in the dataset's colours")
+    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="a.b=c", help="override config values")
+    args = parser.parse_args(arguments)
+    if args.teacher == (args.checkpoint is not None):
+        parser.error("give either a CHECKPOINT or --teacher")
+    return args
+
+
+def run(config: Experiment, args: argparse.Namespace, world: World) -> None:
+    dataset = build_split(config, args.config, args.split)
+    if args.teacher:
+        if config.teacher is None:
+            raise ConfigError(f"{args.config}: teacher is None: there is no teacher to evaluate")
+        model, weights = build_teacher(config, args.config, dataset.num_classes), config.teacher.weights
+    else:
+        model = build_student(config, args.config, dataset.num_classes, pretrained=False)
+        weights = args.checkpoint
+        load_weights(model, weights, part="all")
+    layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+    model = model.to(world.device, memory_format=layout)
+
+    asked = {"mode": args.mode, "scales": args.scales, "flip": args.flip}
+    changes = {name: value for name, value in asked.items() if value is not None}
+    settings = validate({**config.eval.model_dump(), **changes}, Eval, f"{args.config}: eval")
+
+    def save_pictures(name, image, prediction, label):
+        if args.save_pred:
+            write_png(args.save_pred / f"{name}.png", dataset.to_raw_ids(prediction.numpy()))
+        if args.save_vis:
+            picture = overlay(image.permute(1, 2, 0).numpy(), prediction.numpy(), dataset.palette)
+            write_png(args.save_vis / f"{name}.png", picture)
+
+    metrics = evaluate(
+        model, dataset, device=world.device, autocast_dtype=config.train.autocast_dtype, rank=world.rank,
+        world_size=world.size, workers=config.data.workers, description=args.split,
+        on_sample=save_pictures if args.save_pred or args.save_vis else None, **settings.protocol,
+    )  # fmt: skip
+    if not world.is_main:
+        return
+    say(metrics.table(dataset.class_names))
+    if args.json:
+        result = {
+            **metrics.to_dict(), "class_names": list(dataset.class_names), "images": len(dataset), "split": args.split,
+            "eval": settings.protocol, "precision": config.train.precision, "protocol": config.protocol,
+            "checkpoint": str(weights), "sha256": hashlib.sha256(Path(weights).read_bytes()).hexdigest(),
+            "world_size": world.size, "environment": environment(), "config": config.model_dump(),
+        }  # fmt: skip
+        write_atomically(args.json, (json.dumps(result, indent=2) + "\n").encode())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parse_arguments(arguments)
+    try:
+        run(load_config(args.config, Experiment, args.cfg_options), args, init_world())
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    finally:
+        close_world()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,299 @@
+"""Alignment of one teacher map with one student map, in feature, logit and relation space.
+
+After Xu et al., "Heterogeneous Model Knowledge Distillation via Dual Alignment for Semantic Segmentation", ICMR 2025,
+doi 10.1145/3731715.3733354, with one change of principle. In the released form the teacher-side modules learn from the
+distillation loss itself, so the loss can fall while the student learns nothing. Here they are *anchored*: a classifier
+on the teacher side learns from the labels, and the student chases the detached result. No distillation loss sends
+gradient into a teacher-side module, and no anchor sends any into the student. The released form remains available.
+
+Void: every map is set to 0 at void cells of the student's grid before any module reads it, and void cells are left out
+of every mean. So what the student computes at void cells changes nothing; nor what the teacher computes there, if its
+grid is the student's. A teacher map of another grid is resized first, which mixes each void cell into its neighbours.
+
+Everything here runs in float32 under autocast, and a loss over nothing but void is exactly 0.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from losses.functional import (
+    IGNORE_INDEX,
+    as_float,
+    count_valid,
+    cross_entropy,
+    full_precision,
+    kl_divergence,
+    majority_labels,
+    masked_mean,
+    patch_labels,
+    resize,
+    self_attention_context,
+    shrink_labels,
+    tap_grid,
+    valid_cells,
+    warp,
+)
+from models.base import ModelSpec, Tap
+
+
+def _check_shape(what: str, x: Tensor, channels: int, stride: int, labels: Tensor) -> None:
+    """Counts are taken from the labels alone, so a map on another grid than declared would be normalised wrongly."""
+    expected = (len(labels), channels, *tap_grid(labels, stride))
+    if tuple(x.shape) != expected:
+        raise ValueError(
+            f"{what} is {tuple(x.shape)}; {channels} channels at stride {stride} on labels {tuple(labels.shape)} "
+            f"declare {expected}: correct the network's tap_info or the labels' size"
+        )
+
+
+class RefinementBlock(nn.Module):
+    """u = conv1x1(x); BN(u + conv3x3(BN(conv3x3(u)))), bottleneck C // 4. B C h w -> B C h w.
+
+    Args:
+        channels: C.
+        affine: whether the last normalisation has a learnt scale and shift.
+    """
+
+    def __init__(self, channels: int, affine: bool):
+        super().__init__()
+        width = max(channels // 4, 1)
+        self.enter = nn.Conv2d(channels, channels, 1, bias=False)
+        self.bottleneck = nn.Sequential(
+            nn.Conv2d(channels, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.Conv2d(width, channels, 3, padding=1, bias=False),
+        )
+        self.norm = nn.BatchNorm2d(channels, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        u = self.enter(x)
+        return self.norm(u + self.bottleneck(u))
+
+
+class OffsetField(nn.Module):
+    """D = g([phi1(H); phi2(H)]): B C h w -> B 2 h w offsets in cells, zero everywhere before training."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.phi1, self.phi2 = (
+            nn.Sequential(
+                nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
+            )
+            for _ in range(2)
+        )
+        last = nn.Conv2d(channels, 2, 3, padding=1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.g = nn.Sequential(nn.Conv2d(2 * channels, channels, 1, bias=False), nn.BatchNorm2d(channels), last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.g(torch.cat([self.phi1(x), self.phi2(x)], dim=1))
+
+
+class FeatureAlignment(nn.Module):
+    """Mean squared distance between a refined student map S and a projected, refined, warped teacher map T'.
+
+        T = refine(project(resize(f_t)));  S = refine(f_s);  T' = warp(T, D(S * T));  loss = mean (T' - S)^2
+
+    over valid cells and channels of the student's grid. Anchored, S and T' are both standardised over the batch by a
+    normalisation without scale and shift (T' after the warp too, whose interpolation smooths), so neither side can
+    shrink its way to a small loss: without void it is 2 (1 - correlation), mean over channels, and 2 for unrelated
+    sides. S enters D detached and T' enters the loss detached.
+
+    Args:
+        student, teacher: the declared taps.
+        context: the side, ``'student'``, ``'teacher'`` or None, that gets ``self_attention_context`` before its
+            refinement: the CNN, when the other is a transformer. On the teacher side it acts on the resized and
+            projected map (the release: on the map itself, which at output stride 8 costs many times more).
+        anchor_classes: class count of the labels that anchor the teacher side; None for the released form.
+    """
+
+    def __init__(self, student: Tap, teacher: Tap, context: str | None, anchor_classes: int | None):
+        super().__init__()
+        anchored = anchor_classes is not None
+        self.student, self.teacher, self.context = student, teacher, context
+        self.project = nn.Conv2d(teacher.channels, student.channels, 1, bias=False)  # no bias: void stays 0
+        self.refine_student = RefinementBlock(student.channels, affine=not anchored)
+        self.refine_teacher = RefinementBlock(student.channels, affine=not anchored)
+        self.offsets = OffsetField(student.channels)
+        self.standardize = nn.BatchNorm2d(student.channels, affine=False) if anchored else None
+        self.classify = nn.Conv2d(student.channels, anchor_classes, 1) if anchored else None
+
+    def count(self, labels: Tensor) -> Tensor:
+        """Valid cells of the student's grid: what both terms are means over."""
+        return count_valid(shrink_labels(labels, tap_grid(labels, self.student.stride)))
+
+    def forward(self, student: Tensor, teacher: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Distillation loss and anchor loss (None in the released form).
+
+        Args:
+            student: B C_s h_s w_s.
+            teacher: B C_t h_t w_t; detached.
+            labels: B H W.
+        """
+        _check_shape("the student's map", student, *self.student, labels)
+        _check_shape("the teacher's map", teacher, *self.teacher, labels)
+        with full_precision(student):
+            cells = shrink_labels(labels, student.shape[-2:])
+            valid = cells != IGNORE_INDEX
+            void = ~valid[:, None]
+            S = as_float(student).masked_fill(void, 0)
+            T = self.project(resize(as_float(teacher.detach()), student.shape[-2:]).masked_fill(void, 0))
+            if self.context == "student":
+                S = self_attention_context(S)
+            elif self.context == "teacher":
+                T = self_attention_context(T)
+            S, T = self.refine_student(S), self.refine_teacher(T)
+            if self.classify is None:
+                target, anchor = warp(T, self.offsets(S * T)), None
+            else:
+                warped = self.standardize(warp(T, self.offsets(S.detach() * T)))
+                target, anchor = warped.detach(), cross_entropy(self.classify(warped), cells)
+            return masked_mean((target - S).square().mean(1), valid), anchor
+
+
+class LogitAlignment(nn.Module):
+    """KL of the student's class distribution from the teacher's, whose logits are resized to the student's grid.
+
+    Args:
+        num_classes, stride: of the student's logits.
+        temperature: T > 0.
+    """
+
+    def __init__(self, num_classes: int, stride: int, temperature: float):
+        super().__init__()
+        self.num_classes, self.stride, self.temperature = num_classes, stride, temperature
+
+    def count(self, labels: Tensor) -> Tensor:
+        """Valid cells of the student's logit grid."""
+        return count_valid(shrink_labels(labels, tap_grid(labels, self.stride)))
+
+    def forward(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        """Scalar loss from logits B K h w (student), B K h' w' (teacher; detached) and labels B H W."""
+        _check_shape("the student's logits", student, self.num_classes, self.stride, labels)
+        size = student.shape[-2:]
+        target = resize(as_float(teacher.detach()), size)
+        return kl_divergence(student, target, valid_cells(labels, size), self.temperature)
+
+
+class StageLogitAlignment(nn.Module):
+    """``LogitAlignment`` of a light head (conv1x1-BN-ReLU-conv1x1) on every student stage, mean over the stages.
+
+    Each head's logits are resized to the student's logit grid, so that every stage is a mean over the same cells.
+
+    Args:
+        student: the student, whose taps named ``stage*`` get a head.
+        temperature: T > 0.
+        width: hidden channels of a head.
+    """
+
+    def __init__(self, student: ModelSpec, temperature: float, width: int = 64):
+        super().__init__()
+        self.align = LogitAlignment(student.num_classes, student.taps["head"].stride, temperature)
+        self.heads = nn.ModuleDict(
+            {
+                name: nn.Sequential(
+                    nn.Conv2d(tap.channels, width, 1, bias=False),
+                    nn.BatchNorm2d(width),
+                    nn.ReLU(inplace=True),
+                    nn.Conv2d(width, student.num_classes, 1),
+                )
+                for name, tap in student.taps.items()
+                if name.startswith("stage")
+            }
+        )
+
+    def count(self, labels: Tensor) -> Tensor:
+        """Valid cells of the student's logit grid."""
+        return self.align.count(labels)
+
+    def forward(self, student: dict[str, Tensor], teacher: Tensor, labels: Tensor) -> Tensor:
+        """Scalar loss from the student's taps, the teacher's logits B K h' w' (detached) and labels B H W."""
+        size, losses = tap_grid(labels, self.align.stride), []
+        with full_precision(teacher):
+            for name, head in self.heads.items():
+                stage = as_float(student[name])
+                logits = head(stage.masked_fill(~valid_cells(labels, stage.shape[-2:])[:, None], 0))
+                losses.append(self.align(resize(logits, size), teacher, labels))
+        return torch.stack(losses).mean()
+
+
+class PatchRelation(nn.Module):
+    """Which patches of a map attend to which: softmax(Q K^T / sqrt(d)) over embedded P x P patches.
+
+    Args:
+        channels: C of the map.
+        dim: d, width of the tokens.
+        patch: P.
+    """
+
+    def __init__(self, channels: int, dim: int, patch: int):
+        super().__init__()
+        self.embed = nn.Conv2d(channels, dim, patch, stride=patch)
+        self.norm = nn.LayerNorm(dim)
+        self.query, self.key = nn.Linear(dim, dim), nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Map B C h w (h, w multiples of P) and valid tokens B n -> tokens B n d, relation B n n (rows sum to 1)."""
+        tokens = self.norm(self.embed(x).flatten(2).transpose(1, 2))
+        scores = self.query(tokens) @ self.key(tokens).transpose(1, 2) / tokens.shape[-1] ** 0.5
+        # The lowest finite number, not -inf: a sample with no valid key then has a uniform row, not NaN.
+        return tokens, scores.masked_fill(~valid[:, None, :], torch.finfo(scores.dtype).min).softmax(-1)
+
+
+class RelationAlignment(nn.Module):
+    """Mean squared distance between the two sides' patch relations.
+
+        loss = mean over valid rows i and all n columns j of (P_t - P_s)_ij^2
+
+    The teacher's map is resized bilinearly to the student's grid first, and grids that P does not divide are padded
+    with void, so that both sides have n = ceil(h / P) ceil(w / P) tokens. A token is valid if any of its cells is. The
+    release sums over n^2 and the batch: with no void, B n^2 times this loss, which is of the order of n^-2 (rows sum
+    to 1), so that its weight must be large.
+
+    Anchored, a classifier on P_t V_t (V_t the tokens) learns each token's majority label, and P_t enters the loss
+    detached. The student's queries start at 0, so that P_s starts uniform, which is the best guess at an unrelated P_t.
+
+    Args:
+        student, teacher, anchor_classes: as in ``FeatureAlignment``.
+        patch: P, in cells of the student's grid.
+    """
+
+    def __init__(self, student: Tap, teacher: Tap, patch: int, anchor_classes: int | None):
+        super().__init__()
+        self.student, self.teacher, self.patch = student, teacher, patch
+        self.relate_student = PatchRelation(student.channels, student.channels, patch)
+        self.relate_teacher = PatchRelation(teacher.channels, student.channels, patch)
+        self.classify = None
+        if anchor_classes is not None:
+            self.classify = nn.Linear(student.channels, anchor_classes)
+            nn.init.zeros_(self.relate_student.query.weight)
+            nn.init.zeros_(self.relate_student.query.bias)
+
+    def count(self, labels: Tensor) -> Tensor:
+        """Tokens with a valid cell: what both terms are means over."""
+        patches = patch_labels(labels, tap_grid(labels, self.student.stride), self.patch)
+        return (patches != IGNORE_INDEX).any(-1).sum().float()
+
+    def forward(self, student: Tensor, teacher: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Distillation loss and anchor loss (None in the released form); arguments as in ``FeatureAlignment``."""
+        _check_shape("the student's map", student, *self.student, labels)
+        _check_shape("the teacher's map", teacher, *self.teacher, labels)
+        h, w = student.shape[-2:]
+        patches = patch_labels(labels, (h, w), self.patch)
+        valid = (patches != IGNORE_INDEX).any(-1)
+        void = ~valid_cells(labels, (h, w))[:, None]
+
+        def prepare(x: Tensor) -> Tensor:
+            return F.pad(x.masked_fill(void, 0), (0, -w % self.patch, 0, -h % self.patch))
+
+        with full_precision(student):
+            _, P_s = self.relate_student(prepare(as_float(student)), valid)
+            V_t, P_t = self.relate_teacher(prepare(resize(as_float(teacher.detach()), (h, w))), valid)
+            anchor = None
+            if self.classify is not None:
+                logits = self.classify(P_t @ V_t).transpose(1, 2)  # B K n
+                anchor = cross_entropy(logits[..., None], majority_labels(patches, logits.shape[1])[..., None])
+                P_t = P_t.detach()
+            return masked_mean((P_t - P_s).square().mean(-1), valid), anchor

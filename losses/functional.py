@@ -1,0 +1,164 @@
+"""Pure functions from tensors to tensors: every formula the losses share, with void kept out of it.
+
+All of them compute in float32 (float64 if given float64) whatever autocast says: half precision overflows at logits
+and features that a network reaches early in training.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE_INDEX = 255
+
+
+def full_precision(x: Tensor) -> torch.autocast:
+    """Context in which autocast leaves operations on ``x``'s device alone."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def as_float(x: Tensor) -> Tensor:
+    """Half precision -> float32; float32 and float64 as they are."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """B C h w -> B C *size, bilinear, cell centres aligned; the same tensor where the size is already right."""
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def tap_grid(labels: Tensor, stride: int) -> tuple[int, int]:
+    """Grid of a tap of this stride on images of the size of ``labels`` (B H W): ceil(H / stride), ceil(W / stride)."""
+    H, W = labels.shape[-2:]
+    return -(-H // stride), -(-W // stride)
+
+
+def shrink_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """B H W -> B h w: cell (i, j) takes the label at its centre: pixel
+    (floor((i + .5) H / h), floor((j + .5) W / w)).
+
+    Integer arithmetic, so the rule is the same on every device and wherever it is applied.
+    """
+    rows, columns = (
+        (2 * torch.arange(n, device=labels.device) + 1) * full // (2 * n)
+        for n, full in zip(size, labels.shape[-2:], strict=True)
+    )
+    return labels[:, rows[:, None], columns]
+
+
+def valid_cells(labels: Tensor, size: tuple[int, int], ignore_index: int = IGNORE_INDEX) -> Tensor:
+    """B h w bool: cells of the grid whose label, by ``shrink_labels``, is not void."""
+    return shrink_labels(labels, size) != ignore_index
+
+
+def count_valid(labels: Tensor, ignore_index: int = IGNORE_INDEX, class_weights: Tensor | None = None) -> Tensor:
+    """float32 scalar: labels that are not void, each counted as its class's weight where weights (K) are given."""
+    valid = labels != ignore_index
+    if class_weights is None:
+        return valid.sum().float()
+    return (class_weights[labels.long().masked_fill(~valid, 0)] * valid).sum()
+
+
+def patch_labels(labels: Tensor, size: tuple[int, int], patch: int) -> Tensor:
+    """B H W -> B n P^2: labels of the cells of each P x P patch of the grid ``size``, which is padded with void."""
+    h, w = size
+    cells = F.pad(shrink_labels(labels, size), (0, -w % patch, 0, -h % patch), value=IGNORE_INDEX)
+    return F.unfold(cells[:, None].float(), patch, stride=patch).transpose(1, 2).to(labels.dtype)
+
+
+def majority_labels(patches: Tensor, num_classes: int) -> Tensor:
+    """B n P^2 labels -> B n int64: each patch's most frequent valid label, void where it has none."""
+    valid = patches != IGNORE_INDEX
+    votes = torch.zeros(*patches.shape[:2], num_classes, device=patches.device)
+    votes.scatter_add_(-1, patches.long().masked_fill(~valid, 0), valid.float())
+    return votes.argmax(-1).masked_fill(~valid.any(-1), IGNORE_INDEX)
+
+
+def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
+    """Mean of ``values`` where ``valid`` (both of one shape); exactly 0, with gradient 0, where nothing is valid."""
+    return values.masked_fill(~valid, 0).sum() / valid.sum().clamp(min=1)
+
+
+def cross_entropy(
+    logits: Tensor, labels: Tensor, ignore_index: int = IGNORE_INDEX, class_weights: Tensor | None = None
+) -> Tensor:
+    """Pixel-wise cross-entropy, mean over valid pixels (weighted mean with class weights, as in PyTorch).
+
+    Args:
+        logits: B K h w; resized bilinearly to H x W first.
+        labels: B H W class ids.
+        ignore_index: id of void.
+        class_weights: K, or None for equal weights.
+
+    Raises:
+        ValueError: if there are not K class weights.
+    """
+    if class_weights is not None and len(class_weights) != logits.shape[1]:
+        raise ValueError(f"{len(class_weights)} class weights for {logits.shape[1]} classes; give one for each class")
+    logits = resize(as_float(logits), labels.shape[-2:])
+    weight = None if class_weights is None else class_weights.to(logits.dtype)
+    total = F.cross_entropy(logits, labels.long(), weight, ignore_index=ignore_index, reduction="sum")
+    count = count_valid(labels, ignore_index, class_weights)
+    return total / torch.where(count > 0, count, 1)
+
+
+def kl_divergence(student_logits: Tensor, teacher_logits: Tensor, valid: Tensor, temperature: float = 1.0) -> Tensor:
+    """T^2 KL(softmax(z_t / T) || softmax(z_s / T)) over classes, mean over valid cells (Hinton et al. 2015).
+
+    T^2 keeps the size of the gradient about the same at every temperature.
+
+    Args:
+        student_logits, teacher_logits: B K h w on one grid.
+        valid: B h w bool.
+        temperature: T > 0.
+    """
+    # Cut void before the softmax, not after: a non-finite logit there would come back as NaN in the gradient.
+    void = ~valid[:, None]
+    log_s = F.log_softmax(as_float(student_logits).masked_fill(void, 0) / temperature, dim=1)
+    log_t = F.log_softmax(as_float(teacher_logits).masked_fill(void, 0) / temperature, dim=1)
+    return temperature**2 * masked_mean((log_t.exp() * (log_t - log_s)).sum(1), valid)
+
+
+def self_attention_context(x: Tensor) -> Tensor:
+    """B C h w -> B C h w: parameter-free self-attention over positions, softmax(X^T X / sqrt(C)) X.
+
+    Gives a CNN's map the global context that a transformer's has. The scale keeps the softmax from saturating to the
+    identity; the fused kernel never forms the N x N matrix.
+    """
+    with full_precision(x):
+        tokens = as_float(x).flatten(2).transpose(1, 2).unsqueeze(1)  # B 1 N C: one head
+        context = F.scaled_dot_product_attention(tokens, tokens, tokens)
+    return context.squeeze(1).transpose(1, 2).reshape(x.shape)
+
+
+def warp(x: Tensor, offsets: Tensor) -> Tensor:
+    """Samples each cell of the result at its own position plus an offset, bilinearly; beyond the edge is the edge.
+
+    Args:
+        x: B C h w.
+        offsets: B 2 h w, (columns, rows), in cells of the grid: +1 reads the next cell. (D / (w, h) added to a grid
+            over [-1, 1], as in the HMKD release, moves half a cell for each unit of D.)
+
+    Returns:
+        B C h w. Zero offsets give back ``x`` bit for bit.
+    """
+    with full_precision(x):
+        x, offsets = as_float(x), as_float(offsets)
+        h, w = x.shape[-2:]
+        centres_x, centres_y = (
+            (2 * torch.arange(n, device=x.device, dtype=x.dtype) + 1) / n - 1  # cell centres if align_corners=False
+            for n in (w, h)
+        )
+        base = torch.stack(torch.meshgrid(centres_x, centres_y, indexing="xy"), dim=-1).expand(len(x), h, w, 2)
+        step = torch.stack([offsets[:, 0] * (2 / w), offsets[:, 1] * (2 / h)], dim=-1)
+        moved = _sample(x, base + step)
+        # Rounding puts the centres some 1e-6 of a cell off. The same miss at zero offset is taken out again; it is
+        # detached because it is no function of anything but rounding.
+        with torch.no_grad():
+            still = _sample(x, base)
+        return x.detach() + (moved - still)
+
+
+def _sample(x: Tensor, grid: Tensor) -> Tensor:
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)

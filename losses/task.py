@@ -1,0 +1,54 @@
+"""The loss on the labels: cross-entropy of the student's logits and of its auxiliary head."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from losses.functional import count_valid, cross_entropy
+from models.base import SegOutput
+
+
+class TaskLoss(nn.Module):
+    """Terms ``'task'`` (weight 1) and, with ``aux_weight`` > 0, ``'aux'``: means over the valid pixels of the labels.
+
+    Args:
+        aux_weight: weight of the auxiliary head's cross-entropy, 0 for a student without one; .4 is usual (PSPNet,
+            Zhao et al., CVPR 2017).
+        class_weights: one positive weight for each class, or None.
+
+    Raises:
+        ValueError: if a weight is negative.
+    """
+
+    def __init__(self, aux_weight: float = 0.0, class_weights: Sequence[float] | None = None):
+        super().__init__()
+        if aux_weight < 0 or any(weight < 0 for weight in class_weights or ()):
+            raise ValueError(f"aux_weight {aux_weight}, class_weights {class_weights}: weights may not be negative")
+        self.weights = {"task": 1.0} | ({"aux": float(aux_weight)} if aux_weight else {})
+        weights = None if class_weights is None else torch.tensor(list(class_weights), dtype=torch.float32)
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    def forward(self, output: SegOutput, labels: Tensor) -> dict[str, Tensor]:
+        """Unweighted terms.
+
+        Args:
+            output: the student's, in training mode if ``aux_weight`` > 0.
+            labels: B H W, 255 where void.
+
+        Raises:
+            ValueError: if an auxiliary term is asked of a student that gives no auxiliary logits.
+        """
+        terms = {"task": cross_entropy(output.logits, labels, class_weights=self.class_weights)}
+        if "aux" in self.weights:
+            if output.aux is None:
+                raise ValueError(
+                    f"aux_weight is {self.weights['aux']} but the student gave no auxiliary logits: give it an "
+                    "auxiliary head, put it in training mode, or set aux_weight to 0"
+                )
+            terms["aux"] = cross_entropy(output.aux, labels, class_weights=self.class_weights)
+        return terms
+
+    def counts(self, labels: Tensor) -> dict[str, Tensor]:
+        """What each term is a mean over: valid pixels, or their total class weight."""
+        return dict.fromkeys(self.weights, count_valid(labels, class_weights=self.class_weights))

@@ -1,0 +1,47 @@
+"""Pieces that several heads share."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def conv_bn_relu(inputs: int, outputs: int, kernel: int = 1, dilation: int = 1) -> nn.Sequential:
+    """Convolution without bias, BatchNorm, ReLU; B inputs h w -> B outputs h w on the same grid."""
+    padding = dilation * (kernel // 2)
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+def resize(maps: Tensor, like: Tensor) -> Tensor:
+    """B C h w -> B C h' w', bilinear, on the grid of ``like``."""
+    return F.interpolate(maps, size=like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+class PooledBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm for maps pooled to a single cell, which also trains with one image per batch.
+
+    The statistics of a single value are no statistics (its variance is zero), and PyTorch refuses to compute them. That
+    one case is normalised by the running statistics, which it leaves as they are; every other is plain BatchNorm.
+    """
+
+    def forward(self, maps: Tensor) -> Tensor:
+        if self.training and maps.shape[0] * maps.shape[2] * maps.shape[3] == 1:
+            return F.batch_norm(maps, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(maps)
+
+
+class GlobalContext(nn.Module):
+    """The image's mean feature, projected and spread over the grid again: B inputs h w -> B outputs h w."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.project = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 1, bias=False),
+            PooledBatchNorm2d(outputs),
+            nn.ReLU(inplace=True),
+        )
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.project(maps.mean((2, 3), keepdim=True)).expand(-1, -1, *maps.shape[-2:])

@@ -1,0 +1,32 @@
+# Sourced by train.sh and eval.sh.
+
+# launch ENTRY CONFIG [GPUS] [arguments...]: with python for one process, with torchrun on a free port for more.
+launch() {
+  local entry=$1
+  shift
+  if [ $# -lt 1 ] || [ "$1" = --help ] || [ "$1" = -h ]; then
+    sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"
+    exit 2
+  fi
+  local config=$1 processes
+  shift
+  if [[ ${1:-} =~ ^[0-9]+$ ]]; then
+    processes=$1
+    shift
+  else
+    processes=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
+  fi
+  [ "$processes" -ge 1 ] || processes=1
+
+  local root python=python
+  root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+  [ -x "$root/.venv/bin/python" ] && python=$root/.venv/bin/python
+  # Each process gets its share of the cores.
+  local share=$(( $(nproc) / processes ))
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( share > 0 ? share : 1 ))}
+  if [ "$processes" -eq 1 ]; then
+    exec "$python" "$root/$entry" "$config" "$@"
+  fi
+  # --standalone takes a free port by itself.
+  exec "$python" -m torch.distributed.run --standalone --nproc_per_node="$processes" "$root/$entry" "$config" "$@"
+}

@@ -1,0 +1,37 @@
+"""Makes a synthetic street data set in CamVid's layout, which every CamVid config reads through ``data.root``."""
+
+import argparse
+
+if not __package__:  # run as a file: its own folder is on the import path, the repository's root is not
+    from _as_module import restart_as_module
+
+    restart_as_module(__file__)
+
+from datasets.synthetic import write_synthetic
+
+EXAMPLES = """examples, from the repository root:
+  python scripts/make_synthetic.py --out data/synthetic --train 400 --val 100
+  python scripts/make_synthetic.py --out data/synthetic_large --train 2000 --val 200 --test 200 --size 360 480 --seed 7
+"""
+
+
+def main(argv: list[str] | None = None):
+    parser = argparse.ArgumentParser(
+        "make_synthetic.py", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to make")
+    parser.add_argument("--train", type=int, required=True, metavar="N", help="training pictures")
+    parser.add_argument("--val", type=int, required=True, metavar="N", help="validation pictures")
+    parser.add_argument("--test", type=int, default=0, metavar="N", help="test pictures (default 0)")
+    parser.add_argument("--size", type=int, nargs=2, default=(180, 240), metavar=("H", "W"), help="default 180 240")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the data set (default 0)")
+    args = parser.parse_args(argv)
+    try:
+        written = write_synthetic(args.out, args.train, args.val, args.test, tuple(args.size), args.seed)
+    except ValueError as error:
+        parser.error(str(error))
+    print(f"{args.out}: {'written' if written else 'this very data set is already there; nothing to do'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""Writes the train, val and test lists of Cityscapes or CamVid, after checking every image and label they name."""
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+from PIL import Image
+from tqdm import tqdm
+
+if not __package__:  # run as a file: its own folder is on the import path, the repository's root is not
+    from _as_module import restart_as_module
+
+    restart_as_module(__file__)
+
+from datasets import DATASETS
+from datasets.base import SegDataset
+
+EXAMPLES = """\
+examples:
+  python scripts/prepare_lists.py cityscapes data/cityscapes
+      data/cityscapes/leftImg8bit/{train,val,test}/CITY/*_leftImg8bit.png
+      data/cityscapes/gtFine/{train,val,test}/CITY/*_gtFine_labelIds.png (or _labelTrainIds.png)
+  python scripts/prepare_lists.py camvid data/camvid
+      SegNet's files:    data/camvid/{train,trainannot,val,valannot,test,testannot}/*.png
+      the original ones: data/camvid/{701_StillsRaw_full/*.png,LabeledApproved_full/*_L.png}, or {images,labels}
+  python scripts/prepare_lists.py camvid data/camvid --check
+      checks the lists that are there, and writes nothing
+"""
+COUNTS = {
+    "cityscapes": {"train": 2975, "val": 500, "test": 1525},
+    "camvid": {"train": 367, "val": 101, "test": 233},
+}
+SHOWN = 20  # problems printed in full
+ORIGINAL_CAMVID = (("701_StillsRaw_full", "LabeledApproved_full"), ("images", "labels"))
+
+
+class Found(NamedTuple):
+    """What lies in a data folder: the list lines of each split, and whatever is wrong."""
+
+    lines: dict[str, list[str]]
+    problems: list[str]
+
+
+def find_cityscapes(root: Path) -> Found:
+    """Pairs leftImg8bit with gtFine. The test set's public labels are blank, so its lines name the image alone."""
+    found = Found({}, [])
+    for split in COUNTS["cityscapes"]:
+        pictures, truths = root / "leftImg8bit" / split, root / "gtFine" / split
+        images = _by_name(pictures, "*/*", "_leftImg8bit.png")
+        if split == "test":
+            found.lines[split] = [str(path.relative_to(root)) for path in images.values()]
+            continue
+        # Where both kinds of label are there, labelIds win.
+        labels = _by_name(truths, "*/*", "_gtFine_labelTrainIds.png") | _by_name(truths, "*/*", "_gtFine_labelIds.png")
+        found.lines[split] = _pair(root, images, labels, found.problems)
+    return found
+
+
+def find_camvid(root: Path) -> Found:
+    """SegNet's folders, or else the original 701 frames shared out as SegNet did."""
+    found = Found({}, [])
+    original = next((pair for pair in ORIGINAL_CAMVID if (root / pair[0]).is_dir() and (root / pair[1]).is_dir()), None)
+    if (root / "train").is_dir() or original is None:
+        for split in COUNTS["camvid"]:
+            images, labels = _by_name(root / split, "*", ".png"), _by_name(root / f"{split}annot", "*", ".png")
+            found.lines[split] = _pair(root, images, labels, found.problems)
+        return found
+    images, labels = _by_name(root / original[0], "*", ".png"), _by_name(root / original[1], "*", "_L.png")
+    splits = {name: segnet_split(name) for name in images | labels}
+    found.problems.extend(f"{name}: no frame of CamVid, so in no split" for name in splits if splits[name] is None)
+    for split in COUNTS["camvid"]:
+        mine = [{name: files[name] for name in files if splits[name] == split} for files in (images, labels)]
+        found.lines[split] = _pair(root, *mine, found.problems)
+    return found
+
+
+def segnet_split(name: str) -> str | None:
+    """SegNet's split of a CamVid frame: 367 train, 101 val, 233 test; None for no frame of CamVid.
+
+    train: 0006R0 (101), the first half of 0001TP (62, up to frame 8520), 0016E5 at one frame a second (204);
+    val: the 101 frames of 0016E5 at fifteen a second (7959..8159); test: Seq05VD (171), the other half of 0001TP (62).
+    """
+    match = re.fullmatch(r"(0001TP|0006R0|0016E5|Seq05VD)_f?(\d+)", name)
+    if match is None:
+        return None
+    sequence, frame = match[1], int(match[2])
+    if sequence == "Seq05VD" or (sequence == "0001TP" and frame > 8520):
+        return "test"
+    return "val" if sequence == "0016E5" and 7959 <= frame <= 8159 else "train"
+
+
+def check_lists(name: str, root: Path, folder: Path) -> list[str]:
+    """Reads the lists in ``folder`` as training will and prints their counts. Returns what is wrong."""
+    problems = []
+    paths = {split: folder / f"{split}.txt" for split in COUNTS[name]}
+    if not any(path.is_file() for path in paths.values()):
+        problems.append(f"{folder} holds none of {', '.join(path.name for path in paths.values())}")
+    for split, path in paths.items():
+        count, expected = 0, COUNTS[name][split]
+        if path.is_file():
+            try:
+                dataset = DATASETS[name](root, path.resolve())
+            except (OSError, ValueError) as error:
+                problems.append(str(error))
+                continue
+            count = len(dataset)
+            problems += check_samples(dataset, split)
+        note = f" ({expected - count} missing)" if count < expected else ""
+        print(f"{split:6}{count:5} of {expected}{note}")
+    return problems
+
+
+def check_samples(dataset: SegDataset, description: str) -> list[str]:
+    """What is wrong with each sample: sizes that differ (of images the header alone is read), damaged or odd labels."""
+
+    def problem(index: int) -> str | None:
+        image, label = dataset.files[index]
+        try:
+            with Image.open(image) as picture:
+                width, height = picture.size
+            truth = dataset.load_label(index)
+        except (OSError, ValueError) as error:
+            return str(error)
+        if truth is not None and truth.shape != (height, width):
+            return f"{image} is {height} x {width} (H x W), its label {label} {truth.shape[0]} x {truth.shape[1]}"
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        results = pool.map(problem, range(len(dataset)))
+        bar = tqdm(results, description, len(dataset), leave=False, disable=None)  # no bar in a log file
+        return [result for result in bar if result is not None]
+
+
+def write_lists(name: str, root: Path) -> list[str]:
+    """Lists what lies under ``root``. Returns what is wrong; then nothing was written."""
+    lines, problems = FINDERS[name](root)
+    if not any(lines.values()):
+        return [*problems, f"no image with its label was found under {root}; the layouts known are\n{EXAMPLES}"]
+    # Drafts beside their place (so that moving them is atomic), which go whatever happens.
+    with TemporaryDirectory(prefix=".lists-", dir=root) as folder:
+        drafts = Path(folder)
+        problems += write_drafts(lines, root, drafts)
+        problems += check_lists(name, root, drafts)
+        for draft in [] if problems else sorted(drafts.iterdir()):
+            draft.replace(root / draft.name)
+            print(f"wrote {root / draft.name}")
+    return problems
+
+
+def write_drafts(lines: dict[str, list[str]], root: Path, folder: Path) -> list[str]:
+    """Writes the lists to ``folder``. Returns the lists in ``root`` that they may not replace."""
+    problems = []
+    for split, entries in lines.items():
+        if not entries:
+            continue
+        text, path = "\n".join(entries) + "\n", root / f"{split}.txt"
+        with open(folder / path.name, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists() and path.read_text(encoding="utf-8") != text:
+            problems.append(f"{path} is there with other lines; move it away to have it written anew, or use --check")
+    return problems
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns 0 where all that was found is sound, 1 where something is broken and nothing was written."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("dataset", choices=tuple(COUNTS))
+    parser.add_argument("root", type=Path, help="folder of the data set; the lists are written into it")
+    parser.add_argument("--check", action="store_true", help="check the lists that are there; write nothing")
+    options = parser.parse_args(arguments)
+    name, root = options.dataset, options.root
+    if not root.is_dir():
+        parser.error(f"{root} is not a folder")
+    problems = check_lists(name, root, root) if options.check else write_lists(name, root)
+    for problem in problems[:SHOWN]:
+        print(f"error: {problem}", file=sys.stderr)
+    if problems:
+        more = f" ({len(problems) - SHOWN} more than shown)" if len(problems) > SHOWN else ""
+        print(f"problems: {len(problems)}{more}{'' if options.check else '; nothing was written'}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _by_name(folder: Path, pattern: str, suffix: str) -> dict[str, Path]:
+    """File name without suffix -> path, sorted; empty where the folder is missing."""
+    return {path.name.removesuffix(suffix): path for path in sorted(folder.glob(pattern + suffix))}
+
+
+def _pair(root: Path, images: dict[str, Path], labels: dict[str, Path], problems: list[str]) -> list[str]:
+    """List lines of what has both; what lacks its partner goes to ``problems``."""
+    problems += [f"{images[name]}: has no label" for name in sorted(images.keys() - labels.keys())]
+    problems += [f"{labels[name]}: has no image" for name in sorted(labels.keys() - images.keys())]
+    return [_line(images[name].relative_to(root), labels[name].relative_to(root)) for name in images if name in labels]
+
+
+def _line(image: Path, label: Path) -> str:
+    separator = "\t" if " " in f"{image}{label}" else " "  # a name may hold spaces where a tab separates the two
+    return f"{image}{separator}{label}"
+
+
+FINDERS = {"cityscapes": find_cityscapes, "camvid": find_camvid}
+
+if __name__ == "__main__":
+    sys.exit(main())

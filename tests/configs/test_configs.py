@@ -1,0 +1,103 @@
+"""Every shipped config is read, validated and built, on no device and without its files."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from configs.build import build_distiller, build_student, build_teacher
+from configs.schema import Experiment
+from datasets import DATASETS
+from utils.config import ConfigError, dump_config, load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").glob("*/*.py") if path.parent.name != "_base_")
+CLASSES = {"camvid": 11, "cityscapes": 19}
+
+
+def load(path, *options):
+    return load_config(ROOT / path, Experiment, options)
+
+
+def build(config, source="config.py"):
+    """The networks and the distiller of ``config`` as shapes alone."""
+    with torch.device("meta"):
+        student = build_student(config, source, CLASSES[config.data.type], pretrained=False)
+        teacher = build_teacher(config, source, CLASSES[config.data.type], pretrained=False)
+        return student, teacher, build_distiller(config, source, student, teacher)
+
+
+def test_the_missions_configs_are_shipped():
+    names = {str(path) for path in SHIPPED}
+    for dataset in CLASSES:
+        for pair in ("b4_r18", "r101_b0", "r101_r18", "b4_b0"):
+            assert f"configs/hmkd/{dataset}_{pair}.py" in names
+        for network in ("r18", "r101", "b0", "b4"):
+            assert f"configs/baselines/{dataset}_{network}.py" in names
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=str)
+def test_shipped_config_builds(path):
+    config = load(path)
+    _, teacher, distiller = build(config)
+    assert config.data.type in DATASETS
+    assert (teacher is None) == (distiller.method is None)
+    assert ("feature" in distiller.weights) == (teacher is not None)
+    assert len((ROOT / path).read_text().splitlines()) < 25
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=str)
+def test_resolved_config_reads_back_equal(path, tmp_path):
+    config = load(path)
+    (tmp_path / "config.py").write_text(dump_config(config))
+    assert load_config(tmp_path / "config.py", Experiment) == config
+
+
+PAIR = "configs/hmkd/camvid_b4_r18.py"
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("data.croop_size=(8,8)", r"camvid_b4_r18.py: data.croop_size: unknown key; did you mean 'crop_size'\?"),
+        ("data.type=camvd", r"data.type: .*camvd.*did you mean 'camvid'\?"),
+        ("data.crop_size=(0,8)", r"data.crop_size.0: .*greater than 0; found 0"),
+        ("student.head=deeplab", r"student.head: unknown head 'deeplab'; did you mean 'deeplabv3'\?"),
+        ("student.output_stride=12", r"student.output_stride: 12 is not valid"),
+        ("distill.type=hmdk", r"distill.type: .*hmdk.*did you mean 'hmkd'\?"),
+        ("distill.featur=1.0", r"distill.featur: unknown key; did you mean 'feature'\?"),
+        ("distill.temperature=hot", r"distill.temperature: .*valid number.*found 'hot'"),
+        ("distill=None", "teacher is set but distill is None"),
+        ("teacher=None", "distill is set but teacher is None"),
+        ("train.accumulate=3", "train.batch_size 8 does not divide into train.accumulate 3"),
+        ("eval.mode=slide", "mode='slide' needs crop_size"),
+        ("train.precision=fp8", r"train.precision: 'fp8' is not valid; did you mean 'fp32'\?"),
+    ],
+)
+def test_wrong_values_are_refused_by_file_key_and_nearest_choice(option, message):
+    with pytest.raises(ConfigError, match=message):
+        load(PAIR, option)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("student.backbone=resnet81", r"student: .*resnet81.*resnet18"),
+        ("student.backbone=mit_b0", r"student: .*mit_b0.*cannot dilate.*output_stride=32"),
+        ("distill.feature_pairs=[('stage3','stage9')]", r"distill: .*stage9.*stage"),
+        ("distill.feature_pairs=[('stag3','stage3')]", r"distill: .*teacher tap 'stag3'.*'stage3'"),
+        ("distill.temperature=0.0", "distill: .*temperature"),
+    ],
+)
+def test_what_only_the_networks_know_is_refused_when_they_are_built(option, message):
+    with pytest.raises(ConfigError, match=message):
+        build(load(PAIR, option))
+
+
+def test_missing_weights_say_which_file_and_what_to_do():
+    config = load(PAIR, "student.pretrained=pretrained/none.pth", "teacher.weights=pretrained/none.safetensors")
+    with torch.device("meta"):
+        with pytest.raises(ConfigError, match=r"student.pretrained: pretrained/none.pth does not exist.*README"):
+            build_student(config, PAIR, 11)
+        with pytest.raises(ConfigError, match=r"teacher.weights: pretrained/none.safetensors does not exist.*train"):
+            build_teacher(config, PAIR, 11)

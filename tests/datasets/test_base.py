@@ -1,0 +1,216 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datasets.base import IGNORE, SegDataset, TrainStream, read_list
+
+NAMES, PALETTE, IDS = ("sky", "road"), ((0, 0, 255), (90, 90, 90)), {5: 0, 7: 1, 8: 1, 9: IGNORE}
+
+
+def save(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array.astype(np.uint8)).save(path)
+
+
+def make(root: Path, count: int = 3) -> SegDataset:
+    """Sample i is of the grey level i, so that a picture tells which sample it came from."""
+    for i in range(count):
+        save(root / f"x/{i}.png", np.full((4, 6, 3), i))
+        save(root / f"y/{i}.png", np.full((4, 6), 5))
+    (root / "list.txt").write_text("".join(f"x/{i}.png y/{i}.png\n" for i in range(count)))
+    return SegDataset(root, "list.txt", NAMES, PALETTE, IDS)
+
+
+def with_label(root: Path, label: np.ndarray) -> SegDataset:
+    dataset = make(root, 1)
+    save(root / "y/0.png", label)
+    return dataset
+
+
+def test_list_splits_on_spaces_or_one_tab_and_skips_blank_lines(tmp_path):
+    (tmp_path / "list.txt").write_text("\n  a.png   b.png \nmy image.png\tmy label.png\n\t\nalone.png\r\n")
+    assert read_list(tmp_path, "list.txt") == [
+        ("a.png", "b.png"),
+        ("my image.png", "my label.png"),
+        ("alone.png", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("my image.png my label.png", r"list.txt:2: 4 fields.*single tab"),
+        ("a\tb\tc", "3 fields"),
+        ("../a.png b.png", "'../a.png' leads out"),
+        ("a.png x/../../b.png", "leads out"),
+        ("/a.png b.png", "'/a.png' leads out"),
+    ],
+)
+def test_list_refuses_bad_lines(tmp_path, line, message):
+    (tmp_path / "list.txt").write_text(f"ok.png ok2.png\n{line}\n")
+    with pytest.raises(ValueError, match=message):
+        read_list(tmp_path, "list.txt")
+
+
+def test_missing_root_list_and_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
+        read_list(tmp_path / "nowhere", "list.txt")
+    with pytest.raises(FileNotFoundError, match=r"absent.txt is missing"):
+        read_list(tmp_path, "absent.txt")
+    make(tmp_path)
+    (tmp_path / "y/1.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 of the files.*y/1.png"):
+        SegDataset(tmp_path, "list.txt", NAMES, PALETTE, IDS)
+
+
+def test_empty_list_is_refused(tmp_path):
+    (tmp_path / "list.txt").write_text("\n\n")
+    with pytest.raises(ValueError, match="names no image"):
+        read_list(tmp_path, "list.txt")
+
+
+def test_load_maps_raw_ids_and_keeps_rgb_order(tmp_path):
+    dataset = with_label(tmp_path, np.array([[5, 7, 8], [9, 5, 7]]))
+    save(tmp_path / "x/0.png", np.tile(np.array([200, 100, 50]), (2, 3, 1)))
+    image, label = dataset.load(0)
+    assert image[0, 0].tolist() == [200, 100, 50]
+    assert label.tolist() == [[0, 1, 1], [255, 0, 1]]
+    assert image.dtype == label.dtype == np.uint8
+
+
+def test_item_is_the_whole_sample_as_tensors(tmp_path):
+    item = make(tmp_path)[2]
+    assert item["image"].shape == (3, 4, 6)
+    assert item["image"].dtype == item["label"].dtype == torch.uint8
+    assert (item["image"] == 2).all()
+    assert item["label"].shape == (4, 6)
+    assert item["name"] == "2"
+
+
+def test_unknown_raw_ids_are_named(tmp_path):
+    dataset = with_label(tmp_path, np.array([[5, 6, 255]] * 4).repeat(2, axis=1))
+    with pytest.raises(ValueError, match=r"y/0.png holds the ids \[6, 255\].*\[5, 7, 8, 9\]"):
+        dataset.load(0)
+
+
+def test_sizes_that_differ_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"x/0.png is 4 x 6.*y/0.png is 6 x 4"):
+        with_label(tmp_path, np.full((6, 4), 5)).load(0)
+
+
+def test_palette_label_is_read_as_indices(tmp_path):
+    dataset = make(tmp_path, 1)
+    label = Image.fromarray(np.full((4, 6), 7, np.uint8))
+    label.putpalette([9] * 768)
+    label.save(tmp_path / "y/0.png")
+    assert (dataset.load(0)[1] == 1).all()
+
+
+def test_colour_label_and_sixteen_bit_image_are_refused(tmp_path):
+    dataset = with_label(tmp_path, np.zeros((4, 6, 3)))
+    with pytest.raises(ValueError, match=r"y/0.png has pixel format 'RGB'; expected one of L, P"):
+        dataset.load_label(0)
+    Image.fromarray(np.full((4, 6), 1000, np.uint16)).save(tmp_path / "x/0.png")
+    with pytest.raises(ValueError, match=r"x/0.png has pixel format 'I;16'"):
+        dataset.load_image(0)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_a_file_cut_off_is_refused_not_half_read(tmp_path, suffix):
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3))
+    save(tmp_path / f"x.{suffix}", picture)
+    save(tmp_path / "y.png", np.full((64, 64), 5))
+    content = (tmp_path / f"x.{suffix}").read_bytes()
+    (tmp_path / f"x.{suffix}").write_bytes(content[: len(content) // 2])
+    (tmp_path / "list.txt").write_text(f"x.{suffix} y.png")
+    dataset = SegDataset(tmp_path, "list.txt", NAMES, PALETTE, IDS)
+    with pytest.raises(ValueError, match=rf"x.{suffix} cannot be decoded"):
+        dataset.load(0)
+
+
+def test_image_without_label_is_void_and_cannot_train(tmp_path):
+    make(tmp_path, 2)
+    (tmp_path / "list.txt").write_text("x/0.png y/0.png\nx/1.png\n")
+    dataset = SegDataset(tmp_path, "list.txt", NAMES, PALETTE, IDS)
+    assert dataset.load_label(1) is None
+    assert (dataset[1]["label"] == 255).all()
+    with pytest.raises(ValueError, match="1 training samples have no label in their list, first 1"):
+        TrainStream(dataset, lambda image, label, rng: (image, label), seed=0)
+
+
+def test_names_are_unique(tmp_path):
+    for folder in "ab":
+        save(tmp_path / f"{folder}/0.png", np.zeros((2, 2, 3)))
+    save(tmp_path / "y.png", np.full((2, 2), 5))
+    (tmp_path / "list.txt").write_text("a/0.png y.png\nb/0.png y.png\n")
+    assert SegDataset(tmp_path, "list.txt", NAMES, PALETTE, IDS).names == ["a__0", "b__0"]
+    (tmp_path / "list.txt").write_text("a/0.png y.png\na/0.png y.png\n")
+    with pytest.raises(ValueError, match="the same image twice: a__0"):
+        SegDataset(tmp_path, "list.txt", NAMES, PALETTE, IDS)
+
+
+def test_raw_ids_invert_the_table_with_the_lowest_of_several(tmp_path):
+    dataset = make(tmp_path, 1)
+    assert dataset.to_raw_ids(np.array([[0, 1, 255]], np.uint8)).tolist() == [[5, 7, 9]]
+    with pytest.raises(ValueError, match=r"train ids \[2\]; expected 0..1 or 255"):
+        dataset.to_raw_ids(np.array([[2]], np.uint8))
+
+
+def test_id_table_tells_known_ignored_and_unknown(tmp_path):
+    table = make(tmp_path, 1).id_table
+    assert table.shape == (256,)
+    assert table[[5, 7, 8, 9, 0, 255]].tolist() == [0, 1, 1, 255, 254, 254]
+
+
+@pytest.mark.parametrize(
+    ("palette", "ids", "message"),
+    [
+        (((0, 0, 0),), IDS, "palette of shape"),
+        (((0, 0, 0), (0, 0, 256)), IDS, "palette of shape"),
+        (PALETTE, {0: 0, 1: 2}, "maps 1 to 2"),
+        (PALETTE, {0: 0, 256: 1}, "maps 256 to 1"),
+        (PALETTE, {0: 0, -1: 255}, "maps -1 to 255"),
+        (PALETTE, {0: 0, 1: 255}, r"nothing to the train ids \[1\]"),
+    ],
+)
+def test_tables_that_do_not_fit_are_refused(tmp_path, palette, ids, message):
+    make(tmp_path, 1)
+    with pytest.raises(ValueError, match=message):
+        SegDataset(tmp_path, "list.txt", NAMES, palette, ids)
+
+
+def noise(image, label, rng):
+    return image + rng.integers(0, 100, image.shape, dtype=np.uint8), label
+
+
+def test_each_epoch_of_the_stream_is_a_new_permutation(tmp_path):
+    stream = TrainStream(make(tmp_path, 7), noise, seed=3)
+    epochs = [[stream.index(epoch * 7 + i) for i in range(7)] for epoch in range(4)]
+    assert all(sorted(order) == list(range(7)) for order in epochs)
+    assert len({tuple(order) for order in epochs}) == 4
+
+
+def test_stream_is_a_pure_function_of_seed_and_position(tmp_path):
+    dataset = make(tmp_path, 5)
+    forward = {p: TrainStream(dataset, noise, seed=3)[p]["image"] for p in range(12)}
+    stream = TrainStream(dataset, noise, seed=3)
+    for position in (11, 2, 7, 2, 0):
+        assert torch.equal(stream[position]["image"], forward[position])
+    other = TrainStream(dataset, noise, seed=4)
+    assert any(other[p]["name"] != stream[p]["name"] for p in range(12))
+
+
+def test_a_sample_is_augmented_anew_each_time_it_comes(tmp_path):
+    stream = TrainStream(make(tmp_path, 1), noise, seed=0)
+    assert not torch.equal(stream[0]["image"], stream[1]["image"])
+
+
+def test_stream_gives_the_transformed_sample_under_its_name(tmp_path):
+    stream = TrainStream(make(tmp_path, 5), lambda image, label, rng: (image[:2, :3] + 100, label[:2, :3]), seed=1)
+    item = stream[3]
+    assert item["image"].shape == (3, 2, 3)
+    assert item["label"].shape == (2, 3)
+    assert (item["image"] == 100 + int(item["name"])).all()

@@ -1,0 +1,33 @@
+"""Declared networks and random outputs of theirs, for tests that need no real network."""
+
+import torch
+
+from models.base import ModelSpec, SegOutput, Tap
+
+
+def spec(family, channels, strides, head, num_classes=19):
+    taps = {f"stage{i}": Tap(c, s) for i, (c, s) in enumerate(zip(channels, strides, strict=True), start=1)}
+    return ModelSpec({**taps, "head": head}, num_classes, family)
+
+
+RESNET18 = spec("cnn", (64, 128, 256, 512), (4, 8, 8, 8), Tap(128, 8))
+RESNET101 = spec("cnn", (256, 512, 1024, 2048), (4, 8, 8, 8), Tap(256, 8))
+MIT_B0 = spec("transformer", (32, 64, 160, 256), (4, 8, 16, 32), Tap(256, 4))
+MIT_B4 = spec("transformer", (64, 128, 320, 512), (4, 8, 16, 32), Tap(768, 4))
+
+# Two small networks on one set of grids, for what is exact only where the grids agree.
+SMALL = spec("cnn", (6, 8, 8, 8), (1, 1, 2, 2), Tap(4, 1), num_classes=3)
+LARGE = spec("transformer", (8, 8, 12, 8), (1, 1, 2, 2), Tap(4, 1), num_classes=3)
+
+
+def random_output(network, B, H, W, requires_grad=False, scale=1.0):
+    def randn(channels, stride):
+        return (scale * torch.randn(B, channels, -(-H // stride), -(-W // stride))).requires_grad_(requires_grad)
+
+    taps = {name: randn(*tap) for name, tap in network.taps.items()}
+    return SegOutput(randn(network.num_classes, network.taps["head"].stride), taps, None)
+
+
+def random_labels(B, H, W, num_classes=3, void=0.2):
+    labels = torch.randint(num_classes, (B, H, W), dtype=torch.uint8)
+    return labels.masked_fill(torch.rand(B, H, W) < void, 255)

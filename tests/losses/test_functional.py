@@ -1,0 +1,196 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.distributions import Categorical
+from torch.distributions import kl_divergence as oracle_kl
+
+from losses import functional as LF
+
+
+def everywhere(*shape):
+    return torch.ones(shape, dtype=torch.bool)
+
+
+# Labels on a coarser grid
+
+
+def test_shrink_labels_takes_the_pixel_at_the_centre_of_each_cell():
+    labels = torch.arange(30, dtype=torch.uint8).view(1, 5, 6)
+    # 5 rows to 2: floor(1.25), floor(3.75); 6 columns to 3: 1, 3, 5.
+    assert LF.shrink_labels(labels, (2, 3)).tolist() == [[[7, 9, 11], [19, 21, 23]]]
+    assert torch.equal(LF.shrink_labels(labels, (5, 6)), labels)
+    assert LF.shrink_labels(labels, (2, 3)).dtype == torch.uint8
+
+
+def test_tap_grid_rounds_up():
+    assert LF.tap_grid(torch.zeros(2, 33, 64), 8) == (5, 8)
+
+
+def test_valid_cells_and_count():
+    labels = torch.tensor([[[0, 255], [255, 2]], [[1, 1], [1, 255]]], dtype=torch.uint8)
+    assert LF.valid_cells(labels, (2, 2)).tolist() == [[[True, False], [False, True]], [[True, True], [True, False]]]
+    assert LF.count_valid(labels).item() == 5
+    assert LF.count_valid(labels).dtype == torch.float32
+    assert LF.count_valid(labels, ignore_index=1).item() == 5  # three ones out of eight
+    assert LF.count_valid(labels, class_weights=torch.tensor([0.5, 2.0, 3.0])).item() == 0.5 + 3.0 + 3 * 2.0
+
+
+def test_patches_are_padded_with_void_and_take_the_majority_of_their_valid_labels():
+    labels = torch.tensor([[[1, 1, 2], [255, 0, 255], [2, 2, 255]]], dtype=torch.uint8)
+    patches = LF.patch_labels(labels, (3, 3), 2)
+    assert patches.tolist() == [[[1, 1, 255, 0], [2, 255, 255, 255], [2, 2, 255, 255], [255, 255, 255, 255]]]
+    assert LF.majority_labels(patches, num_classes=3).tolist() == [[1, 2, 2, 255]]
+
+
+def test_masked_mean_of_nothing_is_zero_with_zero_gradient_even_beside_infinity():
+    values = torch.tensor([1.0, 5.0, math.inf], requires_grad=True)
+    mean = LF.masked_mean(values, torch.tensor([True, True, False]))
+    assert mean.item() == 3.0
+    nothing = LF.masked_mean(values, torch.zeros(3, dtype=torch.bool))
+    nothing.backward()
+    assert nothing.item() == 0.0
+    assert values.grad.tolist() == [0.0, 0.0, 0.0]
+
+
+# Cross-entropy
+
+
+def test_cross_entropy_by_hand():
+    logits = torch.tensor([[[[0.0, math.log(3)]], [[0.0, 0.0]]]])  # 1 2 1 2: p = (1/2, 1/2), (3/4, 1/4)
+    labels = torch.tensor([[[0, 1]]])
+    torch.testing.assert_close(LF.cross_entropy(logits, labels).item(), (math.log(2) + math.log(4)) / 2)
+    labels = torch.tensor([[[255, 1]]], dtype=torch.uint8)
+    torch.testing.assert_close(LF.cross_entropy(logits, labels).item(), math.log(4))
+    labels = torch.tensor([[[0, 7]]])
+    torch.testing.assert_close(LF.cross_entropy(logits, labels, ignore_index=7).item(), math.log(2))
+
+
+def test_cross_entropy_upsamples_logits_and_equals_torch():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 3, 4, 5), torch.randint(3, (2, 13, 17))
+    labels[0, :6] = 255
+    weights = torch.tensor([0.1, 2.0, 0.7])
+    upsampled = F.interpolate(logits, (13, 17), mode="bilinear", align_corners=False)
+    for weight in (None, weights):
+        expected = F.cross_entropy(upsampled, labels, weight, ignore_index=255)
+        torch.testing.assert_close(LF.cross_entropy(logits, labels, class_weights=weight), expected)
+
+
+def test_cross_entropy_with_small_class_weights_is_still_a_weighted_mean():
+    logits, labels = torch.randn(1, 2, 1, 1), torch.zeros(1, 1, 1, dtype=torch.long)
+    heavy, light = (LF.cross_entropy(logits, labels, class_weights=torch.full((2,), w)) for w in (1.0, 0.01))
+    torch.testing.assert_close(light, heavy)
+
+
+def test_cross_entropy_refuses_wrong_number_of_class_weights():
+    with pytest.raises(ValueError, match="2 class weights for 3 classes"):
+        LF.cross_entropy(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2), class_weights=torch.ones(2))
+
+
+# KL
+
+
+def test_kl_by_hand_on_a_2x2_grid():
+    teacher = torch.zeros(1, 2, 2, 2)
+    teacher[0, 0] = torch.tensor([[math.log(3), 0.0], [0.0, 50.0]])  # p_t: (3/4, 1/4), even, even, void
+    valid = torch.tensor([[[True, True], [True, False]]])
+    one_cell = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    loss = LF.kl_divergence(torch.zeros(1, 2, 2, 2), teacher, valid)
+    torch.testing.assert_close(loss.item(), one_cell / 3)
+    # Twice the logits at twice the temperature: the same distributions, T^2 = 4.
+    loss = LF.kl_divergence(torch.zeros(1, 2, 2, 2), 2 * teacher, valid, temperature=2.0)
+    torch.testing.assert_close(loss.item(), 4 * one_cell / 3)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_kl_equals_torch_distributions_and_runs_over_classes(temperature):
+    torch.manual_seed(0)
+    student, teacher = 3 * torch.randn(2, 5, 3, 4), 3 * torch.randn(2, 5, 3, 4)  # asymmetric: K 5, h 3, w 4
+    p, q = (Categorical(logits=(z / temperature).permute(0, 2, 3, 1)) for z in (teacher, student))
+    expected = temperature**2 * oracle_kl(p, q)
+    valid = torch.rand(2, 3, 4) > 0.3
+    loss = LF.kl_divergence(student, teacher, valid, temperature)
+    torch.testing.assert_close(loss, expected[valid].mean())
+
+
+def test_kl_keeps_non_finite_void_logits_out_of_value_and_gradient():
+    student, teacher, valid = torch.randn(1, 3, 2, 2), torch.randn(1, 3, 2, 2), everywhere(1, 2, 2)
+    valid[0, 0, 0] = False
+    expected = LF.kl_divergence(student, teacher, valid)
+    student[0, :, 0, 0], teacher[0, 0, 0, 0] = math.inf, math.nan
+    student.requires_grad_()
+    loss = LF.kl_divergence(student, teacher, valid)
+    loss.backward()
+    assert torch.equal(loss, expected)
+    assert student.grad.isfinite().all()
+    assert (student.grad[0, :, 0, 0] == 0).all()
+
+
+# Context
+
+
+def test_self_attention_context_equals_its_formula():
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 4, 5)
+    X = x.flatten(2)  # B C N
+    attention = torch.softmax(X.transpose(1, 2) @ X / math.sqrt(3), dim=-1)  # rows: queries
+    expected = (attention @ X.transpose(1, 2)).transpose(1, 2).reshape(2, 3, 4, 5)
+    torch.testing.assert_close(LF.self_attention_context(x), expected)
+
+
+def test_self_attention_context_survives_autocast_and_half_precision():
+    x = (torch.randn(1, 8, 3, 3) * 1e4).half()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        context = LF.self_attention_context(x)
+    assert context.dtype == torch.float32
+    assert context.isfinite().all()
+
+
+# Warp
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (9, 1), (2, 2), (23, 30), (45, 60), (64, 64), (33, 127), (96, 250)])
+def test_zero_offsets_are_the_exact_identity(size):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, *size)
+    assert torch.equal(LF.warp(x, torch.zeros(2, 2, *size)), x)
+
+
+def test_offsets_are_cells_columns_first_and_the_edge_goes_on():
+    x = torch.tensor([[[[0.0, 1.0, 2.0], [10.0, 11.0, 12.0]]]])
+
+    def shifted(dx, dy):
+        offsets = torch.tensor([dx, dy]).view(1, 2, 1, 1).expand(1, 2, 2, 3)
+        return LF.warp(x, offsets)[0, 0]
+
+    torch.testing.assert_close(shifted(1.0, 0.0), torch.tensor([[1.0, 2.0, 2.0], [11.0, 12.0, 12.0]]))
+    torch.testing.assert_close(shifted(0.0, -1.0), torch.tensor([[0.0, 1.0, 2.0], [0.0, 1.0, 2.0]]))
+    torch.testing.assert_close(shifted(0.5, 0.5), torch.tensor([[5.5, 6.5, 7.0], [10.5, 11.5, 12.0]]))
+
+
+def test_warp_gives_the_map_the_gradient_of_sampling():
+    x = torch.zeros(1, 1, 1, 3, requires_grad=True)
+    offsets = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 1, 3)
+    LF.warp(x, offsets).sum().backward()
+    torch.testing.assert_close(x.grad, torch.tensor([[[[0.0, 1.0, 2.0]]]]))  # cell 0 is read by none, cell 2 by two
+
+
+# Derivatives
+
+
+def test_gradients_in_float64():
+    torch.manual_seed(0)
+
+    def randn(*shape):
+        return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+    labels = torch.tensor([[[0, 1, 2], [255, 1, 0]]])
+    teacher = randn(1, 3, 2, 3).detach()
+    valid = labels != 255
+    offsets = (0.2 + 0.3 * torch.rand(1, 2, 2, 3, dtype=torch.float64)).requires_grad_()  # off the kinks at whole cells
+    assert torch.autograd.gradcheck(lambda z: LF.cross_entropy(z, labels), randn(1, 3, 1, 2))
+    assert torch.autograd.gradcheck(lambda z: LF.kl_divergence(z, teacher, valid, 2.0), randn(1, 3, 2, 3))
+    assert torch.autograd.gradcheck(LF.self_attention_context, randn(1, 2, 2, 2))
+    assert torch.autograd.gradcheck(LF.warp, (randn(1, 2, 2, 3), offsets))

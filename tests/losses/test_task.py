@@ -1,0 +1,63 @@
+import math
+
+import pytest
+import torch
+
+from losses.task import TaskLoss
+from models.base import SegOutput
+
+
+def output(logits, aux=None):
+    return SegOutput(logits, {}, aux)
+
+
+def test_task_and_aux_by_hand():
+    logits = torch.zeros(1, 4, 2, 2)
+    aux = torch.zeros(1, 4, 1, 1)
+    aux[0, 0] = math.log(5)  # p = (5/8, 1/8, 1/8, 1/8) everywhere
+    labels = torch.tensor([[[0, 0], [1, 255]]], dtype=torch.uint8)
+    task = TaskLoss(aux_weight=0.4)
+    terms = task(output(logits, aux), labels)
+    assert task.weights == {"task": 1.0, "aux": 0.4}
+    torch.testing.assert_close(terms["task"].item(), math.log(4))
+    torch.testing.assert_close(terms["aux"].item(), (2 * math.log(8 / 5) + math.log(8)) / 3)
+    assert {name: count.item() for name, count in task.counts(labels).items()} == {"task": 3, "aux": 3}
+
+
+def test_without_weight_there_is_no_aux_term():
+    task = TaskLoss()
+    assert set(task(output(torch.zeros(1, 2, 2, 2)), torch.zeros(1, 2, 2))) == set(task.weights) == {"task"}
+
+
+def test_missing_aux_logits_and_negative_weights_are_refused():
+    with pytest.raises(ValueError, match="no auxiliary logits"):
+        TaskLoss(aux_weight=0.4)(output(torch.zeros(1, 2, 2, 2)), torch.zeros(1, 2, 2))
+    with pytest.raises(ValueError, match="negative"):
+        TaskLoss(aux_weight=-0.1)
+    with pytest.raises(ValueError, match="negative"):
+        TaskLoss(class_weights=[1.0, -1.0])
+
+
+@pytest.mark.parametrize("class_weights", [None, [0.2, 1.0, 3.0]])
+def test_counts_make_split_batches_equal_the_whole_one(class_weights):
+    torch.manual_seed(0)
+    task = TaskLoss(aux_weight=0.4, class_weights=class_weights)
+    logits, aux, labels = torch.randn(4, 3, 5, 7), torch.randn(4, 3, 3, 4), torch.randint(3, (4, 9, 13))
+    labels[0], labels[1, :4], labels[2, 1] = 255, 255, 255  # one image all void, the others differ
+    whole, counts = task(output(logits, aux), labels), task.counts(labels)
+    for name in task.weights:
+        pieces = 0.0
+        for i in range(4):
+            part = slice(i, i + 1)
+            term = task(output(logits[part], aux[part]), labels[part])[name]
+            pieces += term * task.counts(labels[part])[name] / counts[name]
+        torch.testing.assert_close(pieces, whole[name])
+
+
+def test_all_void_is_zero_with_zero_gradient():
+    logits = torch.randn(1, 3, 2, 2, requires_grad=True)
+    for weights in (None, [1.0, 2.0, 3.0]):
+        loss = TaskLoss(class_weights=weights)(output(logits), torch.full((1, 4, 4), 255, dtype=torch.uint8))["task"]
+        (gradient,) = torch.autograd.grad(loss, logits)
+        assert loss.item() == 0.0
+        assert (gradient == 0).all()

@@ -1,0 +1,138 @@
+import cv2
+import numpy as np
+import pytest
+
+from utils.visualize import ERROR_COLORS, GAP, LINE, colorize, error_map, overlay, panel, plot_curves, write_png
+
+PALETTE = [(10, 20, 30), (200, 100, 0)]
+LABEL = np.array([[0, 1], [255, 0]], np.uint8)
+
+
+def picture(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_colorize_by_hand():
+    colors = colorize(LABEL, PALETTE)
+    assert colors.dtype == np.uint8
+    assert colors.tolist() == [[[10, 20, 30], [200, 100, 0]], [[0, 0, 0], [10, 20, 30]]]
+
+
+def test_colorize_refuses_what_it_has_no_colour_for():
+    with pytest.raises(ValueError, match=r"\[2\] have no colour"):
+        colorize(np.array([[0, 2]]), PALETTE)
+    with pytest.raises(ValueError, match=r"\[-1\] have no colour"):
+        colorize(np.array([[0, -1]]), PALETTE)
+    with pytest.raises(ValueError, match=r"palette is \(6,\)"):
+        colorize(LABEL, [10, 20, 30, 200, 100, 0])
+    with pytest.raises(ValueError, match="0..255"):
+        colorize(LABEL, [(0, 0, 256), (0, 0, 0)])
+
+
+def test_overlay_mixes_and_leaves_void_alone():
+    image = np.full((2, 2, 3), 100, np.uint8)
+    mixed = overlay(image, LABEL, PALETTE, alpha=0.25)
+    assert mixed.tolist() == [[[78, 80, 82], [125, 100, 75]], [[100, 100, 100], [78, 80, 82]]]
+    assert np.array_equal(overlay(image, LABEL, PALETTE, alpha=0), image)
+
+
+def test_error_map_by_hand():
+    errors = error_map(np.array([[0, 0], [1, 0]], np.uint8), LABEL)
+    correct, wrong, void = (list(ERROR_COLORS[name]) for name in ("correct", "wrong", "void"))
+    assert errors.tolist() == [[correct, wrong], [void, correct]]
+    assert errors.dtype == np.uint8
+    with pytest.raises(ValueError, match=r"prediction is \(1, 2\)"):
+        error_map(LABEL[:1], LABEL)
+
+
+def test_panel_places_every_picture_under_its_title():
+    rows = [[picture(40, 60, 0), picture(40, 60, 1)], [picture(40, 50, 2), picture(40, 60, 3)]]
+    out = panel(rows, ["image", "truth"], row_height=40)
+    assert out.shape == (LINE + 2 * (40 + GAP), 2 * 60 + 3 * GAP, 3)
+    tops, lefts = [LINE, LINE + 40 + GAP], [GAP, GAP + 60 + GAP]
+    for row, top in zip(rows, tops, strict=True):
+        for image, left in zip(row, lefts, strict=True):
+            assert np.array_equal(out[top : top + 40, left : left + image.shape[1]], image)
+    for left in lefts:
+        assert out[:LINE, left : left + 60].min() < 128  # there is text above each
+    assert (out[:LINE, :GAP] == 255).all()
+    assert np.array_equal(out, panel(rows, ["image", "truth"], row_height=40))
+    assert not np.array_equal(out[:LINE], panel(rows, ["image", "student"], row_height=40)[:LINE])
+
+
+def test_panel_scales_to_the_row_height_and_keeps_proportions():
+    out = panel([[np.full((100, 300, 3), 7, np.uint8)]], ["image"], row_height=50)
+    assert out.shape == (LINE + 50 + GAP, 150 + 2 * GAP, 3)
+    assert (out[LINE : LINE + 50, GAP : GAP + 150] == 7).all()
+
+
+def test_panel_legend_shows_every_colour_with_a_name():
+    names = {f"class {i}": (5 * i, 255 - 5 * i, 77) for i in range(11)}
+    plain = panel([[picture(40, 300)]], ["image"], row_height=40)
+    out = panel([[picture(40, 300)]], ["image"], names, row_height=40)
+    assert np.array_equal(out[: len(plain)], plain)
+    strip = out[len(plain) :]
+    for color in names.values():
+        rows, columns = np.nonzero((strip == color).all(-1))
+        assert len(rows) == 14 * 14
+        beside = strip[rows.min() : rows.max() + 1, columns.max() + 2 : columns.max() + 40]
+        assert (beside.max(-1) < 128).any()  # dark text
+
+
+@pytest.mark.parametrize(
+    ("rows", "titles", "message"),
+    [
+        ([], ["image"], "0 rows"),
+        ([[picture(4, 4)]], ["image", "truth"], "row 0 has 1 images for the 2 titles"),
+        ([[picture(4, 4)], [LABEL]], ["truth"], r"row 1, 'truth': \(2, 2\) uint8"),
+        ([[picture(4, 4) / 255]], ["image"], "float64"),
+    ],
+)
+def test_panel_refuses_rows_that_do_not_fit(rows, titles, message):
+    with pytest.raises(ValueError, match=message):
+        panel(rows, titles)
+
+
+def test_png_round_trip_in_colour_and_as_class_map(tmp_path):
+    image = picture(5, 7)
+    write_png(tmp_path / "new" / "folder" / "image.png", image)
+    assert np.array_equal(cv2.imread(str(tmp_path / "new/folder/image.png"))[..., ::-1], image)
+    write_png(tmp_path / "label.png", LABEL)
+    assert np.array_equal(cv2.imread(str(tmp_path / "label.png"), cv2.IMREAD_UNCHANGED), LABEL)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "image.png"
+    write_png(path, picture(5, 7))
+    old = path.read_bytes()
+
+    def full_disk(_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("utils.files.os.fsync", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        write_png(path, picture(5, 7, seed=1))
+    assert path.read_bytes() == old
+    assert [p.name for p in tmp_path.iterdir()] == ["image.png"]
+
+
+def test_png_refuses_other_types_and_names(tmp_path):
+    with pytest.raises(ValueError, match="int64"):
+        write_png(tmp_path / "a.png", LABEL.astype(np.int64))
+    with pytest.raises(ValueError, match=r"\(2, 2, 1\)"):
+        write_png(tmp_path / "a.png", LABEL[..., None])
+    with pytest.raises(ValueError, match="ends in .png"):
+        write_png(tmp_path / "a.jpg", LABEL)
+    assert not list(tmp_path.iterdir())
+
+
+def test_curves_draw_each_line_in_its_own_colour(tmp_path):
+    curves = {"teacher": [(0, 0.1), (100, 0.7)], "student": [(0, 0.2), (50, float("nan")), (100, 0.5)], "none": []}
+    plot_curves(curves, tmp_path / "curves.png", "mIoU", "validation")
+    image = cv2.imread(str(tmp_path / "curves.png"))[..., ::-1]
+    assert image.shape == (900, 1600, 3)
+    teacher = (image == (0x00, 0x72, 0xB2)).all(-1).sum()
+    student = (image == (0xD5, 0x5E, 0x00)).all(-1).sum()
+    assert teacher > 4 * student > 0  # the nan breaks the student's line: dots and its legend line are left
+    with pytest.raises(ValueError, match=r"no points .*\['none'\]"):
+        plot_curves({"none": []}, tmp_path / "empty.png", "mIoU", "validation")

@@ -1,0 +1,155 @@
+"""Reads a Python config file, merges ``--cfg-options`` into it and validates the whole against a schema.
+
+mmengine's ``Config`` does the reading (``_base_``, ``_delete_``); pydantic does the validation. Every error
+names the file, the key and the nearest valid choice.
+"""
+
+import ast
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from pprint import pformat
+from typing import Any, TypeVar, get_args
+
+from mmengine.config import Config
+from pydantic import BaseModel, ValidationError
+
+Schema = TypeVar("Schema", bound=BaseModel)
+
+
+class ConfigError(ValueError):
+    """The configuration is wrong; the message says where and how to mend it."""
+
+
+@contextmanager
+def blame(path: str | Path, section: str) -> Iterator[None]:
+    """Turns an error of a component that a config asked for into a ConfigError that names file and section."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(f"{path}: {section}: {error}") from error
+
+
+def parse_options(options: Sequence[str]) -> dict[str, Any]:
+    """``['a.b=1', "c=(2, 3)", 'd=text']`` -> values. Python literals, or else plain strings; nothing is evaluated.
+
+    Raises:
+        ConfigError: if an option has no ``=``.
+    """
+    values = {}
+    for option in options:
+        key, equals, text = option.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--cfg-options: {option!r} is not of the form section.key=value")
+        try:
+            values[key] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            values[key] = text
+    return values
+
+
+def load_config(path: str | Path, schema: type[Schema], options: Sequence[str] = ()) -> Schema:
+    """Reads ``path`` with its ``_base_`` files, applies ``options``, returns a validated ``schema`` instance.
+
+    Raises:
+        FileNotFoundError: if ``path`` does not exist; names the nearest config in its folder.
+        ConfigError: on a file that cannot be read, or any unknown key, wrong type or value; lists all of them.
+    """
+    path = Path(path)
+    if not path.is_file():
+        near = get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1, cutoff=0.3)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise FileNotFoundError(f"config {path} does not exist{hint}")
+    try:
+        config = Config.fromfile(path)
+    except Exception as error:  # a config is a Python program: anything may go wrong in it
+        raise ConfigError(f"{path}: cannot be read: {type(error).__name__}: {error}") from error
+    try:
+        config.merge_from_dict(parse_options(options))
+    except (TypeError, KeyError, AttributeError, AssertionError) as error:
+        raise ConfigError(f"{path}: cannot apply --cfg-options {' '.join(options)}: {error}") from error
+    return validate(config.to_dict(), schema, path)
+
+
+def validate(values: dict[str, Any], schema: type[Schema], source: str | Path) -> Schema:
+    """``values`` as a ``schema`` instance.
+
+    Raises:
+        ConfigError: lists every problem, one a line, as ``source: section.key: what was found, what is expected``.
+    """
+    try:
+        return schema.model_validate(_tuples(values))
+    except ValidationError as error:
+        problems = [f"{source}: {_explain(problem, schema)}" for problem in error.errors()]
+        raise ConfigError("\n".join(problems)) from None
+
+
+def _tuples(value: Any) -> Any:
+    """Lists become tuples: a config may write either."""
+    if isinstance(value, dict):
+        return {name: _tuples(entry) for name, entry in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def dump_config(config: BaseModel) -> str:
+    """The resolved config as a Python file that ``load_config`` reads back to an equal config."""
+    sections = config.model_dump().items()
+    return "\n".join(f"{name} = {pformat(value, width=110, sort_dicts=False)}" for name, value in sections) + "\n"
+
+
+def changed_values(old: Any, new: Any, key: str = "") -> list[str]:
+    """Where two dumped configs differ, as lines ``section.key: old -> new``."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = [*old, *(name for name in new if name not in old)]
+        prefix = f"{key}." if key else ""
+        return [line for name in names for line in changed_values(old.get(name), new.get(name), f"{prefix}{name}")]
+    return [] if old == new else [f"{key}: {old!r} -> {new!r}"]
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The models in an annotation such as ``A``, ``A | None`` or ``Annotated[Union[A, B], ...]``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models(argument)]
+
+
+def _explain(problem: dict[str, Any], schema: type[BaseModel]) -> str:
+    """One line for one pydantic error: dotted key, what was found, what is expected, the nearest choice."""
+    *parents, last = problem["loc"] or ("the whole",)
+    keys, models = [], [schema]
+    for part in parents:
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        if fields:
+            models = [model for field in fields for model in _models(field.annotation)]
+        elif any(model.model_fields.get("type") and part in get_args(model.model_fields["type"].annotation)
+                 for model in models):  # fmt: skip
+            # The tag of a discriminated union is a value, not a key: it only narrows the models.
+            models = [model for model in models if part in get_args(model.model_fields["type"].annotation)]
+            continue
+        keys.append(str(part))
+    key = ".".join([*keys, str(last)])
+    if problem["type"] == "extra_forbidden":
+        choices = [name for model in models for name in model.model_fields]
+        return f"{key}: unknown key{_nearest(str(last), choices)}"
+    if problem["type"] == "missing":
+        return f"{key}: missing; it has no default"
+    if problem["type"] == "union_tag_invalid":
+        choices = [choice.strip(" '") for choice in problem["ctx"]["expected_tags"].split(",")]
+        return f"{key}.type: unknown type {problem['ctx']['tag']!r}{_nearest(problem['ctx']['tag'], choices)}"
+    if problem["type"] == "union_tag_not_found":
+        return f"{key}.type: missing; it has no default"
+    if problem["type"] == "literal_error":
+        choices = [choice.strip(" '") for choice in problem["ctx"]["expected"].replace(" or ", ",").split(",")]
+        return f"{key}: {problem['input']!r} is not valid{_nearest(str(problem['input']), choices)}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{key}: {message}"
+    return f"{key}: {message}; found {problem['input']!r} ({type(problem['input']).__name__})"
+
+
+def _nearest(name: str, choices: Sequence[str]) -> str:
+    choices = sorted(set(choices))
+    near = get_close_matches(name, choices, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    return f"{hint} choices: {', '.join(choices)}"

@@ -1,0 +1,245 @@
+"""From a network and images to class maps, and from a dataset to mIoU."""
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import cv2
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm import tqdm
+
+from utils.metrics import ConfusionMatrix, SegMetrics
+
+Size = tuple[int, int]
+MODES = ("whole", "slide")
+
+
+@contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no autograd inside; afterwards every submodule is in the mode it was in before."""
+    training = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, mode in training:
+            module.training = mode
+
+
+def resize(x: Tensor, size: Size) -> Tensor:
+    """Bilinear B C h w -> B C H W in float32, pixel centres aligned; low-pass filtered where it shrinks."""
+    x = x.float()
+    if x.shape[-2:] == size:
+        return x
+    shrinks = size[0] < x.shape[-2] or size[1] < x.shape[-1]  # the filter changes nothing elsewhere and is slower
+    return F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=shrinks)
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """Where the windows along one axis begin; the last one is shifted back so that it ends at the border."""
+    return [*range(0, length - window, stride), length - window]
+
+
+def predict_logits(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    size: Size | None = None,
+    mode: str = "whole",
+    crop_size: Size | None = None,
+    stride: Size | None = None,
+) -> Tensor:
+    """One pass over the images as they are: no rescaling, no flip.
+
+    ``'slide'`` averages the logits over all windows that see a pixel. A window is clipped, never padded, where the
+    image is smaller than it.
+
+    Args:
+        model: gives ``.logits`` B K h w for B 3 H W images.
+        images: B 3 H W RGB, uint8 or float in 0..255.
+        size: (H, W) of the result; the images' by default.
+        mode: ``'whole'`` or ``'slide'``.
+        crop_size: (H, W) of a window in pixels; used by ``'slide'`` alone.
+        stride: (H, W) between windows in pixels; used by ``'slide'`` alone.
+
+    Returns:
+        B K H W float32 logits.
+
+    Raises:
+        ValueError: unknown mode, or windows that are missing, empty or leave gaps.
+    """
+    height, width = images.shape[-2:]
+    size = size or (height, width)
+    if mode == "whole":
+        return resize(model(images).logits, size)
+    if mode != "slide":
+        raise ValueError(f"mode is {mode!r}; expected one of {MODES}")
+    if crop_size is None or stride is None:
+        raise ValueError(f"mode 'slide' got crop_size={crop_size}, stride={stride}; expected (height, width) for both")
+    if not all(1 <= step <= side for step, side in zip(stride, crop_size, strict=True)):
+        raise ValueError(f"stride {stride} with crop_size {crop_size}; expected 1 <= stride <= crop_size on both axes")
+
+    window = min(crop_size[0], height), min(crop_size[1], width)
+    total, visits = None, torch.zeros(height, width, device=images.device)
+    for top in window_starts(height, window[0], stride[0]):
+        for left in window_starts(width, window[1], stride[1]):
+            region = (..., slice(top, top + window[0]), slice(left, left + window[1]))
+            logits = resize(model(images[region]).logits, window)
+            if total is None:
+                total = logits.new_zeros(*logits.shape[:2], height, width)
+            total[region] += logits
+            visits[region] += 1
+    return resize(total / visits, size)
+
+
+def predict(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    size: Size | None = None,
+    mode: str = "whole",
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    crop_size: Size | None = None,
+    stride: Size | None = None,
+) -> Tensor:
+    """Class map of each image; the network runs in evaluation mode whatever mode it is in.
+
+    With one view (one scale, no flip) it is the argmax of the logits. With more, the logits of each view are brought to
+    the result's size and their softmax probabilities averaged with equal weight. A view at scale s is the image resized
+    to (round(s H), round(s W)) bilinearly, with anti-aliasing where it shrinks.
+
+    Args:
+        model: gives ``.logits`` B K h w for B 3 H W images; it and the images are on one device.
+        images: 3 H W or B 3 H W RGB uint8.
+        size: (H, W) of the result; the images' by default.
+        mode: ``'whole'`` or ``'slide'``, see :func:`predict_logits`.
+        scales: factors on the image's sides.
+        flip: sees each scale mirrored left to right as well.
+        crop_size: (H, W) of a window in pixels, at every scale; used by ``'slide'`` alone.
+        stride: (H, W) between windows in pixels; used by ``'slide'`` alone.
+
+    Returns:
+        B H W uint8 (B is 1 for a single image).
+
+    Raises:
+        ValueError: no scale or one that is not positive, an unknown mode, bad windows, or more than 255 classes.
+    """
+    if not scales or min(scales) <= 0:
+        raise ValueError(f"scales are {tuple(scales)}; expected one or more positive factors")
+    images = images.unsqueeze(0) if images.ndim == 3 else images
+    height, width = images.shape[-2:]
+    size = size or (height, width)
+    several = len(scales) > 1 or flip
+    score = 0
+    with inference(model):
+        for scale in scales:
+            scaled = (max(1, round(height * scale)), max(1, round(width * scale)))
+            view = images if scaled == (height, width) else resize(images, scaled)
+            for mirrored in (False, True) if flip else (False,):
+                logits = predict_logits(
+                    model,
+                    view.flip(-1) if mirrored else view,
+                    size=size,
+                    mode=mode,
+                    crop_size=crop_size,
+                    stride=stride,
+                )
+                logits = logits.flip(-1) if mirrored else logits
+                score = score + (logits.softmax(1) if several else logits)
+    if score.shape[1] > 255:
+        raise ValueError(f"the network has {score.shape[1]} classes; expected at most 255: class maps are uint8")
+    return score.argmax(1).to(torch.uint8)
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: Dataset,
+    *,
+    device: torch.device | str,
+    autocast_dtype: torch.dtype | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    mode: str = "whole",
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    crop_size: Size | None = None,
+    stride: Size | None = None,
+    workers: int = 0,
+    on_sample: Callable[[str, Tensor, Tensor, Tensor], None] | None = None,
+    progress: bool = True,
+    description: str = "",
+) -> SegMetrics:
+    """Metrics of a network over a dataset, exact for any number of processes.
+
+    Rank r takes samples r, r + world_size, ...: each sample once, none twice. Images go through one at a time, so their
+    sizes may differ. The counts are summed over the ranks once, at the end, and every rank returns the same figures.
+    The network's modes and the global random state are left as they were.
+
+    Args:
+        model: on ``device``, unwrapped; every rank holds the same weights.
+        dataset: has ``num_classes`` and ``len()``; ``[i]`` is a dict of ``image`` 3 H W uint8, ``label`` H W uint8 with
+            255 = void, and ``name``.
+        device: where the network runs.
+        autocast_dtype: bfloat16 or float16 for mixed precision; None for none.
+        rank: of this process.
+        world_size: number of processes; all of them must call.
+        mode, scales, flip, crop_size, stride: as in :func:`predict`.
+        workers: loader processes.
+        on_sample: called with (name, image, prediction, label) of this rank's samples, as uint8 tensors on the CPU.
+        progress: draws a bar, on rank 0 and a terminal only.
+        description: text before the bar.
+
+    Raises:
+        ValueError: the dataset is empty, ``world_size`` is not the process group's, a label's size is not its image's,
+            a label or prediction is out of range, or what :func:`predict` refuses.
+    """
+    processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if world_size != processes or not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} of world_size {world_size}, but {processes} process(es) run: all must evaluate")
+    if len(dataset) == 0:
+        raise ValueError("the dataset is empty; expected one sample or more")
+    device = torch.device(device)
+    loader = DataLoader(
+        Subset(dataset, range(rank, len(dataset), world_size)),
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # a loader draws a seed: not from the training's random state
+    )
+    confusion = ConfusionMatrix(dataset.num_classes, device)
+    # disable=None: no bar where stderr is not a terminal.
+    bar = tqdm(loader, desc=description, leave=False, disable=None if progress and rank == 0 else True)
+    for sample in bar:
+        image, label, name = sample["image"], sample["label"], sample["name"]
+        if label.shape != image.shape[-2:]:
+            raise ValueError(
+                f"{name}: label is {tuple(label.shape)}, image {tuple(image.shape[-2:])}; expected the same H x W"
+            )
+        with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
+            prediction = predict(
+                model,
+                image.to(device, non_blocking=True),
+                mode=mode,
+                scales=scales,
+                flip=flip,
+                crop_size=crop_size,
+                stride=stride,
+            )[0]
+        confusion.update(prediction, label.to(device, non_blocking=True))
+        if on_sample is not None:
+            on_sample(name, image, prediction.cpu(), label)
+    confusion.all_reduce()
+    return confusion.compute()
+
+
+def _start_worker(_: int) -> None:
+    cv2.setNumThreads(0)  # the workers are the parallelism; OpenCV's own threads would fight them
+    for number in (signal.SIGINT, signal.SIGTERM):  # the main process decides, and needs its workers until it has
+        signal.signal(number, signal.SIG_IGN)

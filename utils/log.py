@@ -1,0 +1,169 @@
+"""What a run leaves behind: ``metrics.jsonl``, TensorBoard events, ``env.txt``, lines on the terminal."""
+
+import json
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from utils.files import write_atomically
+from utils.metrics import SegMetrics
+
+PACKAGES = ("torch", "torchvision", "timm", "mmengine-lite", "pydantic", "opencv-python-headless", "numpy")
+
+
+class RunLog:
+    """The log of one training run: metrics.jsonl, TensorBoard, and a line on the terminal for each entry.
+
+    Args:
+        work_dir: folder of the run.
+        step: the step the run starts from. What an interrupted run logged after it is dropped: it will be logged again.
+        total: steps of the whole run.
+        batch_size: global, for the rate.
+        active: False on every rank but one: then nothing is written or said.
+    """
+
+    def __init__(self, work_dir: str | Path, step: int, total: int, batch_size: int, active: bool = True):
+        self.total, self.batch_size, self.active = total, batch_size, active
+        self.clock, self.counted = time.perf_counter(), step  # the rate is measured from here on
+        if not active:
+            return
+        path, kept = Path(work_dir) / "metrics.jsonl", []
+        if path.is_file():
+            # A killed run may leave half a line at the end, without its newline.
+            whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            kept = [line for line in whole if json.loads(line)["step"] <= step]
+        write_atomically(path, "".join(kept if step else []).encode())
+        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - lives as long as the run
+        self.board = SummaryWriter(str(Path(work_dir) / "tensorboard"), purge_step=step + 1)
+
+    def training(
+        self, step: int, terms: Mapping[str, float], weights: Mapping[str, float], norms: Mapping[str, float], lr: float
+    ) -> None:
+        """The loss and its terms at ``step``; ``norms`` are the terms' gradient norms on the student, if measured."""
+        if not self.active:
+            return
+        now = time.perf_counter()
+        rate = (step - self.counted) * self.batch_size / (now - self.clock)
+        self.clock, self.counted = now, step
+        self._write(step, **terms, lr=lr, **({"grad_norm": norms} if norms else {}))
+        self._scalars(step, "train", {**terms, "lr": lr, "images_per_s": rate, "peak_memory_mib": peak_memory_mib()})
+        self._scalars(step, "weight", weights)
+        self._scalars(step, "grad_norm", norms)
+        left = timedelta(seconds=round((self.total - step) * self.batch_size / rate))
+        shown = " ".join(f"{name} {value:.4f}" for name, value in terms.items())
+        say(f"step {step}/{self.total} {shown} lr {lr:.2e} {rate:.1f} images/s {left} left")
+
+    def teacher(self, step: int, miou: float) -> None:
+        """The frozen teacher's mIoU on the validation set."""
+        if self.active:
+            self._write(step, teacher_miou=miou)
+            say(f"teacher: val mIoU {miou:.4f}")
+
+    def validation(
+        self, step: int, metrics: SegMetrics, class_names: Sequence[str], best: Mapping, teacher_miou: float | None
+    ) -> None:
+        """The student's figures at ``step``, beside the best so far and the teacher's."""
+        if not self.active:
+            return
+        overall = {"miou": metrics.miou, "macc": metrics.macc, "pixel_accuracy": metrics.pixel_accuracy}
+        per_class = dict(zip(class_names, metrics.per_class_iou, strict=True))
+        self._write(step, **overall, per_class_iou=per_class)
+        self._scalars(step, "val", overall)
+        self._scalars(step, "val_iou", per_class)
+        teacher = f", teacher {teacher_miou:.4f}" if teacher_miou is not None else ""
+        say(f"step {step}/{self.total} val mIoU {metrics.miou:.4f}, best {best['miou']:.4f} at {best['step']}{teacher}")
+
+    def picture(self, step: int, name: str, image: np.ndarray) -> None:
+        """H W 3 uint8 picture in TensorBoard."""
+        if self.active:
+            self.board.add_image(name, image, step, dataformats="HWC")
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside does not count as training time."""
+        start = time.perf_counter()
+        yield
+        self.clock += time.perf_counter() - start
+
+    def close(self) -> None:
+        if self.active:
+            self.board.close()
+            self.file.close()
+
+    def _write(self, step: int, **values: Any) -> None:
+        """One JSON line; a number that is not finite (a class that does not occur) is null there."""
+        self.file.write(json.dumps(_jsonable({"step": step, **values})) + "\n")
+        self.file.flush()
+
+    def _scalars(self, step: int, prefix: str, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.board.add_scalar(f"{prefix}/{name}", value, step)
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {name: _jsonable(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(entry) for entry in value]
+    return value
+
+
+def peak_memory_mib() -> float:
+    """Peak memory in MiB: the GPU's allocated tensors, or else the process's resident set."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def say(message: str) -> None:
+    """A line on the terminal that does not break a progress bar."""
+    tqdm.write(message, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def progress_bar(total: int, initial: int, description: str, active: bool) -> tqdm:
+    """A bar with rate and ETA; silent where the output is not a terminal, so that log files stay readable."""
+    return tqdm(
+        total=total, initial=initial, desc=description, unit="it", dynamic_ncols=True, smoothing=0.05,
+        disable=not active or not sys.stderr.isatty(),
+    )  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    """Versions, device and commit: what a result depends on beside its config."""
+    facts = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in PACKAGES:
+        try:
+            facts[package] = version(package)
+        except PackageNotFoundError:
+            facts[package] = "not installed"
+    facts["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"
+    facts["cuda"] = torch.version.cuda or "none"
+    facts["commit"] = _git("rev-parse", "HEAD") or "unknown"
+    if _git("status", "--porcelain"):
+        facts["commit"] += " with uncommitted changes"
+    return facts
+
+
+def _git(*arguments: str) -> str:
+    root = Path(__file__).resolve().parent
+    try:
+        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""

@@ -1,0 +1,72 @@
+"""What a run says of itself: the tables of a dry run, the picture panel, the summary at the end."""
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from torch.utils.flop_counter import FlopCounterMode
+
+from utils.evaluation import predict
+from utils.visualize import ERROR_COLORS, colorize, error_map, panel
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Plain-text columns, the first to the left and the others to the right."""
+    rows = [list(header), *map(list, rows)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    rows.insert(1, ["-" * width for width in widths])
+    lines = (
+        [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        for row in rows
+    )
+    return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
+def gflops(model: nn.Module, size: tuple[int, int]) -> float:
+    """Billions of floating-point operations (two a multiply-add) of one image of ``size`` (H, W) in evaluation.
+
+    Counted on a shapeless copy of the network: nothing is computed.
+    """
+    shadow = copy.deepcopy(model).to("meta").eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        shadow(torch.empty(1, 3, *size, device="meta"))
+    return counter.get_total_flops() / 1e9
+
+
+def network_table(networks: Mapping[str, nn.Module], size: tuple[int, int]) -> str:
+    """Parameters, GFLOPs at ``size`` (H, W) and taps (channels at stride) of each network."""
+    rows = []
+    for name, model in networks.items():
+        parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+        taps = " ".join(f"{tap}:{info.channels}@{info.stride}" for tap, info in model.tap_info.items())
+        rows.append([name, f"{parameters:.2f} M", f"{gflops(model, size):.1f}", taps])
+    return table(["network", "parameters", f"GFLOPs at {size[0]}x{size[1]}", "taps (channels@stride)"], rows)
+
+
+def term_table(weights: Mapping[str, float], terms: Mapping[str, float], norms: Mapping[str, float]) -> str:
+    """Each term of the loss with its weight, its value and its gradient's norm on the student."""
+    rows = [[name, f"{weight:g}", f"{terms[name]:.4f}", f"{norms[name]:.4f}"] for name, weight in weights.items()]
+    return table(["term", "weight", "value", "gradient on the student"], rows)
+
+
+def prediction_panel(
+    dataset: Dataset, indices: Iterable[int], networks: Mapping[str, nn.Module], protocol: Mapping[str, Any]
+) -> np.ndarray:
+    """Image, truth, each network's prediction and the last network's errors, a row for each sample."""
+    rows = []
+    for index in indices:
+        sample = dataset[index]
+        label = sample["label"].numpy()
+        predictions = []
+        for network in networks.values():
+            device = next(network.parameters()).device
+            predictions.append(predict(network, sample["image"].to(device), **protocol)[0].cpu().numpy())
+        maps = [colorize(entry, dataset.palette) for entry in (label, *predictions)]
+        rows.append([sample["image"].permute(1, 2, 0).numpy(), *maps, error_map(predictions[-1], label)])
+    titles = ["image", "truth", *networks, f"errors of {list(networks)[-1]}"]
+    legend = {name: tuple(map(int, color)) for name, color in zip(dataset.class_names, dataset.palette, strict=True)}
+    return panel(rows, titles, legend | ERROR_COLORS)

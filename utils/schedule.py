@@ -1,0 +1,80 @@
+"""The optimizer, the learning rate as a pure function of the step, and what each term asks of the weights."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+def learning_rate_factor(
+    step: int, *, max_iters: int, power: float, warmup_iters: int = 0, warmup_ratio: float = 1e-6
+) -> float:
+    """Factor on the base learning rate at ``step`` (0-based): linear warm-up times polynomial decay.
+
+    factor = (1 - step / max_iters)^power * (warmup_ratio + (1 - warmup_ratio) * min(1, step / warmup_iters))
+
+    Raises:
+        ValueError: if ``step`` is outside 0..max_iters.
+    """
+    if not 0 <= step <= max_iters:
+        raise ValueError(f"step {step} is outside 0..{max_iters} (schedule.max_iters)")
+    decay = (1 - step / max_iters) ** power
+    warmup = warmup_ratio + (1 - warmup_ratio) * min(1.0, step / warmup_iters) if warmup_iters else 1.0
+    return decay * warmup
+
+
+def parameter_groups(
+    backbone: nn.Module, trained: nn.Module, *, lr: float, head_lr_mult: float, weight_decay: float,
+    decay_norm_bias: bool,
+) -> list[dict]:  # fmt: skip
+    """Up to four groups: (backbone | everything else) x (decayed | norms and biases, where these are not decayed).
+
+    Each group carries ``base_lr``, which the schedule's factor multiplies.
+
+    Args:
+        backbone: its parameters learn at ``lr``.
+        trained: all that is trained; what of it is not in the backbone learns at ``lr * head_lr_mult``.
+        lr: learning rate of the backbone.
+        head_lr_mult: factor for the rest.
+        weight_decay: L2 coefficient.
+        decay_norm_bias: whether one-dimensional parameters (norms, biases) are decayed too.
+    """
+    in_backbone = {id(parameter) for parameter in backbone.parameters()}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in trained.parameters():
+        if parameter.requires_grad:
+            rate = lr if id(parameter) in in_backbone else lr * head_lr_mult
+            decay = weight_decay if decay_norm_bias or parameter.ndim > 1 else 0.0
+            groups.setdefault((rate, decay), []).append(parameter)
+    return [
+        {"params": parameters, "lr": rate, "base_lr": rate, "weight_decay": decay}
+        for (rate, decay), parameters in groups.items()
+    ]
+
+
+def build_optimizer(
+    type: str, groups: list[dict], *, momentum: float, betas: tuple[float, float]
+) -> torch.optim.Optimizer:
+    """SGD with momentum or AdamW over ``groups``; learning rates and weight decay are the groups' own."""
+    if type == "sgd":
+        return torch.optim.SGD(groups, lr=0.0, momentum=momentum)
+    if type == "adamw":
+        return torch.optim.AdamW(groups, lr=0.0, betas=betas)
+    raise ValueError(f"unknown optimizer {type!r}; choices: adamw, sgd")
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Every group's learning rate becomes its base rate times ``factor``."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+
+
+def gradient_norms(terms: Mapping[str, Tensor], weights: Mapping[str, float], module: nn.Module) -> dict[str, float]:
+    """L2 norm of each weighted term's gradient on the parameters of ``module``; costs one backward pass a term."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    norms = {}
+    for name, weight in weights.items():
+        gradients = torch.autograd.grad(weight * terms[name], parameters, retain_graph=True, allow_unused=True)
+        squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
+        norms[name] = torch.stack(squares).sum().sqrt().item() if squares else 0.0
+    return norms

@@ -1,0 +1,186 @@
+"""Pictures for people: class maps in colour, panels of predictions, curves. Images are H W 3 uint8 RGB arrays."""
+
+import io
+import os
+from collections.abc import Sequence
+from itertools import cycle
+from pathlib import Path
+
+import cv2
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from utils.files import write_atomically
+
+IGNORE = 255
+Color = tuple[int, int, int]
+
+# Okabe and Ito's palette, told apart under every common colour blindness; its yellow is too pale for a line on white.
+CURVE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+ERROR_COLORS: dict[str, Color] = {"correct": (72, 72, 72), "wrong": (213, 94, 0), "void": (0, 0, 0)}
+
+DPI = 100
+GAP = 8  # pixels between and around the pictures of a panel
+LINE = 26  # pixels of a line of text
+SWATCH = 14  # pixels, side of a legend's colour square
+
+
+def colorize(label: np.ndarray, palette: Sequence[Color]) -> np.ndarray:
+    """Class map H W (0..K-1, 255 = void) in the colours of a K x 3 palette, void black -> H W 3.
+
+    Raises:
+        ValueError: the palette is not K x 3 in 0..255, or a class has no colour in it.
+    """
+    label, palette = np.asarray(label), np.asarray(palette)
+    if palette.ndim != 2 or palette.shape[1] != 3 or palette.min() < 0 or palette.max() > 255:
+        raise ValueError(f"palette is {palette.shape}; expected K x 3, one RGB colour in 0..255 a class")
+    unknown = np.setdiff1d(label, [*range(len(palette)), IGNORE])
+    if unknown.size:
+        raise ValueError(
+            f"classes {unknown.tolist()} have no colour; expected 0..{len(palette) - 1} or {IGNORE} (void)"
+        )
+    table = np.zeros((IGNORE + 1, 3), np.uint8)
+    table[: len(palette)] = palette
+    return table[label]
+
+
+def overlay(image: np.ndarray, label: np.ndarray, palette: Sequence[Color], alpha: float = 0.5) -> np.ndarray:
+    """The image H W 3 under the colours of its class map H W; ``alpha`` is the colours' share. Void shows the image."""
+    mixed = (1 - alpha) * image + alpha * colorize(label, palette)
+    return np.where(np.asarray(label)[..., None] == IGNORE, image, mixed.round()).astype(np.uint8)
+
+
+def error_map(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Where a class map H W differs from the truth H W, in the colours of ``ERROR_COLORS`` -> H W 3."""
+    prediction, label = np.asarray(prediction), np.asarray(label)
+    if prediction.shape != label.shape:
+        raise ValueError(f"prediction is {prediction.shape}, label {label.shape}; expected one shape")
+    kind = np.where(label == IGNORE, 2, prediction != label)
+    return np.array(list(ERROR_COLORS.values()), np.uint8)[kind.astype(np.uint8)]
+
+
+def panel(
+    rows: Sequence[Sequence[np.ndarray]],
+    titles: Sequence[str],
+    legend: dict[str, Color] | None = None,
+    row_height: int = 240,
+) -> np.ndarray:
+    """One picture of many: a column for each title, a row for each sample, a legend of colours below.
+
+    Args:
+        rows: for each sample one H W 3 image a column, brought to ``row_height`` pixels with its proportions kept.
+        titles: text above each column.
+        legend: name -> RGB colour, in the order shown.
+        row_height: pixels.
+
+    Raises:
+        ValueError: no row, a row with more or fewer images than there are titles, or an image that is not H W 3 uint8.
+    """
+    if not rows or not titles:
+        raise ValueError(f"panel of {len(rows)} rows and {len(titles)} titles; expected one or more of each")
+    for i, row in enumerate(rows):
+        if len(row) != len(titles):
+            raise ValueError(f"row {i} has {len(row)} images for the {len(titles)} titles {list(titles)}")
+        for image, title in zip(row, titles, strict=True):
+            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+                raise ValueError(f"row {i}, {title!r}: {image.shape} {image.dtype}; expected H x W x 3 uint8")
+
+    cells = [[_to_height(image, row_height) for image in row] for row in rows]
+    widths = [max(row[column].shape[1] for row in cells) for column in range(len(titles))]
+    lefts = [GAP + sum(widths[:column]) + GAP * column for column in range(len(titles))]
+    height, width = LINE + len(rows) * (row_height + GAP), sum(widths) + GAP * (len(widths) + 1)
+    canvas = np.full((height, width, 3), 255, np.uint8)
+    centres = [left + column_width / 2 for left, column_width in zip(lefts, widths, strict=True)]
+    canvas[:LINE] = _text((LINE, width), [(x, LINE / 2, title) for x, title in zip(centres, titles, strict=True)])
+    for i, row in enumerate(cells):
+        top = LINE + i * (row_height + GAP)
+        for left, cell in zip(lefts, row, strict=True):
+            canvas[top : top + row_height, left : left + cell.shape[1]] = cell
+    return np.vstack([canvas, _legend_strip(legend, width)]) if legend else canvas
+
+
+def plot_curves(
+    curves: dict[str, Sequence[tuple[int, float]]],
+    path: str | os.PathLike,
+    ylabel: str,
+    title: str,
+) -> None:
+    """Lines of (step, value) points, one a name, as a PNG file; a nan value is a gap in its line.
+
+    Raises:
+        ValueError: there is no point to draw, or the path does not end in .png.
+    """
+    if not any(curves.values()):
+        raise ValueError(f"no points to draw in the curves {list(curves)}")
+    figure = Figure(figsize=(8, 4.5), dpi=2 * DPI, layout="constrained")
+    axes = figure.add_subplot()
+    styles = [(color, dash) for dash in ("-", "--", ":") for color in CURVE_COLORS]
+    for (name, points), (color, dash) in zip(curves.items(), cycle(styles), strict=False):
+        steps, values = zip(*points, strict=True) if points else ((), ())
+        marker = "o" if len(points) <= 40 else ""  # dots show where it was measured, as long as they stay apart
+        axes.plot(steps, values, dash, color=color, linewidth=2, marker=marker, markersize=4, label=name)
+    axes.set_title(title, loc="left", fontweight="bold")
+    axes.set_xlabel("iteration")
+    axes.set_ylabel(ylabel)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    axes.grid(axis="y", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    # Beside the axes: a legend inside would hide points sooner or later.
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    _write(path, buffer.getvalue())
+
+
+def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
+    """Writes a class map H W or an RGB image H W 3, uint8, whole or not at all; makes the folder where it is missing.
+
+    Raises:
+        ValueError: another shape or dtype, or a path that does not end in .png.
+    """
+    if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
+        raise ValueError(f"{path}: image is {image.shape} {image.dtype}; expected H x W or H x W x 3, uint8")
+    _, data = cv2.imencode(".png", image if image.ndim == 2 else image[..., ::-1])
+    _write(path, data.tobytes())
+
+
+def _write(path: str | os.PathLike, data: bytes) -> None:
+    if Path(path).suffix != ".png":
+        raise ValueError(f"{path}: expected a name that ends in .png")
+    write_atomically(path, data)
+
+
+def _to_height(image: np.ndarray, height: int) -> np.ndarray:
+    if image.shape[0] == height:
+        return image
+    width = max(1, round(image.shape[1] * height / image.shape[0]))
+    shrinks = height < image.shape[0]
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST)
+
+
+def _text(size: tuple[int, int], texts: list[tuple[float, float, str]], align: str = "center") -> np.ndarray:
+    """A white strip (H, W) in pixels with texts (x, y, string) at pixels from the top left -> H W 3."""
+    height, width = size
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+    canvas = FigureCanvasAgg(figure)
+    for x, y, string in texts:
+        # Dollars would be read as formulas.
+        figure.text(x / width, 1 - y / height, string, fontsize=10, ha=align, va="center_baseline", parse_math=False)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def _legend_strip(legend: dict[str, Color], width: int) -> np.ndarray:
+    """Colour squares with their names, in as many equal columns as the longest name lets in."""
+    cell = SWATCH + 3 * GAP + 8 * max(len(name) for name in legend)
+    columns = max(1, min(len(legend), (width - GAP) // cell))
+    height = LINE * -(-len(legend) // columns) + GAP
+    corners = [(GAP + cell * (i % columns), LINE * (i // columns)) for i in range(len(legend))]
+    texts = [(x + SWATCH + GAP, y + LINE / 2, name) for (x, y), name in zip(corners, legend, strict=True)]
+    strip = _text((height, width), texts, align="left").copy()
+    for (x, y), color in zip(corners, legend.values(), strict=True):
+        top = y + (LINE - SWATCH) // 2
+        strip[top : top + SWATCH, x : x + SWATCH] = color
+    return strip
