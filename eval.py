@@ -50,11 +50,12 @@ def run(config: Experiment, args: argparse.Namespace, world: World) -> None:
     if args.teacher:
         if config.teacher is None:
             raise ConfigError(f"{args.config}: teacher is None: there is no teacher to evaluate")
-        model, weights = build_teacher(config, args.config, dataset.num_classes), config.teacher.weights
+        model, report = build_teacher(config, args.config, dataset.num_classes)
     else:
-        model = build_student(config, args.config, dataset.num_classes, pretrained=False)
-        weights = args.checkpoint
-        load_weights(model, weights, part="all")
+        model, _ = build_student(config, args.config, dataset.num_classes, pretrained=False)
+        report = load_weights(model, args.checkpoint, part="all")
+    if world.is_main:
+        say(str(report))
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
     model = model.to(world.device, memory_format=layout)
 
@@ -81,7 +82,7 @@ def run(config: Experiment, args: argparse.Namespace, world: World) -> None:
         result = {
             **metrics.to_dict(), "class_names": list(dataset.class_names), "images": len(dataset), "split": args.split,
             "eval": settings.protocol, "precision": config.train.precision, "protocol": config.protocol,
-            "checkpoint": str(weights), "sha256": hashlib.sha256(Path(weights).read_bytes()).hexdigest(),
+            "checkpoint": str(report.path), "sha256": hashlib.sha256(report.path.read_bytes()).hexdigest(),
             "world_size": world.size, "environment": environment(), "config": config.model_dump(),
         }  # fmt: skip
         write_atomically(args.json, (json.dumps(result, indent=2) + "\n").encode())

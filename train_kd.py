@@ -62,8 +62,9 @@ class Trainer:
         num_classes = self.validation.num_classes
         torch.manual_seed(config.train.seed)
         # The student first: it starts from the same weights whether or not a teacher is built after it.
-        self.student = build_student(config, source, num_classes, pretrained)
-        self.teacher = build_teacher(config, source, num_classes, pretrained)
+        self.student, loaded = build_student(config, source, num_classes, pretrained)
+        self.teacher, teacher_loaded = build_teacher(config, source, num_classes, pretrained)
+        self.loaded = [report for report in (loaded, teacher_loaded) if report is not None]
         self.distiller = build_distiller(config, source, self.student, self.teacher)
 
         if world.size > 1 and world.device.type == "cuda":
@@ -261,6 +262,8 @@ def train(config: Experiment, args: argparse.Namespace, world: World) -> None:
         write_atomically(work_dir / "env.txt", "".join(f"{k}: {v}\n" for k, v in environment().items()).encode())
         start = f"going on from {checkpoint} at step {trainer.step}" if checkpoint else "starting"
         say(f"{work_dir}: {start}; {world.size} process(es) on {world.device.type}, {config.train.precision}")
+        for report in trainer.loaded:
+            say(str(report))
     if trainer.teacher is not None and trainer.teacher_miou is None and config.train.verify_teacher:
         trainer.verify_teacher()
         log.teacher(trainer.step, trainer.teacher_miou)
@@ -309,7 +312,8 @@ def validate(trainer: Trainer, work_dir: Path, log: RunLog) -> None:
     shown = range(min(trainer.config.log.panel_images, len(dataset)))
     if shown:
         with trainer.autocast():
-            picture = prediction_panel(dataset, shown, trainer.networks, trainer.config.eval.protocol)
+            protocols = dict.fromkeys(trainer.networks, trainer.config.eval.protocol)
+            picture = prediction_panel(dataset, shown, trainer.networks, protocols, errors_of=["student"])
         log.picture(trainer.step, "val/panel", picture)
 
 

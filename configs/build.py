@@ -15,7 +15,7 @@ from losses import build_method
 from losses.distiller import Distiller
 from losses.task import TaskLoss
 from models import SegModel, build_model
-from models.weights import load_weights
+from models.weights import LoadReport, load_weights
 from utils.config import ConfigError, blame
 
 HOW_TO_GET = {
@@ -43,28 +43,31 @@ def _build_network(network: Network, num_classes: int, aux: bool) -> SegModel:
     return build_model(num_classes=num_classes, aux=aux, **{name: getattr(network, name) for name in names})
 
 
-def build_student(config: Experiment, source: str, num_classes: int, pretrained: bool = True) -> SegModel:
-    """The student, from the weights that ``student.pretrained`` names unless ``pretrained`` is false."""
+def build_student(
+    config: Experiment, source: str, num_classes: int, pretrained: bool = True
+) -> tuple[SegModel, LoadReport | None]:
+    """The student, and what ``student.pretrained`` brought to it (None where it starts from random weights).
+
+    ``pretrained=False`` leaves that file alone: for a dry run, or for weights that are loaded afterwards.
+    """
     with blame(source, "student"):
         student = _build_network(config.student, num_classes, config.student.aux)
+    report = None
     if pretrained and config.student.pretrained is not None:
-        _require_file(config.student.pretrained, source, "student.pretrained")
-        with blame(source, "student.pretrained"):
-            load_weights(student, config.student.pretrained, part="backbone")
-    return student
+        report = _load(student, config.student.pretrained, "backbone", source, "student.pretrained")
+    return student, report
 
 
-def build_teacher(config: Experiment, source: str, num_classes: int, pretrained: bool = True) -> SegModel | None:
-    """The frozen teacher in eval mode, or None where the config has none."""
+def build_teacher(
+    config: Experiment, source: str, num_classes: int, pretrained: bool = True
+) -> tuple[SegModel | None, LoadReport | None]:
+    """The frozen teacher in eval mode with what was loaded into it, or None twice where the config has no teacher."""
     if config.teacher is None:
-        return None
+        return None, None
     with blame(source, "teacher"):
         teacher = _build_network(config.teacher, num_classes, aux=False)
-    if pretrained:
-        _require_file(config.teacher.weights, source, "teacher.weights")
-        with blame(source, "teacher.weights"):
-            load_weights(teacher, config.teacher.weights, part="all")
-    return teacher.requires_grad_(False).eval()
+    report = _load(teacher, config.teacher.weights, "all", source, "teacher.weights") if pretrained else None
+    return teacher.requires_grad_(False).eval(), report
 
 
 def build_distiller(config: Experiment, source: str, student: SegModel, teacher: SegModel | None) -> Distiller:
@@ -76,6 +79,8 @@ def build_distiller(config: Experiment, source: str, student: SegModel, teacher:
     return Distiller(student, TaskLoss(aux_weight=config.train.aux_weight if config.student.aux else 0.0), method)
 
 
-def _require_file(path: str, source: str, key: str) -> None:
+def _load(model: SegModel, path: str, part: str, source: str, key: str) -> LoadReport:
     if not Path(path).is_file():
         raise ConfigError(f"{source}: {key}: {path} does not exist; {HOW_TO_GET[key]}")
+    with blame(source, key):
+        return load_weights(model, path, part)

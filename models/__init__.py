@@ -2,8 +2,8 @@
 
 from torch import nn
 
-from .backbones import BACKBONES, build_backbone
-from .base import (
+from models.backbones import BACKBONES, build_backbone
+from models.base import (
     NORMALIZATIONS,
     Backbone,
     ModelSpec,
@@ -13,11 +13,11 @@ from .base import (
     Tap,
     unknown_name,
 )
-from .deeplabv3 import DeepLabV3Head
-from .fcn import FCNHead
-from .pspnet import PSPHead
-from .segformer import SegFormerHead
-from .weights import LoadReport, load_weights
+from models.deeplabv3 import DeepLabV3Head
+from models.fcn import FCNHead
+from models.pspnet import PSPHead
+from models.segformer import SegFormerHead
+from models.weights import LoadReport, load_weights
 
 __all__ = [
     "BACKBONES",

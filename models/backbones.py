@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from .base import Backbone, Tap, unknown_name
-from .mit import VARIANTS, MixTransformer
+from models.base import Backbone, Tap, unknown_name
+from models.mit import VARIANTS, MixTransformer
 
 # Names to offer first; any timm name is as good.
 BACKBONES = ("resnet18", "resnet101", *VARIANTS)

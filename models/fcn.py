@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from .layers import conv_bn_relu
+from models.layers import conv_bn_relu
 
 
 class FCNHead(nn.Module):

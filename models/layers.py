@@ -27,7 +27,7 @@ class PooledBatchNorm2d(nn.BatchNorm2d):
     """
 
     def forward(self, maps: Tensor) -> Tensor:
-        if self.training and maps.shape[0] * maps.shape[2] * maps.shape[3] == 1:
+        if maps.numel() == maps.shape[1]:
             return F.batch_norm(maps, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         return super().forward(maps)
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from .base import Backbone, Tap
+from models.base import Backbone, Tap
 
 # name: (channels of the four stages, blocks in each)
 VARIANTS = {

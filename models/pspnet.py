@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from .base import Tap
-from .layers import GlobalContext, conv_bn_relu, resize
+from models.base import Tap
+from models.layers import GlobalContext, conv_bn_relu, resize
 
 BINS = (2, 3, 6)  # beside the global one
 

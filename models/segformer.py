@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from .base import Tap
-from .layers import conv_bn_relu, resize
+from models.base import Tap
+from models.layers import conv_bn_relu, resize
 
 STAGES = ("stage4", "stage3", "stage2", "stage1")  # the order in which the release concatenates them
 

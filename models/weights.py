@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .base import SegModel
+from models.base import SegModel
 
 State = dict[str, Tensor]
 

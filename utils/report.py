@@ -54,19 +54,32 @@ def term_table(weights: Mapping[str, float], terms: Mapping[str, float], norms: 
 
 
 def prediction_panel(
-    dataset: Dataset, indices: Iterable[int], networks: Mapping[str, nn.Module], protocol: Mapping[str, Any]
+    dataset: Dataset,
+    indices: Iterable[int],
+    networks: Mapping[str, nn.Module],
+    protocols: Mapping[str, Mapping[str, Any]],
+    errors_of: Sequence[str],
 ) -> np.ndarray:
-    """Image, truth, each network's prediction and the last network's errors, a row for each sample."""
+    """A row for each sample: the image, the truth, each network's prediction, and where some of them err.
+
+    Args:
+        dataset: gives samples, ``palette`` and ``class_names``.
+        indices: the samples shown.
+        networks: by the name to show.
+        protocols: arguments of ``predict`` for each network.
+        errors_of: names of the networks whose errors are shown.
+    """
     rows = []
     for index in indices:
         sample = dataset[index]
         label = sample["label"].numpy()
-        predictions = []
-        for network in networks.values():
-            device = next(network.parameters()).device
-            predictions.append(predict(network, sample["image"].to(device), **protocol)[0].cpu().numpy())
-        maps = [colorize(entry, dataset.palette) for entry in (label, *predictions)]
-        rows.append([sample["image"].permute(1, 2, 0).numpy(), *maps, error_map(predictions[-1], label)])
-    titles = ["image", "truth", *networks, f"errors of {list(networks)[-1]}"]
+        predictions = {
+            name: predict(network, sample["image"].to(network.mean.device), **protocols[name])[0].cpu().numpy()
+            for name, network in networks.items()
+        }
+        maps = [colorize(entry, dataset.palette) for entry in (label, *predictions.values())]
+        errors = [error_map(predictions[name], label) for name in errors_of]
+        rows.append([sample["image"].permute(1, 2, 0).numpy(), *maps, *errors])
+    titles = ["image", "truth", *networks, *(f"errors: {name}" for name in errors_of)]
     legend = {name: tuple(map(int, color)) for name, color in zip(dataset.class_names, dataset.palette, strict=True)}
     return panel(rows, titles, legend | ERROR_COLORS)

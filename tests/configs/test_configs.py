@@ -22,8 +22,8 @@ def load(path, *options):
 def build(config, source="config.py"):
     """The networks and the distiller of ``config`` as shapes alone."""
     with torch.device("meta"):
-        student = build_student(config, source, CLASSES[config.data.type], pretrained=False)
-        teacher = build_teacher(config, source, CLASSES[config.data.type], pretrained=False)
+        student, _ = build_student(config, source, CLASSES[config.data.type], pretrained=False)
+        teacher, _ = build_teacher(config, source, CLASSES[config.data.type], pretrained=False)
         return student, teacher, build_distiller(config, source, student, teacher)
 
 

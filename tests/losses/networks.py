@@ -20,9 +20,9 @@ SMALL = spec("cnn", (6, 8, 8, 8), (1, 1, 2, 2), Tap(4, 1), num_classes=3)
 LARGE = spec("transformer", (8, 8, 12, 8), (1, 1, 2, 2), Tap(4, 1), num_classes=3)
 
 
-def random_output(network, B, H, W, requires_grad=False, scale=1.0):
+def random_output(network, B, H, W, requires_grad=False):
     def randn(channels, stride):
-        return (scale * torch.randn(B, channels, -(-H // stride), -(-W // stride))).requires_grad_(requires_grad)
+        return torch.randn(B, channels, -(-H // stride), -(-W // stride)).requires_grad_(requires_grad)
 
     taps = {name: randn(*tap) for name, tap in network.taps.items()}
     return SegOutput(randn(network.num_classes, network.taps["head"].stride), taps, None)

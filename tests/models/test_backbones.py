@@ -4,8 +4,7 @@ import torch
 
 from models.backbones import ANY_SIZE, ROUNDS_UP, TRANSFORMERS, build_backbone
 from models.base import Tap
-
-from .oracles import randomize
+from tests.models.oracles import randomize
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 # Plain, dilated, anti-aliased pooling, patchify stem, NHWC tokens, 2x2 tokens, unpadded pooling.

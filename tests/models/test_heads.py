@@ -10,8 +10,7 @@ from models.deeplabv3 import DeepLabV3Head
 from models.layers import GlobalContext, PooledBatchNorm2d
 from models.pspnet import PSPHead
 from models.segformer import SegFormerHead
-
-from .oracles import deeplabv3_as_torchvision, randomize, segformer_as_hugging_face
+from tests.models.oracles import deeplabv3_as_torchvision, randomize, segformer_as_hugging_face
 
 TAPS = {"stage1": Tap(8, 4), "stage2": Tap(12, 8), "stage3": Tap(16, 16), "stage4": Tap(20, 32)}
 

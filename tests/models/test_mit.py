@@ -5,8 +5,7 @@ from transformers import SegformerConfig, SegformerModel
 
 from models import count_parameters
 from models.mit import HEADS, REDUCTIONS, VARIANTS, Block, MixTransformer
-
-from .oracles import mit_as_hugging_face, randomize
+from tests.models.oracles import mit_as_hugging_face, randomize
 
 SIZES = [(64, 64), (72, 104), (65, 97)]
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from models import HEADS, Normalization, build_model, count_parameters
-
-from .oracles import randomize
+from tests.models.oracles import randomize
 
 # Dilated, transformer, patchify, NHWC, SAME-padded.
 BACKBONES = {

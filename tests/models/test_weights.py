@@ -5,8 +5,7 @@ from safetensors.torch import save_file
 
 from models import build_model, load_weights
 from models.mit import VARIANTS, MixTransformer
-
-from .oracles import randomize
+from tests.models.oracles import randomize
 
 
 def snapshot(module):
@@ -106,6 +105,12 @@ def test_auxiliary_head_of_the_file_may_be_left_out(tmp_path, segformer, segform
     assert report.skipped == tuple(key for key in file if key.startswith("aux_head."))
     assert len(report.skipped) == 8
     assert report.loaded == len(segformer_state)
+
+
+def test_auxiliary_head_is_loaded_where_both_have_one(tmp_path):
+    source, model = (build_model("mit_b0", "segformer", 5, width=16, aux=True) for _ in range(2))
+    assert load_weights(model, save(tmp_path / "x.pt", source.state_dict())).skipped == ()
+    assert_same(model.state_dict(), source.state_dict())
 
 
 def test_auxiliary_head_of_the_network_may_not_stay_random(tmp_path, segformer_state):

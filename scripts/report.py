@@ -1,0 +1,84 @@
+"""Puts finished runs side by side: a table, training curves and a panel of pictures."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file: its own folder is on the import path, the repository's root is not
+    from _as_module import restart_as_module
+
+    restart_as_module(__file__)
+
+from configs.build import build_split, build_student
+from configs.schema import Experiment
+from models import count_parameters
+from models.weights import load_weights
+from utils.config import load_config
+from utils.files import write_atomically
+from utils.report import prediction_panel
+from utils.visualize import plot_curves, write_png
+
+EXAMPLES = """\
+examples:
+  python scripts/report.py work_dirs/camvid_r18 work_dirs/camvid_b4_r18 --out work_dirs/report
+      writes table.md, curves.png and panel.png there
+  python scripts/report.py RUN RUN --out DIR --titles alone HMKD --images 4
+"""
+
+
+def read_metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        "report.py", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="work dir of a finished run")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--titles", nargs="+", metavar="NAME", help="what to call the runs (default: their folders)")
+    parser.add_argument("--images", type=int, default=3, metavar="N", help="validation images in the panel (default 3)")
+    args = parser.parse_args(arguments)
+    titles = args.titles or [run.name for run in args.runs]
+    if len(titles) != len(args.runs):
+        parser.error(f"{len(args.runs)} runs but {len(titles)} titles")
+
+    try:
+        networks, protocols, curves, rows = {}, {}, {}, []
+        for title, run in zip(titles, args.runs, strict=True):
+            source = str(run / "config.py")
+            config = load_config(source, Experiment)
+            dataset = build_split(config, source, "val")
+            network, _ = build_student(config, source, dataset.num_classes, pretrained=False)
+            load_weights(network, run / "student.safetensors", part="all")
+            networks[title], protocols[title] = network.eval(), config.eval.protocol
+
+            curves[title] = [(line["step"], 100 * line["miou"]) for line in read_metrics(run) if "miou" in line]
+            (best_step, best), (_, last) = max(curves[title], key=lambda point: point[1]), curves[title][-1]
+            taught = "none" if config.teacher is None else f"{config.distill.type}, {config.teacher.backbone}"
+            name, size = f"{config.student.backbone} {config.student.head}", f"{count_parameters(network) / 1e6:.1f} M"
+            iterations, seed = str(config.schedule.max_iters), str(config.train.seed)
+            rows.append([title, name, size, taught, iterations, seed, f"{best:.2f} ({best_step})", f"{last:.2f}"])
+
+        header = ["run", "network", "parameters", "distillation", "iterations", "seed", "best val mIoU (step)", "last"]
+        text = markdown_table(header, rows)
+        write_atomically(args.out / "table.md", text.encode())
+        plot_curves(curves, args.out / "curves.png", "validation mIoU (%)", "Validation mIoU during training")
+        # Evenly spread over the set: neighbours in a list are often frames of one sequence.
+        shown = [round((i + 0.5) * len(dataset) / args.images - 0.5) for i in range(args.images)]
+        picture = prediction_panel(dataset, shown, networks, protocols, errors_of=titles[-2:])
+        write_png(args.out / "panel.png", picture)
+        print(text, end="")
+        print(f"wrote table.md, curves.png and panel.png to {args.out}")
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
