@@ -1,0 +1,76 @@
+import json
+
+import numpy as np
+import pytest
+
+from utils.log import RunLog, environment, peak_memory_mib
+from utils.metrics import SegMetrics
+
+
+def lines(work_dir):
+    return [json.loads(line) for line in (work_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def training(log, step):
+    log.training(step, {"loss": step / 2, "task": step / 2}, {"task": 1.0}, {}, lr=0.1)
+
+
+def test_resuming_drops_what_was_logged_after_the_checkpoint(tmp_path, capsys):
+    log = RunLog(tmp_path, step=0, total=10, batch_size=4)
+    for step in (1, 2, 3):
+        training(log, step)
+    log.close()
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 2, "lo')  # killed in the middle of a line
+    log = RunLog(tmp_path, step=2, total=10, batch_size=4)
+    training(log, 3)
+    log.close()
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
+    assert "step 3/10 loss 1.5000 task 1.5000" in capsys.readouterr().out
+
+
+def test_starting_afresh_empties_the_log(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "teacher_miou": 0.5}\n')
+    RunLog(tmp_path, step=0, total=10, batch_size=4).close()
+    assert lines(tmp_path) == []
+
+
+def test_validation_line_has_null_for_an_absent_class(tmp_path):
+    log = RunLog(tmp_path, step=0, total=10, batch_size=4)
+    metrics = SegMetrics([0.5, float("nan")], [0.6, float("nan")], 0.5, 0.6, 0.7)
+    log.validation(5, metrics, ["road", "sky"], {"step": 5, "miou": 0.5}, teacher_miou=0.8)
+    log.close()
+    assert lines(tmp_path) == [
+        {"step": 5, "miou": 0.5, "macc": 0.6, "pixel_accuracy": 0.7, "per_class_iou": {"road": 0.5, "sky": None}}
+    ]
+
+
+def test_pauses_do_not_count_in_the_rate(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("utils.log.time.perf_counter", lambda: now[0])
+    log = RunLog(tmp_path, step=0, total=10, batch_size=4)
+    rates = []
+    log.board.add_scalar = lambda name, value, step: rates.append(value) if name == "train/images_per_s" else None
+    now[0] = 2.0
+    with log.paused():
+        now[0] = 100.0
+    now[0] = 102.0
+    training(log, 5)
+    log.close()
+    assert rates == [pytest.approx(5 * 4 / 4)]
+
+
+def test_inactive_log_writes_nothing(tmp_path, capsys):
+    log = RunLog(tmp_path / "run", step=0, total=10, batch_size=4, active=False)
+    training(log, 1)
+    log.picture(1, "panel", np.zeros((2, 2, 3), np.uint8))
+    log.close()
+    assert not (tmp_path / "run").exists()
+    assert capsys.readouterr().out == ""
+
+
+def test_environment_names_versions_and_commit():
+    facts = environment()
+    assert {"python", "torch", "timm", "numpy", "device", "commit"} <= facts.keys()
+    assert facts["torch"] != "not installed"
+    assert peak_memory_mib() > 50
