@@ -1,7 +1,8 @@
 """Evaluates a network on a validation or test set: per-class IoU, mIoU, mAcc, pixel accuracy.
 
 python eval.py configs/demo/hmkd.py work_dirs/hmkd/student.safetensors
-python eval.py CONFIG work_dirs/RUN/best.pt --mode slide --scales 0.5,1.0,1.5 --flip
+python eval.py CONFIG work_dirs/RUN/best.pt --scales 0.5,1.0,1.5 --flip
+    python eval.py CONFIG CHECKPOINT --mode slide --cfg-options "eval.crop_size=(512,512)" "eval.stride=(341,341)"
 python eval.py CONFIG --teacher --json teacher.json                      the teacher that the config names
 python eval.py CONFIG CHECKPOINT --split test --save-pred predictions --save-vis pictures
 torchrun --nproc_per_node=4 eval.py CONFIG CHECKPOINT                    the same figures, four times as fast
@@ -15,9 +16,8 @@ from pathlib import Path
 
 import torch
 
-from configs.build import build_split, build_student, build_teacher
+from configs.build import build_split, build_student, build_teacher, load_trained
 from configs.schema import Eval, Experiment
-from models.weights import load_weights
 from utils.config import ConfigError, load_config, validate
 from utils.distributed import World, close_world, init_world
 from utils.evaluation import evaluate
@@ -50,10 +50,10 @@ def run(config: Experiment, args: argparse.Namespace, world: World) -> None:
     if args.teacher:
         if config.teacher is None:
             raise ConfigError(f"{args.config}: teacher is None: there is no teacher to evaluate")
-        model, report = build_teacher(config, args.config, dataset.num_classes)
+        model, report = build_teacher(config, args.config, dataset.class_names)
     else:
-        model, _ = build_student(config, args.config, dataset.num_classes, pretrained=False)
-        report = load_weights(model, args.checkpoint, part="all")
+        model, _ = build_student(config, args.config, dataset.class_names, pretrained=False)
+        report = load_trained(model, args.checkpoint, dataset.class_names)
     if world.is_main:
         say(str(report))
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
@@ -93,9 +93,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         run(load_config(args.config, Experiment, args.cfg_options), args, init_world())
     except (ValueError, OSError) as error:
+        # The process group is left standing: to leave it in order would wait for ranks that know of no error.
         sys.exit(f"error: {error}")
-    finally:
-        close_world()
+    close_world()
 
 
 if __name__ == "__main__":

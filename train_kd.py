@@ -8,14 +8,10 @@ python train_kd.py CONFIG --cfg-options train.batch_size=8 data.root=/data/camvi
 """
 
 import argparse
-import contextlib
-import math
 import sys
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from configs.build import build_distiller, build_split, build_student, build_teacher, build_train_stream
 from configs.schema import Experiment
@@ -23,15 +19,17 @@ from datasets import make_loader
 from datasets.samplers import PositionBatches
 from models import SegModel
 from utils.checkpoint import load_checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint, save_student
-from utils.config import changed_values, dump_config, load_config
-from utils.distributed import World, all_reduce_sum, barrier, broadcast_buffers, close_world, gather_objects, init_world
+from utils.config import ConfigError, blame, changed_values, dump_config, load_config
+from utils.distributed import World, barrier, broadcast_buffers, close_world, init_world
 from utils.evaluation import evaluate
 from utils.files import write_atomically
 from utils.log import RunLog, environment, peak_memory_mib, progress_bar, say
 from utils.metrics import SegMetrics
 from utils.report import network_table, prediction_panel, table, term_table
-from utils.schedule import build_optimizer, gradient_norms, learning_rate_factor, parameter_groups, set_learning_rate
 from utils.signals import StopSignals
+from utils.trainer import Trainer
+
+NONE_YET = {"step": 0, "miou": -1.0}  # the best student before any validation
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -52,128 +50,64 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-class Trainer:
-    """What a run consists of, and what can be done with it: step, evaluate, save, restore."""
+class Run:
+    """One training run: the trainer with its data, what was found out so far, and its folder."""
 
-    def __init__(self, config: Experiment, source: str, world: World, pretrained: bool = True):
-        self.config, self.world = config, world
-        self.stream = build_train_stream(config, source)
-        self.validation = build_split(config, source, "val")
-        num_classes = self.validation.num_classes
+    def __init__(self, config: Experiment, args: argparse.Namespace, world: World, checkpoint: Path | None):
+        self.config, self.world, self.work_dir = config, world, args.work_dir
+        with blame(args.config, "train.batch_size"):
+            self.positions(start=0, stop=0)
+        self.stream = build_train_stream(config, args.config)
+        self.validation = build_split(config, args.config, "val")
+        if any(label is None for _, label in self.validation.files):
+            raise ConfigError(f"{args.config}: data.val_list: {config.data.val_list} has images without labels")
         torch.manual_seed(config.train.seed)
         # The student first: it starts from the same weights whether or not a teacher is built after it.
-        self.student, loaded = build_student(config, source, num_classes, pretrained)
-        self.teacher, teacher_loaded = build_teacher(config, source, num_classes, pretrained)
-        self.loaded = [report for report in (loaded, teacher_loaded) if report is not None]
-        self.distiller = build_distiller(config, source, self.student, self.teacher)
-
-        if world.size > 1 and world.device.type == "cuda":
-            self.distiller = nn.SyncBatchNorm.convert_sync_batchnorm(self.distiller)
-        layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
-        for module in filter(None, (self.distiller, self.teacher)):
-            module.to(world.device, memory_format=layout)
-        self.wrapped = DistributedDataParallel(self.distiller) if world.size > 1 else self.distiller
-
-        options = config.optimizer
-        groups = parameter_groups(
-            self.student.backbone, self.distiller, lr=options.lr, head_lr_mult=options.head_lr_mult,
-            weight_decay=options.weight_decay, decay_norm_bias=options.decay_norm_bias,
-        )  # fmt: skip
-        self.optimizer = build_optimizer(options.type, groups, momentum=options.momentum, betas=options.betas)
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.train.precision == "fp16")
-        self.step = 0  # optimizer steps done
-        self.best = {"step": 0, "miou": -1.0}
-        self.teacher_miou: float | None = None
-
-    @property
-    def networks(self) -> dict[str, SegModel]:
-        """The networks by role, the student last."""
-        return {**({"teacher": self.teacher} if self.teacher is not None else {}), "student": self.student}
-
-    def loader(self, stop_step: int) -> torch.utils.data.DataLoader:
-        """Micro-batches of this rank from the current step to ``stop_step``."""
-        world, train = self.world, self.config.train
-        batches = PositionBatches(self.step, stop_step, train.batch_size, world.size, world.rank, train.accumulate)
-        return make_loader(
-            self.stream,
-            batch_sampler=batches,
-            workers=self.config.data.workers,
-            pin_memory=world.device.type == "cuda",
+        class_names, fresh = self.validation.class_names, checkpoint is None and not args.dry_run
+        student, student_loaded = build_student(config, args.config, class_names, pretrained=fresh)
+        teacher, teacher_loaded = build_teacher(config, args.config, class_names, pretrained=not args.dry_run)
+        self.loaded = [report for report in (student_loaded, teacher_loaded) if report is not None]
+        self.trainer = Trainer(
+            build_distiller(config, args.config, student, teacher),
+            teacher,
+            world,
+            optimizer=config.optimizer.model_dump(),
+            schedule=config.schedule.model_dump(exclude={"type"}),
+            autocast_dtype=config.train.autocast_dtype,
+            channels_last=config.train.channels_last,
+            grad_clip=config.train.grad_clip,
+            seed=config.train.seed,
         )
+        self.validated = 0  # the last step whose student was validated
+        self.best = NONE_YET
+        self.teacher_miou: float | None = None
+        if checkpoint is not None:
+            self.restore(checkpoint)
 
-    def autocast(self) -> torch.autocast:
-        dtype = self.config.train.autocast_dtype
-        return torch.autocast(self.world.device.type, dtype, enabled=dtype is not None)
+    def positions(self, start: int, stop: int) -> PositionBatches:
+        """Positions in the stream of this rank's micro-batches from step ``start`` to ``stop``."""
+        train = self.config.train
+        return PositionBatches(start, stop, train.batch_size, self.world.size, self.world.rank, train.accumulate)
 
-    def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The loss terms, each a mean over this micro-batch; the teacher only looks on."""
-        with self.autocast():
-            with torch.no_grad():
-                knowledge = self.teacher(images) if self.teacher is not None else None
-            return self.wrapped(images, labels, knowledge)
-
-    def train_step(self, batches: list[dict], measure_gradients: bool = False) -> tuple[dict[str, float], dict]:
-        """One optimizer step over this rank's micro-batches.
-
-        A term is a mean over its elements, weighted here by its share in the elements of the global batch (all ranks
-        and micro-batches): the step does not depend on how the global batch is divided.
-
-        Returns:
-            The terms and their weighted sum ('loss') over the global batch; and the norm of each weighted term's
-            gradient on the student, if asked for (of rank 0's first micro-batch).
-
-        Raises:
-            FloatingPointError: on every rank and before any weight changes, if a term is not finite on one of them.
-        """
-        device, weights, last = self.world.device, self.distiller.weights, len(batches) - 1
-        images = [batch["image"].to(device, non_blocking=True) for batch in batches]
-        labels = [batch["label"].to(device, non_blocking=True) for batch in batches]
-        counts = torch.stack([torch.stack([self.distiller.counts(y)[k].float() for k in weights]) for y in labels])
-        shares = counts / all_reduce_sum(counts.sum(0)).clamp(min=1)
-        factors = shares * torch.tensor(list(weights.values()), device=device)
-
-        sums, norms = torch.zeros(len(weights), device=device), {}
-        for i in range(len(batches)):
-            # Dropout and drop path follow from the micro-batch's number in the run, on whichever rank it is.
-            number = (self.step * len(batches) + i) * self.world.size + self.world.rank
-            torch.manual_seed(self.config.train.seed * 1_000_003 + number)
-            with contextlib.nullcontext() if i == last or self.world.size == 1 else self.wrapped.no_sync():
-                terms = self.forward(images[i], labels[i])
-                if measure_gradients and i == 0 and self.world.is_main:
-                    norms = gradient_norms(terms, weights, self.student)
-                values = torch.stack([terms[k] for k in weights])
-                # DDP averages gradients over the ranks; the shares already sum to one over them.
-                self.scaler.scale((factors[i] * values).sum() * self.world.size).backward()
-            sums += shares[i] * values.detach()
-        local = sums.tolist()
-        totals = dict(zip(weights, all_reduce_sum(sums).tolist(), strict=True))
-        if not all(map(math.isfinite, totals.values())):
-            names = [] if all(map(math.isfinite, local)) else [name for batch in batches for name in batch["name"]]
-            raise FloatingPointError(
-                f"step {self.step}: not finite: {', '.join(k for k, v in totals.items() if not math.isfinite(v))}; "
-                f"samples where it happened: {', '.join(sum(gather_objects(names), []))}; no weight was changed. "
-                "Lower optimizer.lr, set train.grad_clip, or use train.precision='bf16' instead of 'fp16'"
-            )
-
-        schedule = self.config.schedule.model_dump(exclude={"type"})
-        set_learning_rate(self.optimizer, learning_rate_factor(self.step, **schedule))
-        self.scaler.unscale_(self.optimizer)
-        if self.config.train.grad_clip is not None:
-            nn.utils.clip_grad_norm_(self.distiller.parameters(), self.config.train.grad_clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        return {"loss": sum(weights[k] * totals[k] for k in weights), **totals}, norms
+    def loader(self, stop: int) -> torch.utils.data.DataLoader:
+        """This rank's micro-batches from the current step to ``stop``."""
+        positions, workers = self.positions(self.trainer.step, stop), self.config.data.workers
+        return make_loader(self.stream, positions, workers=workers, pin_memory=self.world.device.type == "cuda")
 
     def evaluate(self, model: SegModel, description: str) -> SegMetrics:
         """Metrics of ``model`` on the whole validation set, shared out over the ranks."""
         broadcast_buffers(model)  # without SyncBatchNorm every rank has running statistics of its own
         return evaluate(
-            model, self.validation, device=self.world.device, autocast_dtype=self.config.train.autocast_dtype,
-            rank=self.world.rank, world_size=self.world.size, workers=self.config.data.workers,
-            description=description, **self.config.eval.protocol,
-        )  # fmt: skip
+            model,
+            self.validation,
+            device=self.world.device,
+            autocast_dtype=self.config.train.autocast_dtype,
+            rank=self.world.rank,
+            world_size=self.world.size,
+            workers=self.config.data.workers,
+            description=description,
+            **self.config.eval.protocol,
+        )
 
     def verify_teacher(self) -> None:
         """Evaluates the teacher, once in the life of a run.
@@ -181,9 +115,9 @@ class Trainer:
         Raises:
             ValueError: if it is no better than chance (mIoU <= 1 / K) and this is not allowed.
         """
-        self.teacher_miou = self.evaluate(self.teacher, "teacher").miou
-        chance = 1 / self.teacher.num_classes
-        if self.teacher_miou <= chance and not self.config.train.allow_weak_teacher:
+        self.teacher_miou = self.evaluate(self.trainer.teacher, "teacher").miou
+        chance = 1 / self.validation.num_classes
+        if not self.teacher_miou > chance and not self.config.train.allow_weak_teacher:
             raise ValueError(
                 f"the teacher {self.config.teacher.weights} has mIoU {self.teacher_miou:.4f} on the validation set, "
                 f"no better than chance ({chance:.4f}): check its weights, class order and normalization, "
@@ -191,18 +125,34 @@ class Trainer:
             )
 
     def state(self) -> dict:
-        """All that training goes on from; the teacher is not part of it."""
-        method = self.distiller.method
+        """All that the run goes on from, and what the student's file will say of itself."""
+        student, dataset = self.trainer.student, self.validation
+        about = {
+            "network": self.config.student.model_dump(exclude={"pretrained"}),
+            "normalization": student.normalization._asdict(),
+            "taps": {name: tap._asdict() for name, tap in student.tap_info.items()},
+            "class_names": list(dataset.class_names),
+            "palette": dataset.palette.tolist(),
+            "environment": environment(),
+            "config": self.config.model_dump(),
+            **self.best,
+        }
         return {
-            "student": self.student.state_dict(),
-            "method": method.state_dict() if method is not None else {},
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "step": self.step,
+            **self.trainer.state(),
+            "validated": self.validated,
             "best": self.best,
             "teacher_miou": self.teacher_miou,
+            "micro_batches": self.world.size * self.config.train.accumulate,
             "config": self.config.model_dump(),
+            "about": about,
         }
+
+    def save(self) -> None:
+        """Writes ``last.pt`` and ``step_N.pt``, removes the oldest of these; the other ranks wait until it is done."""
+        if self.world.is_main:
+            save_checkpoint(self.state(), self.work_dir / f"step_{self.trainer.step}.pt", self.work_dir / "last.pt")
+            prune_checkpoints(self.work_dir, self.config.checkpoint.keep)
+        barrier()
 
     def restore(self, path: Path) -> None:
         """Goes on from the checkpoint ``path``.
@@ -211,146 +161,169 @@ class Trainer:
             ValueError: if the file is damaged, or was made with a config that computes something else.
         """
         state = load_checkpoint(path)
-        # How often is evaluated, saved and logged, and by how many workers, changes nothing that is learned.
-        free = ("eval.", "checkpoint.", "log.", "data.workers")
-        changed = [
-            line for line in changed_values(state["config"], self.config.model_dump()) if not line.startswith(free)
-        ]
+        # Where files are, how often is evaluated, saved and logged, and by how many workers, changes nothing learned.
+        free = ("eval.", "checkpoint.", "log.", "data.workers", "data.root", "student.pretrained", "train.accumulate")
+        lines = changed_values(state["config"], self.config.model_dump())
+        changed = [line for line in lines if not line.startswith(free)]
+        micro_batches = self.world.size * self.config.train.accumulate
+        if state["micro_batches"] != micro_batches:
+            changed.append(f"processes x train.accumulate: {state['micro_batches']} -> {micro_batches}")
         if changed:
             raise ValueError(
                 f"{path} was made with another config; go on with the config.py of its folder, or start afresh with "
                 "another --work-dir. Changed since:\n  " + "\n  ".join(changed)
             )
-        self.student.load_state_dict(state["student"])
-        if self.distiller.method is not None:
-            self.distiller.method.load_state_dict(state["method"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.step, self.best, self.teacher_miou = state["step"], state["best"], state["teacher_miou"]
+        self.trainer.restore(state)
+        self.validated, self.teacher_miou = state["validated"], state["teacher_miou"]
+        best = self.work_dir / "best.pt"
+        # From elsewhere, or after a crash in a validation, the best so far is not the one whose weights are here.
+        kept = best.is_file() and load_checkpoint(best)["step"] == state["best"]["step"]
+        self.best = state["best"] if kept else NONE_YET
 
 
 def find_checkpoint(args: argparse.Namespace) -> Path | None:
     """The checkpoint to go on from, or None to start afresh.
 
     Raises:
-        ValueError: if the work dir already holds a run and nothing was said about resuming it.
+        ValueError: if the work dir already holds a run and nothing was said about resuming it, or a run that went
+            further than the checkpoint named.
     """
-    if args.resume not in (None, "auto"):
-        return Path(args.resume)
     newest = newest_checkpoint(args.work_dir)
-    if newest is not None and args.resume is None:
+    if newest is None:
+        return None if args.resume in (None, "auto") else Path(args.resume)
+    if args.resume is None:
         raise ValueError(
             f"{args.work_dir} already holds a run ({newest.name}): add --resume auto to go on with it, "
             "or choose another --work-dir"
         )
-    return newest
+    if args.resume == "auto":
+        return newest
+    there, asked = load_checkpoint(newest)["step"], load_checkpoint(args.resume)["step"]
+    if asked < there:
+        raise ValueError(
+            f"{args.work_dir} holds a run that is at step {there} already; to go on from {args.resume} (step {asked}) "
+            "choose another --work-dir"
+        )
+    return Path(args.resume)
 
 
-def train(config: Experiment, args: argparse.Namespace, world: World) -> None:
-    """The whole run: build, restore, verify the teacher, then step, log, validate, save."""
+def train(config: Experiment, args: argparse.Namespace, world: World) -> int:
+    """The whole run: build, restore, verify the teacher, then validate, step, log, save.
+
+    Returns:
+        The exit code: 0, or 128 + the number of the signal that stopped it.
+    """
     checkpoint = None if args.dry_run else find_checkpoint(args)
-    trainer = Trainer(config, args.config, world, pretrained=not args.dry_run)
+    run = Run(config, args, world, checkpoint)
     if args.dry_run:
-        dry_run(trainer)
-        return
-    if checkpoint is not None:
-        trainer.restore(checkpoint)
-    total, work_dir = config.schedule.max_iters, args.work_dir
-    log = RunLog(work_dir, trainer.step, total, config.train.batch_size, active=world.is_main)
+        dry_run(run)
+        return 0
+    trainer, total, every = run.trainer, config.schedule.max_iters, config.log
+    log = RunLog(args.work_dir, trainer.step, total, config.train.batch_size, active=world.is_main)
     if world.is_main:
-        write_atomically(work_dir / "config.py", dump_config(config).encode())
-        write_atomically(work_dir / "env.txt", "".join(f"{k}: {v}\n" for k, v in environment().items()).encode())
-        start = f"going on from {checkpoint} at step {trainer.step}" if checkpoint else "starting"
-        say(f"{work_dir}: {start}; {world.size} process(es) on {world.device.type}, {config.train.precision}")
-        for report in trainer.loaded:
-            say(str(report))
-    if trainer.teacher is not None and trainer.teacher_miou is None and config.train.verify_teacher:
-        trainer.verify_teacher()
-        log.teacher(trainer.step, trainer.teacher_miou)
+        introduce(run, checkpoint)
+    if trainer.teacher is not None and run.teacher_miou is None and config.train.verify_teacher:
+        run.verify_teacher()
+        log.teacher(trainer.step, run.teacher_miou)
 
     signals = StopSignals()
-    bar = progress_bar(total, trainer.step, work_dir.name, active=world.is_main)
-    batches = iter(trainer.loader(total))
-    while trainer.step < total:
-        measure = config.log.grad_norm_interval > 0 and (trainer.step + 1) % config.log.grad_norm_interval == 0
-        terms, norms = trainer.train_step([next(batches) for _ in range(config.train.accumulate)], measure)
-        step, last = trainer.step, trainer.step == total
-        bar.update()
-
-        if step % config.log.interval == 0 or last or measure:
-            log.training(step, terms, trainer.distiller.weights, norms, trainer.optimizer.param_groups[-1]["lr"])
-        if step % config.eval.interval == 0 or last:
+    bar = progress_bar(total, trainer.step, args.work_dir.name, active=world.is_main)
+    batches = iter(run.loader(total))
+    while True:
+        step = trainer.step
+        if step > run.validated and (step == total or step % config.eval.interval == 0):
             with log.paused():
-                validate(trainer, work_dir, log)
+                validate(run, log)
+        if step == total:
+            break
+
+        measure = every.grad_norm_interval > 0 and (step + 1) % every.grad_norm_interval == 0
+        terms, norms = trainer.train_step([next(batches) for _ in range(config.train.accumulate)], measure)
+        step = trainer.step
+        bar.update()
+        if step % every.interval == 0 or step == total or measure:
+            log.training(step, terms, trainer.distiller.weights, norms, trainer.learning_rate)
         stopping = signals.agreed(world)
-        if world.is_main and (step % config.checkpoint.interval == 0 or last or stopping):
-            save_checkpoint(trainer.state(), work_dir / f"step_{step}.pt", work_dir / "last.pt")
-            prune_checkpoints(work_dir, config.checkpoint.keep)
-        if stopping and not last:
+        # Before a validation too: whatever happens during it, no step is lost.
+        if stopping or step == total or step % config.checkpoint.interval == 0 or step % config.eval.interval == 0:
+            run.save()
+        if stopping and step < total:
             log.close()
             if world.is_main:
                 say(f"stopped at step {step}; the same command with --resume auto goes on")
-            sys.exit(128 + stopping)
+            return 128 + stopping
     bar.close()
     log.close()
+    run.save()
     if world.is_main:
-        finish(trainer, work_dir)
-    barrier()
+        finish(run)
+    return 0
 
 
-def validate(trainer: Trainer, work_dir: Path, log: RunLog) -> None:
+def introduce(run: Run, checkpoint: Path | None) -> None:
+    """Writes down what is run and on what, and says so."""
+    write_atomically(run.work_dir / "config.py", dump_config(run.config).encode())
+    write_atomically(run.work_dir / "env.txt", "".join(f"{k}: {v}\n" for k, v in environment().items()).encode())
+    start = f"going on from {checkpoint} at step {run.trainer.step}" if checkpoint else "starting"
+    where = f"{run.world.size} process(es) on {run.world.device.type}, {run.config.train.precision}"
+    say(f"{run.work_dir}: {start}; {where}")
+    for report in run.loaded:
+        say(str(report))
+
+
+def validate(run: Run, log: RunLog) -> None:
     """Evaluates the student, keeps it if it is the best so far, logs figures and pictures."""
-    metrics, dataset = trainer.evaluate(trainer.student, "student"), trainer.validation
-    better = metrics.miou > trainer.best["miou"]
+    trainer, dataset = run.trainer, run.validation
+    metrics = run.evaluate(trainer.student, "student")
+    run.validated = trainer.step
+    better = metrics.miou > run.best["miou"]
     if better:
-        trainer.best = {"step": trainer.step, "miou": metrics.miou}
-    if not trainer.world.is_main:
+        run.best = {"step": trainer.step, "miou": metrics.miou}
+    if not run.world.is_main:
         return
     if better:
-        save_checkpoint(trainer.state(), work_dir / "best.pt")
-    log.validation(trainer.step, metrics, dataset.class_names, trainer.best, trainer.teacher_miou)
-    shown = range(min(trainer.config.log.panel_images, len(dataset)))
+        save_checkpoint(run.state(), run.work_dir / "best.pt")
+    log.validation(trainer.step, metrics, dataset.class_names, run.best, run.teacher_miou)
+    shown = range(min(run.config.log.panel_images, len(dataset)))
     if shown:
+        protocols = dict.fromkeys(trainer.networks, run.config.eval.protocol)
         with trainer.autocast():
-            protocols = dict.fromkeys(trainer.networks, trainer.config.eval.protocol)
             picture = prediction_panel(dataset, shown, trainer.networks, protocols, errors_of=["student"])
         log.picture(trainer.step, "val/panel", picture)
 
 
-def finish(trainer: Trainer, work_dir: Path) -> None:
+def finish(run: Run) -> None:
     """Writes the best student alone, with all that is needed to rebuild it, and prints the summary."""
-    config, best = trainer.config, load_checkpoint(work_dir / "best.pt")
-    save_student(work_dir / "student.safetensors", best["student"], {
-        "network": config.student.model_dump(exclude={"pretrained"}),
-        "normalization": trainer.student.normalization._asdict(),
-        "class_names": list(trainer.validation.class_names), "palette": trainer.validation.palette.tolist(),
-        **best["best"], "config": config.model_dump(), "environment": environment(),
-    })  # fmt: skip
-    rows = [["student, best", str(trainer.best["step"]), f"{trainer.best['miou']:.4f}"]]
-    if trainer.teacher_miou is not None:
-        rows.insert(0, ["teacher", "", f"{trainer.teacher_miou:.4f}"])
+    best = load_checkpoint(run.work_dir / "best.pt")
+    save_student(run.work_dir / "student.safetensors", best["student"], best["about"])
+    rows = [["student, best", str(run.best["step"]), f"{run.best['miou']:.4f}"]]
+    if run.teacher_miou is not None:
+        rows.insert(0, ["teacher", "", f"{run.teacher_miou:.4f}"])
     say(table(["validation", "step", "mIoU"], rows))
-    say(f"{work_dir / 'student.safetensors'} holds the best student")
+    say(f"{run.work_dir / 'student.safetensors'} holds the best student")
 
 
-def dry_run(trainer: Trainer) -> None:
+def dry_run(run: Run) -> None:
     """One step on one batch; prints networks, terms and memory."""
-    terms, norms = trainer.train_step(list(trainer.loader(stop_step=1)), measure_gradients=True)
-    if trainer.world.is_main:
-        say(network_table(trainer.networks, trainer.config.data.crop_size))
+    trainer = run.trainer
+    terms, norms = trainer.train_step(list(run.loader(stop=1)), measure_gradients=True)
+    if run.world.is_main:
+        say(network_table(trainer.networks, run.config.data.crop_size))
         say(term_table(trainer.distiller.weights, terms, norms))
-        say(f"peak memory {peak_memory_mib():.0f} MiB on {trainer.world.device.type}; nothing was written")
+        say(f"peak memory {peak_memory_mib():.0f} MiB on {run.world.device.type}; nothing was written")
 
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     try:
         config = load_config(args.config, Experiment, args.cfg_options)
-        train(config, args, init_world())
+        code = train(config, args, init_world())
     except (ValueError, OSError, FloatingPointError) as error:
+        # The process group is left standing: to leave it in order would wait for ranks that know of no error.
         sys.exit(f"error: {error}")
-    finally:
-        close_world()
+    close_world()
+    if code:
+        sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Every error of a component is blamed on the config file and section that asked for it.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
@@ -44,29 +45,35 @@ def _build_network(network: Network, num_classes: int, aux: bool) -> SegModel:
 
 
 def build_student(
-    config: Experiment, source: str, num_classes: int, pretrained: bool = True
+    config: Experiment, source: str, class_names: Sequence[str], pretrained: bool = True
 ) -> tuple[SegModel, LoadReport | None]:
     """The student, and what ``student.pretrained`` brought to it (None where it starts from random weights).
 
     ``pretrained=False`` leaves that file alone: for a dry run, or for weights that are loaded afterwards.
     """
     with blame(source, "student"):
-        student = _build_network(config.student, num_classes, config.student.aux)
+        student = _build_network(config.student, len(class_names), config.student.aux)
     report = None
     if pretrained and config.student.pretrained is not None:
-        report = _load(student, config.student.pretrained, "backbone", source, "student.pretrained")
+        _require_file(config.student.pretrained, source, "student.pretrained")
+        with blame(source, "student.pretrained"):
+            report = load_weights(student, config.student.pretrained, part="backbone")
     return student, report
 
 
 def build_teacher(
-    config: Experiment, source: str, num_classes: int, pretrained: bool = True
+    config: Experiment, source: str, class_names: Sequence[str], pretrained: bool = True
 ) -> tuple[SegModel | None, LoadReport | None]:
     """The frozen teacher in eval mode with what was loaded into it, or None twice where the config has no teacher."""
     if config.teacher is None:
         return None, None
     with blame(source, "teacher"):
-        teacher = _build_network(config.teacher, num_classes, aux=False)
-    report = _load(teacher, config.teacher.weights, "all", source, "teacher.weights") if pretrained else None
+        teacher = _build_network(config.teacher, len(class_names), aux=False)
+    report = None
+    if pretrained:
+        _require_file(config.teacher.weights, source, "teacher.weights")
+        with blame(source, "teacher.weights"):
+            report = load_trained(teacher, config.teacher.weights, class_names)
     return teacher.requires_grad_(False).eval(), report
 
 
@@ -76,11 +83,24 @@ def build_distiller(config: Experiment, source: str, student: SegModel, teacher:
     if teacher is not None:
         with blame(source, "distill"):
             method = build_method(student=student.spec, teacher=teacher.spec, **config.distill.model_dump())
-    return Distiller(student, TaskLoss(aux_weight=config.train.aux_weight if config.student.aux else 0.0), method)
+    with blame(source, "train"):
+        task = TaskLoss(config.train.aux_weight if config.student.aux else 0.0, config.train.class_weights)
+        return Distiller(student, task, method)
 
 
-def _load(model: SegModel, path: str, part: str, source: str, key: str) -> LoadReport:
+def load_trained(model: SegModel, path: str | Path, class_names: Sequence[str]) -> LoadReport:
+    """Loads a whole trained network for a dataset of ``class_names``.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``load_weights``; and if the file says that its classes are others.
+    """
+    report = load_weights(model, path, part="all")
+    trained_on = report.about.get("class_names", class_names)
+    if list(trained_on) != list(class_names):
+        raise ValueError(f"{path} was trained on the classes {list(trained_on)}; the dataset has {list(class_names)}")
+    return report
+
+
+def _require_file(path: str, source: str, key: str) -> None:
     if not Path(path).is_file():
         raise ConfigError(f"{source}: {key}: {path} does not exist; {HOW_TO_GET[key]}")
-    with blame(source, key):
-        return load_weights(model, path, part)

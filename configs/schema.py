@@ -139,6 +139,12 @@ class Schedule(Section):
     warmup_iters: Annotated[int, Field(ge=0)] = 0
     warmup_ratio: Annotated[float, Field(gt=0, le=1)] = 1e-6  # lr factor at step 0
 
+    @model_validator(mode="after")
+    def _check(self) -> "Schedule":
+        if self.warmup_iters > self.max_iters:
+            raise ValueError(f"warmup_iters {self.warmup_iters} is more than max_iters {self.max_iters}")
+        return self
+
 
 class Train(Section):
     batch_size: Positive  # global: over all ranks and accumulation steps
@@ -146,7 +152,8 @@ class Train(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     channels_last: bool = True
     grad_clip: Annotated[float, Field(gt=0)] | None = None  # maximal gradient norm
-    aux_weight: Annotated[float, Field(ge=0)] = 0.4
+    aux_weight: Annotated[float, Field(ge=0)] = 0.4  # of the auxiliary head, where the student has one
+    class_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None  # of the cross-entropy, one a class
     verify_teacher: bool = True  # evaluate the teacher on the validation set before the first step
     allow_weak_teacher: bool = False  # go on though the teacher is no better than chance
     seed: Annotated[int, Field(ge=0)] = 0
@@ -166,8 +173,11 @@ class Eval(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Eval":
-        if self.mode == "slide" and (self.crop_size is None or self.stride is None):
-            raise ValueError("mode='slide' needs crop_size=(h, w) and stride=(h, w)")
+        if self.mode == "slide":
+            if self.crop_size is None or self.stride is None:
+                raise ValueError("mode='slide' needs crop_size=(h, w) and stride=(h, w)")
+            if any(step > side for step, side in zip(self.stride, self.crop_size, strict=True)):
+                raise ValueError(f"stride {self.stride} leaves gaps between windows of crop_size {self.crop_size}")
         return self
 
     @property
@@ -207,9 +217,6 @@ class Experiment(Section):
         if (self.teacher is None) != (self.distill is None):
             given, missing = ("distill", "teacher") if self.teacher is None else ("teacher", "distill")
             raise ValueError(f"{given} is set but {missing} is None: set both to distil, or neither to train alone")
-        if self.train.batch_size % self.train.accumulate:
-            raise ValueError(
-                f"train.batch_size {self.train.batch_size} does not divide into train.accumulate "
-                f"{self.train.accumulate} micro-batches"
-            )
+        if self.student.aux and self.train.aux_weight == 0:
+            raise ValueError("student.aux is True but train.aux_weight is 0: the auxiliary head would never learn")
         return self

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from datasets.base import SegDataset
+from datasets.base import SegDataset, TrainStream
 from datasets.camvid import CamVid
 from datasets.cityscapes import Cityscapes
 from datasets.listed import ListedDataset
@@ -36,31 +36,19 @@ def build_dataset(type: str, root: str | Path, list_file: str | Path, **options)
 
 
 def make_loader(
-    data: Dataset,
-    *,
-    batch_sampler: Iterable[list[int]] | None = None,
-    indices: Iterable[int] | None = None,
-    workers: int = 0,
-    pin_memory: bool = False,
+    stream: TrainStream, batches: Iterable[list[int]], *, workers: int = 0, pin_memory: bool = False
 ) -> DataLoader:
-    """Loads batches (training) or single samples (evaluation, where sizes may differ).
+    """Loads micro-batches: dicts of ``image`` B 3 h w uint8, ``label`` B h w uint8 and ``name``, a list of B.
 
     Args:
-        data: a ``TrainStream`` or a ``SegDataset``.
-        batch_sampler: lists of positions; gives ``image`` B 3 h w uint8, ``label`` B h w uint8, ``name`` list of B.
-        indices: sample numbers; gives ``image`` 3 H W uint8, ``label`` H W uint8, ``name``, unbatched.
+        stream: the samples by position.
+        batches: lists of positions, as ``PositionBatches`` gives them.
         workers: processes that load ahead; 0 loads in this one.
         pin_memory: page-locked tensors, for asynchronous copies to a GPU.
-
-    Raises:
-        ValueError: not exactly one of ``batch_sampler`` and ``indices`` is given.
     """
-    if (batch_sampler is None) == (indices is None):
-        raise ValueError("make_loader takes either batch_sampler (training) or indices (evaluation)")
-    shared = {"num_workers": workers, "pin_memory": pin_memory, "worker_init_fn": _start_worker}
-    if indices is not None:
-        return DataLoader(data, sampler=indices, batch_size=None, **shared)
-    return DataLoader(data, batch_sampler=batch_sampler, **shared)
+    return DataLoader(
+        stream, batch_sampler=batches, num_workers=workers, pin_memory=pin_memory, worker_init_fn=_start_worker
+    )
 
 
 def _start_worker(_: int) -> None:

@@ -1,4 +1,4 @@
-"""Which samples each rank reads, in training (positions of the run) and in evaluation (exact shards)."""
+"""Which positions of the training stream each rank reads."""
 
 from collections.abc import Iterator
 
@@ -33,7 +33,8 @@ class PositionBatches(Sampler[list[int]]):
         rank: int = 0,
         accumulate: int = 1,
     ):
-        _check_rank(rank, world_size)
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} of world_size {world_size}; expected 0 <= rank < world_size")
         if accumulate < 1 or batch_size < 1 or batch_size % (world_size * accumulate):
             raise ValueError(
                 f"batch_size {batch_size} (global) cannot be shared evenly by world_size {world_size} x accumulate "
@@ -53,28 +54,3 @@ class PositionBatches(Sampler[list[int]]):
             for i in range(self.accumulate):
                 first = step * self.batch_size + (i * self.world_size + self.rank) * size
                 yield list(range(first, first + size))
-
-
-class EvalShard(Sampler[int]):
-    """The indices rank, rank + world_size, ... below n: every sample on exactly one rank, with no padding.
-
-    Args:
-        n: number of samples.
-        rank: this one.
-        world_size: number of ranks.
-    """
-
-    def __init__(self, n: int, rank: int = 0, world_size: int = 1):
-        _check_rank(rank, world_size)
-        self.indices = range(rank, n, world_size)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.indices)
-
-
-def _check_rank(rank: int, world_size: int) -> None:
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank {rank} of world_size {world_size}; expected 0 <= rank < world_size")

@@ -1,8 +1,8 @@
 """Losses on the labels and distillation methods, by name."""
 
-from losses.base import Method, require_choice
+from losses.base import Method
 from losses.hmkd import HMKD
-from models.base import ModelSpec
+from models.base import ModelSpec, unknown_name
 
 METHODS: dict[str, type[Method]] = {"hmkd": HMKD}
 
@@ -18,5 +18,6 @@ def build_method(type: str, student: ModelSpec, teacher: ModelSpec, **options) -
     Raises:
         ValueError: if the name is unknown (naming the nearest), or as the method raises.
     """
-    require_choice("distillation method", type, METHODS)
+    if type not in METHODS:
+        raise unknown_name("distillation method", type, METHODS)
     return METHODS[type](student, teacher, **options)

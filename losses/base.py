@@ -1,8 +1,5 @@
 """The contract of a distillation method: named scalar terms, their weights, and what each is a mean over."""
 
-import difflib
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor, nn
 
@@ -41,16 +38,3 @@ class Method(nn.Module):
         """
         batch = torch.tensor(float(len(labels)), device=labels.device)
         return dict.fromkeys(self.weights, batch)
-
-
-def require_choice(what: str, name: str, choices: Iterable[str]) -> None:
-    """Refuses a name that is not a choice.
-
-    Raises:
-        ValueError: naming what was asked, the nearest choice and all of them.
-    """
-    choices = list(choices)
-    if name not in choices:
-        nearest = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.0)
-        hint = f"; did you mean '{nearest[0]}'?" if nearest else ""
-        raise ValueError(f"{what} '{name}' is unknown{hint} Choices: {', '.join(choices) or 'none'}")

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from losses.alignment import FeatureAlignment, LogitAlignment, RelationAlignment, StageLogitAlignment
-from losses.base import Method, require_choice
-from models.base import ModelSpec, SegOutput
+from losses.base import Method
+from models.base import ModelSpec, SegOutput, unknown_name
 
 Pairs = Sequence[tuple[str, str]]
 
@@ -140,7 +140,8 @@ def _check_weights(**weights: float) -> None:
 def _check_anchor(anchor: str | None, anchor_weight: float) -> None:
     if anchor is None:
         return
-    require_choice("anchor", anchor, ["labels"])
+    if anchor != "labels":
+        raise unknown_name("anchor", anchor, ["labels"])
     if anchor_weight <= 0:
         raise ValueError(
             f"anchor_weight is {anchor_weight}, so the teacher side would never learn: give it a positive weight, or "
@@ -153,5 +154,6 @@ def _check_pairs(what: str, pairs: Pairs, student: ModelSpec, teacher: ModelSpec
     if not pairs or malformed or len({tuple(pair) for pair in pairs}) != len(pairs):
         raise ValueError(f"{what} is {pairs}: expected a list of one or more different (teacher's tap, student's tap)")
     for teacher_tap, student_tap in pairs:
-        require_choice(f"{what}: teacher tap", teacher_tap, teacher.taps)
-        require_choice(f"{what}: student tap", student_tap, student.taps)
+        for side, tap, taps in (("teacher", teacher_tap, teacher.taps), ("student", student_tap, student.taps)):
+            if tap not in taps:
+                raise unknown_name(f"{side} tap in {what}", tap, taps)

@@ -1,11 +1,12 @@
 """Reads a weights file of any known layout into a network, wholly or not at all."""
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 
 from models.base import SegModel
@@ -66,6 +67,7 @@ class LoadReport(NamedTuple):
         part: ``'all'`` or ``'backbone'``.
         loaded: tensors copied into the network.
         skipped: keys of the file left out by a documented exception.
+        about: what a file of ours says beside its tensors (``class_names``, ``normalization``, ``taps``, ...).
     """
 
     path: Path
@@ -73,6 +75,7 @@ class LoadReport(NamedTuple):
     part: str
     loaded: int
     skipped: tuple[str, ...]
+    about: Mapping[str, Any]
 
     def __str__(self) -> str:
         skipped = f", {len(self.skipped)} skipped ({_list(self.skipped)})" if self.skipped else ""
@@ -94,12 +97,13 @@ def load_weights(model: SegModel, path: str | Path, part: str = "all") -> LoadRe
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it cannot be read, has no known layout, is an encoder where a network is asked for, has another
-            number of classes, or lacks, adds or reshapes a tensor.
+            number of classes, lacks, adds or reshapes a tensor, or says that it was trained with another normalisation
+            or other strides.
     """
     if part not in ("all", "backbone"):
         raise ValueError(f"part is {part!r}; expected 'all' or 'backbone'")
     path = Path(path)
-    state = read_weights(path)
+    state, about = read_weights(path)
     layout = _detect(state, path)
     if part == "all" and layout.holds == "backbone":
         raise ValueError(
@@ -115,16 +119,17 @@ def load_weights(model: SegModel, path: str | Path, part: str = "all") -> LoadRe
         extra = [key for key in state if not key.startswith("backbone.")]
     else:
         _check_classes(model, state, path)
+        _check_settings(model, about, path)
         extra = [key for key in state if key.startswith("aux_head.") and model.aux_head is None]
     state = {key: tensor for key, tensor in state.items() if key not in extra}
 
     _check_strict(wanted, state, path)
     model.load_state_dict(state, strict=False)  # strictness, with its exceptions, was checked above
-    return LoadReport(path, layout.name, part, len(state), (*skipped, *extra))
+    return LoadReport(path, layout.name, part, len(state), (*skipped, *extra), about)
 
 
-def read_weights(path: Path) -> State:
-    """The tensors of a file, out of whatever wrapper they are kept in.
+def read_weights(path: Path) -> tuple[State, dict[str, Any]]:
+    """The tensors of a file, out of whatever wrapper they are kept in, and what a file of ours says beside them.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -134,16 +139,20 @@ def read_weights(path: Path) -> State:
         raise FileNotFoundError(f"weights file {path} does not exist")
     try:
         if path.suffix == ".safetensors":
-            content = load_file(path)
+            with safe_open(path, "pt") as file:
+                content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+                metadata = file.metadata() or {}
+                about = {name: json.loads(value) for name, value in metadata.items()} if "taps" in metadata else {}
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
+            about = content.get("about", {}) if isinstance(content, Mapping) else {}
     except Exception as error:  # a damaged file can fail in any of a dozen ways, all of which mean the same
         raise ValueError(f"{path} cannot be read as a checkpoint (damaged, or not one): {error}") from error
 
     inner = content
     while isinstance(inner, Mapping):
         if inner and all(isinstance(value, Tensor) for value in inner.values()):
-            return {key.removeprefix("module."): tensor for key, tensor in inner.items()}  # 'module.' is DDP's
+            return {key.removeprefix("module."): tensor for key, tensor in inner.items()}, about  # 'module.' is DDP's
         inner = next((inner[key] for key in WRAPPERS if isinstance(inner.get(key), Mapping)), None)
     found = f"keys {_list(map(str, content))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
     raise ValueError(f"{path} holds {found}; expected tensors by name, bare or under one of {', '.join(WRAPPERS)}")
@@ -161,6 +170,27 @@ def _check_classes(model: SegModel, state: State, path: Path) -> None:
     found = state["head.classifier.weight"].shape[0]
     if found != model.num_classes:
         raise ValueError(f"{path} was trained on {found} classes; the network has {model.num_classes}")
+
+
+def _check_settings(model: SegModel, about: Mapping[str, Any], path: Path) -> None:
+    """Settings that no tensor shows, and that change what the tensors compute."""
+    ours = {
+        "normalization": model.normalization._asdict(),
+        "taps": {name: tap._asdict() for name, tap in model.tap_info.items()},
+    }
+    for name, value in ours.items():
+        if name in about and _lists(about[name]) != _lists(value):
+            raise ValueError(
+                f"{path} was trained with {name} {_lists(about[name])}; the network has {_lists(value)}: correct the "
+                "network's normalization or output_stride"
+            )
+
+
+def _lists(value: Any) -> Any:
+    """Tuples as lists, as JSON gives them."""
+    if isinstance(value, Mapping):
+        return {name: _lists(entry) for name, entry in value.items()}
+    return [_lists(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _check_strict(wanted: State, state: State, path: Path) -> None:

@@ -8,19 +8,17 @@ launch() {
     sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"
     exit 2
   fi
-  local config=$1 processes
+  local config=$1 processes root python=python
   shift
-  if [[ ${1:-} =~ ^[0-9]+$ ]]; then
+  root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+  [ -x "$root/.venv/bin/python" ] && python=$root/.venv/bin/python
+  if [[ ${1:-} =~ ^[1-9][0-9]*$ ]]; then
     processes=$1
     shift
   else
-    processes=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
+    processes=$("$python" -c 'import torch; print(max(1, torch.cuda.device_count()))')
   fi
-  [ "$processes" -ge 1 ] || processes=1
 
-  local root python=python
-  root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-  [ -x "$root/.venv/bin/python" ] && python=$root/.venv/bin/python
   # Each process gets its share of the cores.
   local share=$(( $(nproc) / processes ))
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( share > 0 ? share : 1 ))}

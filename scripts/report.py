@@ -10,10 +10,9 @@ if not __package__:  # run as a file: its own folder is on the import path, the 
 
     restart_as_module(__file__)
 
-from configs.build import build_split, build_student
+from configs.build import build_split, build_student, load_trained
 from configs.schema import Experiment
 from models import count_parameters
-from models.weights import load_weights
 from utils.config import load_config
 from utils.files import write_atomically
 from utils.report import prediction_panel
@@ -55,11 +54,14 @@ def main(arguments: list[str] | None = None) -> None:
             source = str(run / "config.py")
             config = load_config(source, Experiment)
             dataset = build_split(config, source, "val")
-            network, _ = build_student(config, source, dataset.num_classes, pretrained=False)
-            load_weights(network, run / "student.safetensors", part="all")
+            network, _ = build_student(config, source, dataset.class_names, pretrained=False)
+            load_trained(network, run / "student.safetensors", dataset.class_names)
             networks[title], protocols[title] = network.eval(), config.eval.protocol
 
-            curves[title] = [(line["step"], 100 * line["miou"]) for line in read_metrics(run) if "miou" in line]
+            validations = [line for line in read_metrics(run) if line.get("miou") is not None]
+            if not validations:
+                raise ValueError(f"{run / 'metrics.jsonl'} holds no validation mIoU: the run never got to one")
+            curves[title] = [(line["step"], 100 * line["miou"]) for line in validations]
             (best_step, best), (_, last) = max(curves[title], key=lambda point: point[1]), curves[title][-1]
             taught = "none" if config.teacher is None else f"{config.distill.type}, {config.teacher.backbone}"
             name, size = f"{config.student.backbone} {config.student.head}", f"{count_parameters(network) / 1e6:.1f} M"

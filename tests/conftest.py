@@ -17,7 +17,7 @@ EXPERIMENT = """
 data = dict(type="camvid", root={root!r}, crop_size=(32, 48), scale_range=(0.8, 1.2), photometric=True, workers=0)
 student = dict(backbone="mit_b0", head="segformer", width=16, drop_path=0.2)
 optimizer = dict(type="adamw", lr=1e-3, head_lr_mult=2.0, weight_decay=0.01, decay_norm_bias=False)
-schedule = dict(max_iters=6, warmup_iters=2)
+schedule = dict(max_iters=6, warmup_iters=1)
 train = dict(batch_size=4, precision="fp32", verify_teacher=False)
 eval = dict(interval=3)
 checkpoint = dict(interval=1, keep=3)

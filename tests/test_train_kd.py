@@ -14,7 +14,12 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train_kd
+from datasets import build_dataset
+from datasets.base import TrainStream
+from datasets.transforms import TrainTransform
 from tests.conftest import ROOT
+from utils.log import RunLog
+from utils.trainer import Trainer
 
 
 def metrics(work_dir):
@@ -111,34 +116,44 @@ def test_student_file_rebuilds_the_best_student_without_the_teacher(whole):
     assert not any("teacher" in name for name in [*best["student"]])
 
 
-@pytest.mark.parametrize("stop", [1, 4])
-def test_interrupted_and_resumed_run_equals_the_uninterrupted_one(whole, experiments, tmp_path, monkeypatch, stop):
-    """A crash with worker processes running, after more was logged than saved: bit-exact all the same."""
-    step = train_kd.Trainer.train_step
+class PowerCutError(Exception):
+    """Nobody catches it: as abrupt as a crash within one process can be."""
 
-    def crash(self, *args):
-        if self.step == stop + 1:
-            raise RuntimeError("power cut")
-        return step(self, *args)
 
-    arguments = [
-        experiments["hmkd"],
-        "--work-dir",
-        str(tmp_path),
-        "--cfg-options",
-        "data.workers=2",
-        "checkpoint.interval=1",
-    ]
+@pytest.mark.parametrize(("where", "step"), [("train_step", 1), ("train_step", 5), ("validation", 3)])
+def test_interrupted_and_resumed_run_equals_the_uninterrupted_one(
+    whole, experiments, tmp_path, monkeypatch, where, step
+):
+    """Cut before the first checkpoint, between two, and in a validation after its best.pt: bit-exact all the same."""
+    owner = {"train_step": Trainer, "validation": RunLog}[where]
+    original = getattr(owner, where)
+
+    def cut(self, *args, **kwargs):
+        if (self.step if where == "train_step" else args[0]) == step:
+            raise PowerCutError
+        return original(self, *args, **kwargs)
+
+    options = ["data.workers=2", "checkpoint.interval=2"]
+    arguments = [experiments["hmkd"], "--work-dir", str(tmp_path), "--cfg-options", *options]
     with monkeypatch.context() as patch:
-        patch.setattr(train_kd.Trainer, "train_step", crash)
-        with pytest.raises(RuntimeError, match="power cut"):
+        patch.setattr(owner, where, cut)
+        with pytest.raises(PowerCutError):
             train_kd.main(arguments)
-    # The step after the last checkpoint was logged already, and half a line of the next.
     with open(tmp_path / "metrics.jsonl", "a") as file:
-        file.write(f'{{"step": {stop + 2}, "loss": 1.0}}\n{{"step": {stop + 2}, "lo')
+        file.write(f'{{"step": {step + 1}, "lo')  # half a line of what came next
     train_kd.main([*arguments, "--resume", "auto"])
     assert metrics(tmp_path) == metrics(whole)
     assert_same(weights(tmp_path / "last.pt"), weights(whole / "last.pt"))
+    assert_same(weights(tmp_path / "best.pt"), weights(whole / "best.pt"))
+
+
+def test_going_on_from_a_checkpoint_of_another_folder(whole, experiments, tmp_path):
+    source = str(whole / "step_5.pt")
+    train_kd.main([experiments["hmkd"], "--work-dir", str(tmp_path / "new"), "--resume", source])
+    assert losses(tmp_path / "new") == losses(whole)[5:]
+    assert_same(weights(tmp_path / "new" / "last.pt"), weights(whole / "last.pt"))
+    # Into the folder itself it would leave a gap in the log and a newer last.pt behind.
+    assert "is at step 6 already" in refused([experiments["hmkd"], "--work-dir", whole, "--resume", source])
 
 
 def test_resume_auto_starts_afresh_and_a_finished_run_stays(experiments, tmp_path):
@@ -204,56 +219,64 @@ def test_missing_files_are_named_with_the_way_to_mend_it(experiments, tmp_path):
     run = [experiments["hmkd"], "--work-dir", tmp_path / "run", "--cfg-options"]
     assert "teacher.weights: pretrained/x.pth does not exist" in refused([*run, "teacher.weights=pretrained/x.pth"])
     assert "data root nowhere" in refused([*run, "data.root=nowhere"])
+    assert "train.batch_size: batch_size 4 (global) cannot be shared evenly" in refused([*run, "train.accumulate=3"])
     assert not (tmp_path / "run").exists()
 
 
-def test_non_finite_loss_stops_before_the_weights_change(experiments, tmp_path, monkeypatch):
-    stages = []
+def test_validation_set_without_labels_is_refused(experiments, streets, tmp_path):
+    names = [line.split()[0] for line in (streets / "val.txt").read_text().splitlines()]
+    (streets / "unlabelled.txt").write_text("\n".join(names))
+    message = refused([experiments["alone"], "--work-dir", tmp_path, "--cfg-options", "data.val_list=unlabelled.txt"])
+    assert "data.val_list: unlabelled.txt has images without labels" in message
 
-    def poison(self, images, labels, forward=train_kd.Trainer.forward):
+
+@pytest.mark.parametrize("option", ["normalization=caffe_bgr", "output_stride=8"])
+def test_teacher_trained_with_other_settings_is_refused(whole, experiments, tmp_path, option):
+    """No tensor tells these apart, only what the file says of itself."""
+    config = tmp_path / "config.py"
+    config.write_text(
+        f"_base_ = [{experiments['hmkd']!r}]\n"
+        "student = dict(_delete_=True, backbone='test_resnet', head='deeplabv3', output_stride=16, width=8)\n"
+        "teacher = None\ndistill = None\nschedule = dict(max_iters=1)\n"
+    )
+    train_kd.main([str(config), "--work-dir", str(tmp_path / "teacher")])
+    weights = f"teacher.weights={tmp_path / 'teacher' / 'student.safetensors'}"
+    arguments = [experiments["hmkd"], "--work-dir", tmp_path / "run", "--dry-run", "--cfg-options", weights]
+    train_kd.main([str(argument) for argument in arguments])
+    arguments.remove("--dry-run")
+    message = refused([*arguments, f"teacher.{option}"])
+    assert "teacher.weights" in message
+    assert option.split("=")[0].replace("output_stride", "taps") in message
+
+
+def test_non_finite_loss_stops_before_the_weights_change(experiments, streets, tmp_path, monkeypatch):
+    seen = {}
+
+    def poison(self, images, labels, forward=Trainer.forward):
         terms = forward(self, images, labels)
         if self.step == 2:
-            stages.append(
-                {
-                    name: value.clone()
-                    for name, value in self.student.state_dict().items()
-                    if "running" not in name and "num_batches" not in name
-                }
-            )
+            seen.update(student=self.student, before={k: p.clone() for k, p in self.student.named_parameters()})
             terms["logit"] = terms["logit"] * float("nan")
-            self.seen = self.student
         return terms
 
-    kept = {}
-    init = train_kd.Trainer.__init__
-    monkeypatch.setattr(
-        train_kd.Trainer, "__init__", lambda self, *a, **k: (init(self, *a, **k), kept.update(me=self))[0]
-    )
-    monkeypatch.setattr(train_kd.Trainer, "forward", poison)
+    monkeypatch.setattr(Trainer, "forward", poison)
     message = refused([experiments["hmkd"], "--work-dir", tmp_path])
     assert "step 2: not finite: logit;" in message
-    assert "samples where it happened: " in message
-    after = kept["me"].student.state_dict()
-    assert [name for name in stages[0] if not torch.equal(stages[0][name], after[name])] == []
+    # Step 2 of batches of 4 holds the positions 8..11 of the stream.
+    stream = TrainStream(build_dataset("camvid", streets, "train.txt"), TrainTransform((32, 48)), seed=0)
+    names = ", ".join(stream.dataset.names[stream.index(position)] for position in range(8, 12))
+    assert f"samples where it happened: {names};" in message
+    assert_same(seen["before"], dict(seen["student"].named_parameters()))
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_mixed_precision_accumulation_and_clipping_run(experiments, tmp_path, precision):
-    train_kd.main(
-        [
-            experiments["hmkd"],
-            "--work-dir",
-            str(tmp_path),
-            "--cfg-options",
-            f"train.precision={precision}",
-            "train.accumulate=2",
-            "train.grad_clip=1.0",
-            "schedule.max_iters=3",
-        ]
-    )
-    values = losses(tmp_path)
-    assert len(values) == 3
-    assert all(0 < value < 100 for value in values)
+def test_mixed_precision_accumulation_and_clipping(whole, experiments, tmp_path, precision):
+    options = [f"train.precision={precision}", "train.accumulate=2", "train.grad_clip=1.0", "schedule.max_iters=3"]
+    train_kd.main([experiments["hmkd"], "--work-dir", str(tmp_path), "--cfg-options", *options])
+    first, reference = metrics(tmp_path)[0]["task"], metrics(whole)[0]["task"]
+    assert first == pytest.approx(reference, rel=0.05)  # the same first batch ...
+    assert first != reference  # ... computed otherwise
+    assert len(losses(tmp_path)) == 3
 
 
 def test_two_ranks_see_and_learn_what_one_with_accumulation_does(experiments, tmp_path, launch):
@@ -268,7 +291,7 @@ def test_two_ranks_see_and_learn_what_one_with_accumulation_does(experiments, tm
     assert done.returncode == 0, done.stderr
     assert losses(two) == pytest.approx(losses(one), rel=1e-5)
     for one_line, two_line in zip(metrics(one)[:3], metrics(two)[:3], strict=True):
-        for term in ("task", "feature", "anchor", "relation", "logit", "stage_logit"):
+        for term in ("task", "feature", "anchor", "relation", "relation_anchor", "logit", "stage_logit"):
             assert two_line[term] == pytest.approx(one_line[term], rel=1e-4, abs=1e-7), term
 
 
@@ -282,6 +305,15 @@ def test_two_ranks_resume_where_they_stopped(experiments, tmp_path, launch):
     assert done.returncode == 0, done.stderr
     assert losses(parts) == losses(whole)[2:]
     assert_same(weights(parts / "last.pt"), weights(whole / "last.pt"))
+
+
+def wait_for_steps(work_dir, count):
+    path = work_dir / "metrics.jsonl"
+    for _ in range(600):
+        if path.is_file() and len(path.read_text().splitlines()) >= count:
+            return
+        time.sleep(0.1)
+    raise TimeoutError(f"{path} does not show {count} steps")
 
 
 def test_ctrl_c_saves_at_the_step_boundary(experiments, tmp_path):
@@ -300,17 +332,30 @@ def test_ctrl_c_saves_at_the_step_boundary(experiments, tmp_path):
     ]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
-    path = tmp_path / "metrics.jsonl"
-    for _ in range(600):
-        if path.is_file() and len(path.read_text().splitlines()) >= 3:
-            break
-        time.sleep(0.1)
+    wait_for_steps(tmp_path, 3)
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGINT, err
     step = torch.load(tmp_path / "last.pt", weights_only=True)["step"]
     assert f"stopped at step {step}" in out
     assert "Traceback" not in err
+    assert metrics(tmp_path)[-1]["step"] == step
+
+
+def test_scheduler_signals_reach_two_ranks_twice_and_lose_nothing(experiments, tmp_path):
+    """A scheduler signals every process of a step, and torchrun forwards its own copy on top."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train_kd.py"]
+    options = ["schedule.max_iters=100000", "checkpoint.interval=100000", "eval.interval=100000"]
+    command += [experiments["alone"], "--work-dir", str(tmp_path), "--cfg-options", *options]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes)
+    wait_for_steps(tmp_path, 3)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    for pid in [*map(int, children), process.pid]:
+        os.kill(pid, signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    step = torch.load(tmp_path / "last.pt", weights_only=True)["step"]
+    assert f"stopped at step {step}" in out, err
     assert metrics(tmp_path)[-1]["step"] == step
 
 

@@ -41,9 +41,10 @@ def load_checkpoint(path: str | Path, map_location: torch.device | str = "cpu") 
             f"{path} cannot be read as a checkpoint ({type(error).__name__}: {str(error).partition(chr(10))[0]}); "
             "it may be truncated: go on from another step_*.pt of its folder"
         ) from error
-    wanted = {"student", "optimizer", "step"}
-    if not isinstance(state, dict) or not wanted <= set(state):
-        raise ValueError(f"{path} is not a training checkpoint: it lacks {', '.join(sorted(wanted - set(state)))}")
+    wanted = {"student", "method", "optimizer", "scaler", "step", "best", "validated", "micro_batches", "config"}
+    lacking = wanted - set(state) if isinstance(state, dict) else wanted
+    if lacking:
+        raise ValueError(f"{path} is not a training checkpoint: it lacks {', '.join(sorted(lacking))}")
     return state
 
 

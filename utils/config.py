@@ -114,24 +114,31 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     return [model for argument in get_args(annotation) for model in _models(argument)]
 
 
+def _tags(model: type[BaseModel]) -> tuple:
+    """The values of ``type`` that select this model in a discriminated union."""
+    return get_args(model.model_fields["type"].annotation) if "type" in model.model_fields else ()
+
+
 def _explain(problem: dict[str, Any], schema: type[BaseModel]) -> str:
     """One line for one pydantic error: dotted key, what was found, what is expected, the nearest choice."""
-    *parents, last = problem["loc"] or ("the whole",)
-    keys, models = [], [schema]
-    for part in parents:
-        fields = [model.model_fields[part] for model in models if part in model.model_fields]
-        if fields:
-            models = [model for field in fields for model in _models(field.annotation)]
-        elif any(model.model_fields.get("type") and part in get_args(model.model_fields["type"].annotation)
-                 for model in models):  # fmt: skip
-            # The tag of a discriminated union is a value, not a key: it only narrows the models.
-            models = [model for model in models if part in get_args(model.model_fields["type"].annotation)]
+    keys, models, owners = [], [schema], [schema]
+    for part in problem["loc"]:
+        tagged = [model for model in models if part in _tags(model)]
+        if tagged:
+            models = tagged  # the tag of a discriminated union is a value, not a key: it only narrows the models
             continue
         keys.append(str(part))
-    key = ".".join([*keys, str(last)])
+        owners = models
+        models = [
+            nested
+            for model in models
+            if part in model.model_fields
+            for nested in _models(model.model_fields[part].annotation)
+        ]
+    key, last = ".".join(keys), keys[-1] if keys else ""
     if problem["type"] == "extra_forbidden":
-        choices = [name for model in models for name in model.model_fields]
-        return f"{key}: unknown key{_nearest(str(last), choices)}"
+        choices = [name for model in owners for name in model.model_fields]
+        return f"{key}: unknown key{_nearest(last, choices)}"
     if problem["type"] == "missing":
         return f"{key}: missing; it has no default"
     if problem["type"] == "union_tag_invalid":
@@ -144,7 +151,7 @@ def _explain(problem: dict[str, Any], schema: type[BaseModel]) -> str:
         return f"{key}: {problem['input']!r} is not valid{_nearest(str(problem['input']), choices)}"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
-        return f"{key}: {message}"
+        return f"{key}: {message}" if key else message
     return f"{key}: {message}; found {problem['input']!r} ({type(problem['input']).__name__})"
 
 

@@ -22,7 +22,7 @@ class World(NamedTuple):
 
 
 def init_world(timeout: timedelta = timedelta(minutes=30)) -> World:
-    """Joins the process group that torchrun (or srun with its variables) describes; alone without one.
+    """Joins the process group that torchrun's variables describe; alone where there are none.
 
     Every rank takes the GPU of its local rank and NCCL; without GPUs, the CPU and gloo.
 
@@ -51,6 +51,15 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
+
+
+def largest(value: int, world: World) -> int:
+    """The largest of all ranks' ``value``, on every rank."""
+    if world.size == 1:
+        return value
+    tensor = torch.tensor(value, device=world.device)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return int(tensor)
 
 
 def gather_objects(value: object) -> list:

@@ -44,7 +44,7 @@ class RunLog:
         if path.is_file():
             # A killed run may leave half a line at the end, without its newline.
             whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            kept = [line for line in whole if json.loads(line)["step"] <= step]
+            kept = [line for line in whole if _was_done_by(step, line, path)]
         write_atomically(path, "".join(kept if step else []).encode())
         self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - lives as long as the run
         self.board = SummaryWriter(str(Path(work_dir) / "tensorboard"), purge_step=step + 1)
@@ -111,6 +111,15 @@ class RunLog:
     def _scalars(self, step: int, prefix: str, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self.board.add_scalar(f"{prefix}/{name}", value, step)
+
+
+def _was_done_by(step: int, line: str, path: Path) -> bool:
+    """Whether a line was logged before the checkpoint of ``step``; its validation comes after the checkpoint."""
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: {line!r} is not a JSON object ({error}); remove the line to go on") from error
+    return entry["step"] < step or (entry["step"] == step and "miou" not in entry)
 
 
 def _jsonable(value: Any) -> Any:

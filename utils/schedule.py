@@ -69,12 +69,18 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["base_lr"] * factor
 
 
-def gradient_norms(terms: Mapping[str, Tensor], weights: Mapping[str, float], module: nn.Module) -> dict[str, float]:
-    """L2 norm of each weighted term's gradient on the parameters of ``module``; costs one backward pass a term."""
+def gradient_norms(
+    terms: Mapping[str, Tensor], weights: Mapping[str, float], module: nn.Module, scale: float = 1.0
+) -> dict[str, float]:
+    """L2 norm of each weighted term's gradient on the parameters of ``module``; costs one backward pass a term.
+
+    Every rank must call it: SyncBatchNorm communicates in its backward pass. ``scale`` multiplies the terms on the way
+    back and is divided out again, so that float16 gradients do not vanish.
+    """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     norms = {}
     for name, weight in weights.items():
-        gradients = torch.autograd.grad(weight * terms[name], parameters, retain_graph=True, allow_unused=True)
+        gradients = torch.autograd.grad(scale * weight * terms[name], parameters, retain_graph=True, allow_unused=True)
         squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
-        norms[name] = torch.stack(squares).sum().sqrt().item() if squares else 0.0
+        norms[name] = torch.stack(squares).sum().sqrt().item() / scale if squares else 0.0
     return norms

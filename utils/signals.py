@@ -1,28 +1,31 @@
 """Stopping on request without losing a step."""
 
 import signal
+import time
 
-import torch
+from utils.distributed import World, largest
 
-from utils.distributed import World, all_reduce_sum
+IMPATIENT_AFTER = 3.0  # seconds; a Ctrl-C sooner after the first is the same one, arriving by another way
 
 
 class StopSignals:
-    """SIGINT and SIGTERM ask for a stop at the next step boundary; a second one stops at once."""
+    """SIGINT and SIGTERM ask for a stop at the next step boundary.
+
+    Launchers and schedulers may deliver the same SIGTERM more than once, so it only ever asks. A second Ctrl-C, some
+    seconds after the first, stops at once.
+    """
 
     def __init__(self) -> None:
-        self.received = 0
+        self.received, self.first = 0, 0.0
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._note)
 
     def _note(self, number: int, frame: object) -> None:
-        self.received = number
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        if not self.received:
+            self.received, self.first = number, time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - self.first > IMPATIENT_AFTER:
+            raise KeyboardInterrupt
 
     def agreed(self, world: World) -> int:
         """The signal that any rank was sent, the same on every rank, or 0."""
-        number = torch.tensor(float(self.received), device=world.device)
-        count = torch.tensor(float(self.received > 0), device=world.device)
-        pair = all_reduce_sum(torch.stack([number, count])) if world.size > 1 else torch.stack([number, count])
-        number, count = pair.tolist()
-        return round(number / count) if count else 0
+        return largest(self.received, world)

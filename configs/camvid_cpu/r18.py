@@ -6,4 +6,3 @@ _base_ = [
 ]
 data = dict(crop_size=(160, 224), scale_range=(0.3, 0.9), workers=2)
 optimizer = dict(type="sgd", lr=0.01, head_lr_mult=2.0, momentum=0.9, weight_decay=5e-4)
-schedule = dict(max_iters=1000)

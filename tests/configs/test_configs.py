@@ -12,7 +12,11 @@ from utils.config import ConfigError, dump_config, load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").glob("*/*.py") if path.parent.name != "_base_")
-CLASSES = {"camvid": 11, "cityscapes": 19}
+CLASSES = {"camvid": 11, "cityscapes": 19}  # how many
+
+
+def names(dataset):
+    return [f"class {k}" for k in range(CLASSES[dataset])]
 
 
 def load(path, *options):
@@ -22,8 +26,8 @@ def load(path, *options):
 def build(config, source="config.py"):
     """The networks and the distiller of ``config`` as shapes alone."""
     with torch.device("meta"):
-        student, _ = build_student(config, source, CLASSES[config.data.type], pretrained=False)
-        teacher, _ = build_teacher(config, source, CLASSES[config.data.type], pretrained=False)
+        student, _ = build_student(config, source, names(config.data.type), pretrained=False)
+        teacher, _ = build_teacher(config, source, names(config.data.type), pretrained=False)
         return student, teacher, build_distiller(config, source, student, teacher)
 
 
@@ -69,8 +73,10 @@ PAIR = "configs/hmkd/camvid_b4_r18.py"
         ("distill.temperature=hot", r"distill.temperature: .*valid number.*found 'hot'"),
         ("distill=None", "teacher is set but distill is None"),
         ("teacher=None", "distill is set but teacher is None"),
-        ("train.accumulate=3", "train.batch_size 8 does not divide into train.accumulate 3"),
-        ("eval.mode=slide", "mode='slide' needs crop_size"),
+        ("train.aux_weight=0.0", "student.aux is True but train.aux_weight is 0"),
+        ("data.scale_range=(2.0,1.0)", r"camvid_b4_r18.py: data: scale_range is \(2.0, 1.0\)"),
+        ("schedule.warmup_iters=80001", "schedule: warmup_iters 80001 is more than max_iters 80000"),
+        ("eval.mode=slide", "eval: mode='slide' needs crop_size"),
         ("train.precision=fp8", r"train.precision: 'fp8' is not valid; did you mean 'fp32'\?"),
     ],
 )
@@ -85,7 +91,7 @@ def test_wrong_values_are_refused_by_file_key_and_nearest_choice(option, message
         ("student.backbone=resnet81", r"student: .*resnet81.*resnet18"),
         ("student.backbone=mit_b0", r"student: .*mit_b0.*cannot dilate.*output_stride=32"),
         ("distill.feature_pairs=[('stage3','stage9')]", r"distill: .*stage9.*stage"),
-        ("distill.feature_pairs=[('stag3','stage3')]", r"distill: .*teacher tap 'stag3'.*'stage3'"),
+        ("distill.feature_pairs=[('stag3','stage3')]", r"distill: unknown teacher tap .*'stag3'.*stage3"),
         ("distill.temperature=0.0", "distill: .*temperature"),
     ],
 )
@@ -98,6 +104,6 @@ def test_missing_weights_say_which_file_and_what_to_do():
     config = load(PAIR, "student.pretrained=pretrained/none.pth", "teacher.weights=pretrained/none.safetensors")
     with torch.device("meta"):
         with pytest.raises(ConfigError, match=r"student.pretrained: pretrained/none.pth does not exist.*README"):
-            build_student(config, PAIR, 11)
+            build_student(config, PAIR, names("camvid"))
         with pytest.raises(ConfigError, match=r"teacher.weights: pretrained/none.safetensors does not exist.*train"):
-            build_teacher(config, PAIR, 11)
+            build_teacher(config, PAIR, names("camvid"))

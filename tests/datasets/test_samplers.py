@@ -1,6 +1,6 @@
 import pytest
 
-from datasets.samplers import EvalShard, PositionBatches
+from datasets.samplers import PositionBatches
 
 
 def test_positions_of_one_rank():
@@ -57,15 +57,4 @@ def test_ranks_and_steps_out_of_range_are_refused():
     with pytest.raises(ValueError, match="steps 3..2"):
         PositionBatches(3, 2, 8)
     with pytest.raises(ValueError, match="rank -1"):
-        EvalShard(5, rank=-1, world_size=2)
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
-def test_shards_hold_every_sample_exactly_once(world_size):
-    shards = [EvalShard(7, rank, world_size) for rank in range(world_size)]
-    assert sorted(index for shard in shards for index in shard) == list(range(7))
-    assert sum(len(shard) for shard in shards) == 7
-
-
-def test_shard_by_hand():
-    assert list(EvalShard(7, rank=1, world_size=3)) == [1, 4]
+        PositionBatches(0, 1, 8, world_size=2, rank=-1)

@@ -10,23 +10,20 @@ from tests.conftest import ROOT
 
 @pytest.fixture
 def run(tmp_path):
-    """A copy of the launchers beside a fake ``.venv/bin/python`` that prints its arguments."""
+    """A copy of the launchers beside a fake ``.venv/bin/python`` that counts GPUS and prints its arguments."""
     scripts = tmp_path / "scripts"
     scripts.mkdir()
     for name in ("_launch.sh", "train.sh", "eval.sh"):
         (scripts / name).write_text((ROOT / "scripts" / name).read_text())
     python = tmp_path / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
-    python.write_text('#!/usr/bin/env bash\necho "threads $OMP_NUM_THREADS: $*"\n')
+    python.write_text(
+        '#!/usr/bin/env bash\nif [ "$1" = -c ]; then echo "${GPUS:-1}"; else echo "threads $OMP_NUM_THREADS: $*"; fi\n'
+    )
     python.chmod(0o755)
 
-    def call(script, *arguments, gpus=0):
-        smi = tmp_path / "bin" / "nvidia-smi"
-        smi.parent.mkdir(exist_ok=True)
-        smi.write_text("#!/usr/bin/env bash\n" + "".join(f"echo 'GPU {i}: fake'\n" for i in range(gpus)))
-        smi.chmod(0o755)
-        environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
-        environment["PATH"] = f"{smi.parent}:{environment['PATH']}"
+    def call(script, *arguments, gpus=1):
+        environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | {"GPUS": str(gpus)}
         command = ["bash", str(scripts / script), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
         return done.returncode, done.stdout.replace(str(tmp_path), "ROOT").strip()
@@ -46,7 +43,7 @@ def test_several_processes_run_under_torchrun(run):
 
 
 @pytest.mark.parametrize(
-    ("gpus", "expected"), [(0, "ROOT/train_kd.py c.py"), (2, "--nproc_per_node=2 ROOT/train_kd.py c.py")]
+    ("gpus", "expected"), [(1, "ROOT/train_kd.py c.py"), (2, "--nproc_per_node=2 ROOT/train_kd.py c.py")]
 )
 def test_without_a_count_every_gpu_is_used(run, gpus, expected):
     assert run("train.sh", "c.py", gpus=gpus)[1].endswith(expected)

@@ -15,7 +15,10 @@ from utils.checkpoint import (
 )
 from utils.files import write_atomically
 
-STATE = {"student": {"w": torch.arange(3.0)}, "optimizer": {}, "step": 7, "config": {"crop": (1, 2), "none": None}}
+STATE = {
+    "student": {"w": torch.arange(3.0)}, "method": {}, "optimizer": {}, "scaler": {}, "step": 7, "best": {"miou": 0.5},
+    "validated": 5, "micro_batches": 1, "config": {"crop": (1, 2), "none": None},
+}  # fmt: skip
 
 
 def test_round_trip(tmp_path):
@@ -53,7 +56,9 @@ def test_damaged_file_is_named(tmp_path, damage):
 
 
 def test_file_without_training_state_says_what_it_lacks(tmp_path):
-    save_checkpoint({"student": {}}, tmp_path / "weights.pt")
+    save_checkpoint(
+        {name: value for name, value in STATE.items() if name not in ("optimizer", "step")}, tmp_path / "weights.pt"
+    )
     with pytest.raises(ValueError, match="lacks optimizer, step"):
         load_checkpoint(tmp_path / "weights.pt")
     with pytest.raises(FileNotFoundError, match=r"gone\.pt does not exist"):

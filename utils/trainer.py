@@ -1,0 +1,159 @@
+"""The mechanics of a training step: device, precision, processes, accumulation. What is learned is not known here."""
+
+import contextlib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from timm.layers import convert_sync_batchnorm
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from utils.distributed import World, all_reduce_sum, gather_objects
+from utils.schedule import build_optimizer, gradient_norms, learning_rate_factor, parameter_groups, set_learning_rate
+
+
+class Trainer:
+    """Takes optimizer steps on a distiller: the same steps however the global batch is divided.
+
+    Args:
+        distiller: all that is trained (``losses.Distiller``); moved to the device, its norms synchronised over GPUs.
+        teacher: frozen, in eval mode, or None; moved to the device.
+        world: this process among its peers.
+        optimizer: settings of ``parameter_groups`` and ``build_optimizer``.
+        schedule: arguments of ``learning_rate_factor`` beside the step.
+        autocast_dtype: bfloat16 or float16 for mixed precision, None for none.
+        channels_last: memory layout of the networks.
+        grad_clip: maximal gradient norm, or None.
+        seed: of dropout and drop path.
+    """
+
+    def __init__(
+        self,
+        distiller: nn.Module,
+        teacher: nn.Module | None,
+        world: World,
+        *,
+        optimizer: Mapping[str, Any],
+        schedule: Mapping[str, Any],
+        autocast_dtype: torch.dtype | None,
+        channels_last: bool,
+        grad_clip: float | None,
+        seed: int,
+    ):
+        self.world, self.schedule, self.grad_clip, self.seed = world, schedule, grad_clip, seed
+        self.autocast_dtype = autocast_dtype
+        if world.size > 1 and world.device.type == "cuda":
+            # timm's conversion: PyTorch's would drop the activation that timm fuses into some of its norms.
+            distiller = convert_sync_batchnorm(distiller)
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.distiller = distiller.to(world.device, memory_format=layout)
+        self.teacher = teacher.to(world.device, memory_format=layout) if teacher is not None else None
+        self.wrapped = DistributedDataParallel(self.distiller) if world.size > 1 else self.distiller
+
+        names = ("lr", "head_lr_mult", "weight_decay", "decay_norm_bias")
+        groups = parameter_groups(self.student.backbone, self.distiller, **{name: optimizer[name] for name in names})
+        self.optimizer = build_optimizer(
+            optimizer["type"], groups, momentum=optimizer["momentum"], betas=optimizer["betas"]
+        )
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=autocast_dtype == torch.float16)
+        self.step = 0  # optimizer steps done
+
+    @property
+    def student(self) -> nn.Module:
+        return self.distiller.student
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks by role, the student last."""
+        return {**({"teacher": self.teacher} if self.teacher is not None else {}), "student": self.student}
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the backbone, in the step just taken."""
+        return self.optimizer.param_groups[0]["lr"]
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.world.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
+
+    def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The loss terms, each a mean over this micro-batch; the teacher only looks on."""
+        with self.autocast():
+            with torch.no_grad():
+                knowledge = self.teacher(images) if self.teacher is not None else None
+            return self.wrapped(images, labels, knowledge)
+
+    def train_step(self, batches: Sequence[dict], measure_gradients: bool = False) -> tuple[dict[str, float], dict]:
+        """One optimizer step over this rank's micro-batches.
+
+        A term is a mean over its elements, weighted here by its share in the elements of the global batch (all ranks
+        and micro-batches): the step does not depend on how the global batch is divided.
+
+        Returns:
+            The terms and their weighted sum ('loss') over the global batch; and the norm of each weighted term's
+            gradient on the student, if asked for (of rank 0's first micro-batch).
+
+        Raises:
+            FloatingPointError: on every rank and before any weight changes, if a term is not finite on one of them.
+        """
+        device, weights, last = self.world.device, self.distiller.weights, len(batches) - 1
+        images = [batch["image"].to(device, non_blocking=True) for batch in batches]
+        labels = [batch["label"].to(device, non_blocking=True) for batch in batches]
+        counts = torch.stack([torch.stack([count[k] for k in weights]) for count in map(self.distiller.counts, labels)])
+        everywhere = all_reduce_sum(counts.sum(0))
+        shares = counts / everywhere.where(everywhere > 0, 1)  # a term over nothing but void is 0 already
+        factors = shares * torch.tensor(list(weights.values()), device=device)
+
+        sums, norms = torch.zeros(len(weights), device=device), {}
+        for i in range(len(batches)):
+            # Dropout and drop path follow from the micro-batch's number in the run, on whichever rank it is.
+            number = (self.step * len(batches) + i) * self.world.size + self.world.rank
+            torch.manual_seed(self.seed * 1_000_003 + number)
+            with contextlib.nullcontext() if i == last or self.world.size == 1 else self.wrapped.no_sync():
+                terms = self.forward(images[i], labels[i])
+                if measure_gradients and i == 0:
+                    norms = gradient_norms(terms, weights, self.student, self.scaler.get_scale())
+                values = torch.stack([terms[k] for k in weights])
+                # DDP averages gradients over the ranks; the shares already sum to one over them.
+                self.scaler.scale((factors[i] * values).sum() * self.world.size).backward()
+            sums += shares[i] * values.detach()
+        local = sums.tolist()
+        totals = dict(zip(weights, all_reduce_sum(sums).tolist(), strict=True))
+        if not all(map(math.isfinite, totals.values())):
+            names = [] if all(map(math.isfinite, local)) else [name for batch in batches for name in batch["name"]]
+            raise FloatingPointError(
+                f"step {self.step}: not finite: {', '.join(k for k, v in totals.items() if not math.isfinite(v))}; "
+                f"samples where it happened: {', '.join(sum(gather_objects(names), []))}; no optimizer step was taken. "
+                "Lower optimizer.lr, set train.grad_clip, or use train.precision='bf16' instead of 'fp16'"
+            )
+
+        set_learning_rate(self.optimizer, learning_rate_factor(self.step, **self.schedule))
+        self.scaler.unscale_(self.optimizer)
+        if self.grad_clip is not None:
+            nn.utils.clip_grad_norm_(self.distiller.parameters(), self.grad_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return {"loss": sum(weights[k] * totals[k] for k in weights), **totals}, norms
+
+    def state(self) -> dict:
+        """All that steps go on from; the teacher is not part of it."""
+        method = self.distiller.method
+        return {
+            "student": self.student.state_dict(),
+            "method": method.state_dict() if method is not None else {},
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "step": self.step,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what ``state`` gave."""
+        self.student.load_state_dict(state["student"])
+        if self.distiller.method is not None:
+            self.distiller.method.load_state_dict(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step = state["step"]
