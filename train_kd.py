@@ -219,7 +219,7 @@ def train(config: Experiment, args: argparse.Namespace, world: World) -> int:
         dry_run(run)
         return 0
     trainer, total, every = run.trainer, config.schedule.max_iters, config.log
-    log = RunLog(args.work_dir, trainer.step, total, config.train.batch_size, active=world.is_main)
+    log = RunLog(args.work_dir, trainer.step, run.validated, total, config.train.batch_size, active=world.is_main)
     if world.is_main:
         introduce(run, checkpoint)
     if trainer.teacher is not None and run.teacher_miou is None and config.train.verify_teacher:

@@ -30,12 +30,15 @@ class RunLog:
     Args:
         work_dir: folder of the run.
         step: the step the run starts from. What an interrupted run logged after it is dropped: it will be logged again.
+        validated: the last step whose validation is over; a later one will be logged again too.
         total: steps of the whole run.
         batch_size: global, for the rate.
         active: False on every rank but one: then nothing is written or said.
     """
 
-    def __init__(self, work_dir: str | Path, step: int, total: int, batch_size: int, active: bool = True):
+    def __init__(
+        self, work_dir: str | Path, step: int, validated: int, total: int, batch_size: int, active: bool = True
+    ):
         self.total, self.batch_size, self.active = total, batch_size, active
         self.clock, self.counted = time.perf_counter(), step  # the rate is measured from here on
         if not active:
@@ -44,7 +47,7 @@ class RunLog:
         if path.is_file():
             # A killed run may leave half a line at the end, without its newline.
             whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            kept = [line for line in whole if _was_done_by(step, line, path)]
+            kept = [line for line in whole if _step_of(line, path) <= (validated if '"miou"' in line else step)]
         write_atomically(path, "".join(kept if step else []).encode())
         self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - lives as long as the run
         self.board = SummaryWriter(str(Path(work_dir) / "tensorboard"), purge_step=step + 1)
@@ -113,13 +116,11 @@ class RunLog:
             self.board.add_scalar(f"{prefix}/{name}", value, step)
 
 
-def _was_done_by(step: int, line: str, path: Path) -> bool:
-    """Whether a line was logged before the checkpoint of ``step``; its validation comes after the checkpoint."""
+def _step_of(line: str, path: Path) -> int:
     try:
-        entry = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: {line!r} is not a JSON object ({error}); remove the line to go on") from error
-    return entry["step"] < step or (entry["step"] == step and "miou" not in entry)
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: {line!r} is not a JSON object with a step; remove the line to go on") from error
 
 
 def _jsonable(value: Any) -> Any:
