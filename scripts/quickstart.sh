@@ -8,7 +8,10 @@ source "$(dirname "$0")/_environment.sh"
 use_environment requirements.txt
 
 out=work_dirs/quickstart
-python scripts/make_synthetic.py --out data/synthetic --train 200 --val 50 --size 96 128
+data=data/synthetic
+python scripts/make_synthetic.py --out $data --train 210 --val 50 --size 96 128
+head -n 200 $data/train.txt > $data/train_many.txt # the teacher's
+tail -n 10 $data/train.txt > $data/train_few.txt   # the students': labels are few, and a teacher makes up for some
 for run in teacher student hmkd; do
   echo "== $run"
   python train_kd.py "configs/demo/$run.py" --work-dir "$out/$run" --resume auto

@@ -6,4 +6,4 @@ _base_ = [
 ]
 data = dict(crop_size=(160, 224), scale_range=(0.3, 0.9), workers=2)
 student = dict(pretrained=None, drop_path=0.0)
-optimizer = dict(type="adamw", lr=5e-4, head_lr_mult=2.0, weight_decay=0.01, decay_norm_bias=False)
+optimizer = dict(type="adamw", lr=1e-3, head_lr_mult=2.0, weight_decay=0.01, decay_norm_bias=False)

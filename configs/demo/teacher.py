@@ -1,4 +1,7 @@
-# The quick start's teacher: ResNet-18 under SegFormer's head on the synthetic streets, from random weights.
-_base_ = ["student.py"]
+# The quick start's teacher: ResNet-18 under SegFormer's head, from random weights, on 200 labelled images.
+_base_ = ["../_base_/demo.py"]
+data = dict(train_list="train_many.txt")
 student = dict(backbone="resnet18")
+optimizer = dict(lr=5e-4)
 schedule = dict(max_iters=1000)
+eval = dict(interval=250)

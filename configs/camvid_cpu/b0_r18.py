@@ -1,0 +1,5 @@
+# SegFormer-B0 -> DeepLabV3-ResNet-18 by dual alignment; the student and its schedule are r18_scratch.py's.
+_base_ = ["r18_scratch.py", "../_base_/methods/hmkd.py"]
+teacher = dict(
+    backbone="mit_b0", head="segformer", width=256, weights="work_dirs/camvid_cpu/r18_b0/student.safetensors"
+)
