@@ -3,4 +3,4 @@ _base_ = ["student.py", "../_base_/methods/hmkd.py"]
 teacher = dict(
     backbone="resnet18", head="segformer", width=128, weights="work_dirs/quickstart/teacher/student.safetensors"
 )
-distill = dict(logit=4.0)
+distill = dict(logit=10.0)
