@@ -26,6 +26,11 @@ from utils.log import environment, say
 from utils.visualize import overlay, write_png
 
 
+def factors(text: str) -> list[float]:
+    """``'0.5,1.0'`` -> [0.5, 1.0]"""
+    return [float(part) for part in text.split(",")]
+
+
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="Python config file")
@@ -33,7 +38,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--teacher", action="store_true", help="evaluate the config's teacher instead of a checkpoint")
     parser.add_argument("--split", choices=("val", "test"), default="val")
     parser.add_argument("--mode", choices=("whole", "slide"), help="default: the config's eval.mode")
-    parser.add_argument("--scales", type=lambda text: [float(s) for s in text.split(",")], metavar="0.5,1.0")
+    parser.add_argument("--scales", type=factors, metavar="0.5,1.0", help="average over these factors on the size")
     parser.add_argument("--flip", action="store_true", default=None, help="average with the mirrored image")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure and its provenance")
     parser.add_argument("--save-pred", type=Path, metavar="DIR", help="write label PNGs in the dataset's raw ids")
@@ -90,12 +95,17 @@ def run(config: Experiment, args: argparse.Namespace, world: World) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
+    failure = None
     try:
         run(load_config(args.config, Experiment, args.cfg_options), args, init_world())
+        close_world()
     except (ValueError, OSError) as error:
         # The process group is left standing: to leave it in order would wait for ranks that know of no error.
-        sys.exit(f"error: {error}")
-    close_world()
+        failure = f"error: {error}"
+    except KeyboardInterrupt:
+        failure = "interrupted"
+    if failure:
+        sys.exit(failure)  # not within the handlers above, whose tracebacks keep the loader's workers alive
 
 
 if __name__ == "__main__":

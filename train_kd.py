@@ -177,8 +177,10 @@ class Run:
         self.validated, self.teacher_miou = state["validated"], state["teacher_miou"]
         best = self.work_dir / "best.pt"
         # From elsewhere, or after a crash in a validation, the best so far is not the one whose weights are here.
-        kept = best.is_file() and load_checkpoint(best)["step"] == state["best"]["step"]
-        self.best = state["best"] if kept else NONE_YET
+        if best.is_file() and load_checkpoint(best)["step"] == state["best"]["step"]:
+            self.best = state["best"]
+        else:
+            self.validated = min(self.validated, self.trainer.step - 1)
 
 
 def find_checkpoint(args: argparse.Namespace) -> Path | None:
@@ -198,7 +200,12 @@ def find_checkpoint(args: argparse.Namespace) -> Path | None:
         )
     if args.resume == "auto":
         return newest
-    there, asked = load_checkpoint(newest)["step"], load_checkpoint(args.resume)["step"]
+    asked = load_checkpoint(args.resume)["step"]
+    try:
+        there = load_checkpoint(newest)["step"]
+    except ValueError as error:
+        say(f"{error}; it will be replaced")
+        there = 0
     if asked < there:
         raise ValueError(
             f"{args.work_dir} holds a run that is at step {there} already; to go on from {args.resume} (step {asked}) "
@@ -317,13 +324,15 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     try:
         config = load_config(args.config, Experiment, args.cfg_options)
-        code = train(config, args, init_world())
+        outcome = train(config, args, init_world())
+        close_world()
     except (ValueError, OSError, FloatingPointError) as error:
         # The process group is left standing: to leave it in order would wait for ranks that know of no error.
-        sys.exit(f"error: {error}")
-    close_world()
-    if code:
-        sys.exit(code)
+        outcome = f"error: {error}"
+    except KeyboardInterrupt:
+        outcome = "interrupted before the first step or a second time: nothing was saved since the last checkpoint"
+    if outcome:
+        sys.exit(outcome)  # not within the handlers above, whose tracebacks keep the loader's workers alive
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from utils.config import ConfigError, blame
 
 HOW_TO_GET = {
     "student.pretrained": "pretrained/README.md says where to get it; None starts from random weights",
-    "teacher.weights": "train the teacher first (configs/baselines/); pretrained/README.md says how",
+    "teacher.weights": "train the teacher first (pretrained/README.md says how; the demo's is trained by "
+    "scripts/quickstart.sh)",
 }
 
 
@@ -83,8 +84,13 @@ def build_distiller(config: Experiment, source: str, student: SegModel, teacher:
     if teacher is not None:
         with blame(source, "distill"):
             method = build_method(student=student.spec, teacher=teacher.spec, **config.distill.model_dump())
+    weights = config.train.class_weights
+    if weights is not None and len(weights) != student.num_classes:
+        raise ConfigError(
+            f"{source}: train.class_weights: {len(weights)} weights for {student.num_classes} classes; give one a class"
+        )
     with blame(source, "train"):
-        task = TaskLoss(config.train.aux_weight if config.student.aux else 0.0, config.train.class_weights)
+        task = TaskLoss(config.train.aux_weight if config.student.aux else 0.0, weights)
         return Distiller(student, task, method)
 
 

@@ -22,6 +22,7 @@ from models import HEADS, NORMALIZATIONS
 Positive = Annotated[int, Field(gt=0)]
 Size = tuple[Positive, Positive]  # height, width in pixels
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean
 
 
 def one_of(choices: Mapping[str, Any], kind: str) -> AfterValidator:
@@ -127,7 +128,7 @@ class Optimizer(Section):
     lr: Annotated[float, Field(gt=0)]
     head_lr_mult: Annotated[float, Field(gt=0)] = 1.0  # every parameter outside the backbone
     momentum: Fraction = 0.9  # SGD only
-    betas: tuple[float, float] = (0.9, 0.999)  # AdamW only
+    betas: tuple[Decay, Decay] = (0.9, 0.999)  # AdamW only
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     decay_norm_bias: bool = True  # False: no weight decay on norms and biases
 

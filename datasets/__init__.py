@@ -13,6 +13,8 @@ from datasets.camvid import CamVid
 from datasets.cityscapes import Cityscapes
 from datasets.listed import ListedDataset
 
+GRACE = 30  # seconds that a worker lives on after SIGTERM
+
 DATASETS = {"cityscapes": Cityscapes, "camvid": CamVid, "list": ListedDataset}
 
 
@@ -55,8 +57,8 @@ def _start_worker(_: int) -> None:
     """The workers are the parallelism: OpenCV's own threads in each of them would only contend for the cores.
 
     Ctrl-C and a scheduler's SIGTERM reach every process of a job. What to do about them is the main process's business:
-    it finishes its step first, for which it needs its workers.
+    it finishes its step first, for which it needs its workers. One that was told to terminate does so a while later.
     """
     cv2.setNumThreads(0)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))

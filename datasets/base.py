@@ -29,10 +29,15 @@ def read_list(root: str | Path, list_file: str | Path) -> list[tuple[str, str | 
     """
     root = Path(root)
     if not root.is_dir():
-        raise FileNotFoundError(f"data root {root} is not a folder; expected the folder of the data set")
+        raise FileNotFoundError(
+            f"data root {root} is not a folder; put or link the data set there, or set data.root "
+            "(scripts/quickstart.sh makes the demo's)"
+        )
     path = root / list_file
     if not path.is_file():
-        raise FileNotFoundError(f"list file {path} is missing; see python scripts/prepare_lists.py --help")
+        raise FileNotFoundError(
+            f"list file {path} is missing; python scripts/prepare_lists.py writes it for CamVid and Cityscapes"
+        )
     pairs = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         fields = [field.strip() for field in line.split("\t")] if "\t" in line.strip() else line.split()

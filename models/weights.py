@@ -180,9 +180,10 @@ def _check_settings(model: SegModel, about: Mapping[str, Any], path: Path) -> No
     }
     for name, value in ours.items():
         if name in about and _lists(about[name]) != _lists(value):
+            different = [key for key in value if _lists(about[name]).get(key) != _lists(value)[key]]
             raise ValueError(
-                f"{path} was trained with {name} {_lists(about[name])}; the network has {_lists(value)}: correct the "
-                "network's normalization or output_stride"
+                f"{path} was trained with {name} {different[0]} = {_lists(about[name]).get(different[0])}; the network "
+                f"has {_lists(value)[different[0]]}: correct its backbone, head, output_stride or normalization"
             )
 
 

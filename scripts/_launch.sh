@@ -6,7 +6,7 @@ launch() {
   shift
   if [ $# -lt 1 ] || [ "$1" = --help ] || [ "$1" = -h ]; then
     sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"
-    exit 2
+    exit $(( $# < 1 ? 2 : 0 ))
   fi
   local config=$1 processes root python=python
   shift

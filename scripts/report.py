@@ -1,4 +1,7 @@
-"""Puts finished runs side by side: a table, training curves and a panel of pictures."""
+"""Puts finished runs on the same data side by side: a table, training curves and a panel of pictures.
+
+The teacher of a run, where it has one, comes before it.
+"""
 
 import argparse
 import json
@@ -10,9 +13,9 @@ if not __package__:  # run as a file: its own folder is on the import path, the 
 
     restart_as_module(__file__)
 
-from configs.build import build_split, build_student, load_trained
-from configs.schema import Experiment
-from models import count_parameters
+from configs.build import build_split, build_student, build_teacher, load_trained
+from configs.schema import Experiment, Network
+from models import SegModel, count_parameters
 from utils.config import load_config
 from utils.files import write_atomically
 from utils.report import prediction_panel
@@ -35,6 +38,10 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def describe(settings: Network, network: SegModel) -> list[str]:
+    return [f"{settings.backbone} {settings.head}", f"{count_parameters(network) / 1e6:.1f} M"]
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         "report.py", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -45,6 +52,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=3, metavar="N", help="validation images in the panel (default 3)")
     args = parser.parse_args(arguments)
     titles = args.titles or [run.name for run in args.runs]
+    if args.images < 1:
+        parser.error(f"--images {args.images}: expected 1 or more")
     if len(titles) != len(args.runs):
         parser.error(f"{len(args.runs)} runs but {len(titles)} titles")
 
@@ -53,20 +62,28 @@ def main(arguments: list[str] | None = None) -> None:
         for title, run in zip(titles, args.runs, strict=True):
             source = str(run / "config.py")
             config = load_config(source, Experiment)
+            if not (run / "student.safetensors").is_file():
+                raise ValueError(f"{run} holds no student.safetensors: the run is not finished")
             dataset = build_split(config, source, "val")
             network, _ = build_student(config, source, dataset.class_names, pretrained=False)
             load_trained(network, run / "student.safetensors", dataset.class_names)
-            networks[title], protocols[title] = network.eval(), config.eval.protocol
+            log = read_metrics(run)
+            taught = "none"
+            if config.teacher is not None:
+                teacher, _ = build_teacher(config, source, dataset.class_names)
+                found = [f"{100 * line['teacher_miou']:.2f}" for line in log if "teacher_miou" in line]
+                taught, name = f"{config.distill.type}, {config.teacher.backbone}", f"teacher of {title}"
+                networks[name], protocols[name] = teacher, config.eval.protocol
+                rows.append([name, *describe(config.teacher, teacher), "", "", "", *(found or ["not evaluated"]), ""])
 
-            validations = [line for line in read_metrics(run) if line.get("miou") is not None]
-            if not validations:
+            networks[title], protocols[title] = network.eval(), config.eval.protocol
+            curves[title] = [(line["step"], 100 * line["miou"]) for line in log if line.get("miou") is not None]
+            if not curves[title]:
                 raise ValueError(f"{run / 'metrics.jsonl'} holds no validation mIoU: the run never got to one")
-            curves[title] = [(line["step"], 100 * line["miou"]) for line in validations]
             (best_step, best), (_, last) = max(curves[title], key=lambda point: point[1]), curves[title][-1]
-            taught = "none" if config.teacher is None else f"{config.distill.type}, {config.teacher.backbone}"
-            name, size = f"{config.student.backbone} {config.student.head}", f"{count_parameters(network) / 1e6:.1f} M"
             iterations, seed = str(config.schedule.max_iters), str(config.train.seed)
-            rows.append([title, name, size, taught, iterations, seed, f"{best:.2f} ({best_step})", f"{last:.2f}"])
+            scores = [f"{best:.2f} ({best_step})", f"{last:.2f}"]
+            rows.append([title, *describe(config.student, network), taught, iterations, seed, *scores])
 
         header = ["run", "network", "parameters", "distillation", "iterations", "seed", "best val mIoU (step)", "last"]
         text = markdown_table(header, rows)

@@ -241,5 +241,5 @@ def evaluate(
 
 def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)  # the workers are the parallelism; OpenCV's own threads would fight them
-    for number in (signal.SIGINT, signal.SIGTERM):  # the main process decides, and needs its workers until it has
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process decides, and needs its workers until it has
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))  # seconds

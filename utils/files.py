@@ -5,15 +5,22 @@ from pathlib import Path
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
-    """Writes ``content`` beside ``path``, flushes it to disk and renames it: the old file stays whole until then."""
+    """Writes ``content`` beside ``path``, flushes it to disk and renames it: the old file stays whole until then.
+
+    Raises:
+        OSError: naming ``path``, if it cannot be written.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write {path} ({error.strerror}); what was there is as it was") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.is_file():
+            temporary.unlink()
