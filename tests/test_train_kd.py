@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -145,6 +146,37 @@ def test_interrupted_and_resumed_run_equals_the_uninterrupted_one(
     assert metrics(tmp_path) == metrics(whole)
     assert_same(weights(tmp_path / "last.pt"), weights(whole / "last.pt"))
     assert_same(weights(tmp_path / "best.pt"), weights(whole / "best.pt"))
+
+
+def test_a_finished_checkpoint_in_a_new_folder_is_validated_again(whole, experiments, tmp_path):
+    """Its best weights stayed behind, so the last ones are the best that are here."""
+    train_kd.main([experiments["hmkd"], "--work-dir", str(tmp_path), "--resume", str(whole / "step_6.pt")])
+    assert [line["step"] for line in metrics(tmp_path)] == [6]
+    assert_same(
+        load_file(tmp_path / "student.safetensors"), torch.load(whole / "last.pt", weights_only=True)["student"]
+    )
+
+
+def test_a_damaged_last_checkpoint_can_be_replaced(whole, experiments, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "last.pt").write_bytes(b"")
+    arguments = [experiments["hmkd"], "--work-dir", str(tmp_path / "run"), "--resume"]
+    assert "it may be truncated: go on from another step_*.pt" in refused([*arguments, "auto"])
+    train_kd.main([*arguments, str(tmp_path / "run" / "step_5.pt")])
+    assert "it will be replaced" in capsys.readouterr().out
+    assert_same(weights(tmp_path / "run" / "last.pt"), weights(whole / "last.pt"))
+
+
+def test_a_bad_file_in_a_worker_process_ends_the_run(experiments, streets, tmp_path, launch):
+    """Workers outlive signals for a while, but not the run: it must exit, not wait for them."""
+    root = tmp_path / "streets"
+    shutil.copytree(streets, root)
+    label = root / (root / "train.txt").read_text().split()[1]
+    label.write_bytes(label.read_bytes()[:100])
+    options = ["--cfg-options", f"data.root={root}", "data.workers=2"]
+    done = launch("train_kd.py", experiments["alone"], "--work-dir", tmp_path / "run", *options, timeout=60)
+    assert done.returncode == 1
+    assert f"{label} cannot be decoded" in done.stderr
 
 
 def test_going_on_from_a_checkpoint_of_another_folder(whole, experiments, tmp_path):

@@ -76,6 +76,7 @@ PAIR = "configs/hmkd/camvid_b4_r18.py"
         ("train.aux_weight=0.0", "student.aux is True but train.aux_weight is 0"),
         ("data.scale_range=(2.0,1.0)", r"camvid_b4_r18.py: data: scale_range is \(2.0, 1.0\)"),
         ("schedule.warmup_iters=80001", "schedule: warmup_iters 80001 is more than max_iters 80000"),
+        ("optimizer.betas=(0.9,2.0)", r"optimizer.betas.1: .*less than 1; found 2.0"),
         ("eval.mode=slide", "eval: mode='slide' needs crop_size"),
         ("train.precision=fp8", r"train.precision: 'fp8' is not valid; did you mean 'fp32'\?"),
     ],
@@ -93,6 +94,7 @@ def test_wrong_values_are_refused_by_file_key_and_nearest_choice(option, message
         ("distill.feature_pairs=[('stage3','stage9')]", r"distill: .*stage9.*stage"),
         ("distill.feature_pairs=[('stag3','stage3')]", r"distill: unknown teacher tap .*'stag3'.*stage3"),
         ("distill.temperature=0.0", "distill: .*temperature"),
+        ("train.class_weights=(1.0,2.0)", "train.class_weights: 2 weights for 11 classes"),
     ],
 )
 def test_what_only_the_networks_know_is_refused_when_they_are_built(option, message):
