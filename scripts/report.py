@@ -1,6 +1,6 @@
 """Puts finished runs on the same data side by side: a table, training curves and a panel of pictures.
 
-The teacher of a run, where it has one, comes before it.
+The teachers of the runs come first.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"{len(args.runs)} runs but {len(titles)} titles")
 
     try:
-        networks, protocols, curves, rows = {}, {}, {}, []
+        teachers, students, protocols, curves, teacher_rows, rows = {}, {}, {}, {}, [], []
         for title, run in zip(titles, args.runs, strict=True):
             source = str(run / "config.py")
             config = load_config(source, Experiment)
@@ -73,10 +73,12 @@ def main(arguments: list[str] | None = None) -> None:
                 teacher, _ = build_teacher(config, source, dataset.class_names)
                 found = [f"{100 * line['teacher_miou']:.2f}" for line in log if "teacher_miou" in line]
                 taught, name = f"{config.distill.type}, {config.teacher.backbone}", f"teacher of {title}"
-                networks[name], protocols[name] = teacher, config.eval.protocol
-                rows.append([name, *describe(config.teacher, teacher), "", "", "", *(found or ["not evaluated"]), ""])
+                teachers[name], protocols[name] = teacher, config.eval.protocol
+                teacher_rows.append(
+                    [name, *describe(config.teacher, teacher), "", "", "", *(found or ["not evaluated"]), ""]
+                )
 
-            networks[title], protocols[title] = network.eval(), config.eval.protocol
+            students[title], protocols[title] = network.eval(), config.eval.protocol
             curves[title] = [(line["step"], 100 * line["miou"]) for line in log if line.get("miou") is not None]
             if not curves[title]:
                 raise ValueError(f"{run / 'metrics.jsonl'} holds no validation mIoU: the run never got to one")
@@ -86,12 +88,12 @@ def main(arguments: list[str] | None = None) -> None:
             rows.append([title, *describe(config.student, network), taught, iterations, seed, *scores])
 
         header = ["run", "network", "parameters", "distillation", "iterations", "seed", "best val mIoU (step)", "last"]
-        text = markdown_table(header, rows)
+        text = markdown_table(header, teacher_rows + rows)
         write_atomically(args.out / "table.md", text.encode())
         plot_curves(curves, args.out / "curves.png", "validation mIoU (%)", "Validation mIoU during training")
         # Evenly spread over the set: neighbours in a list are often frames of one sequence.
         shown = [round((i + 0.5) * len(dataset) / args.images - 0.5) for i in range(args.images)]
-        picture = prediction_panel(dataset, shown, networks, protocols, errors_of=titles[-2:])
+        picture = prediction_panel(dataset, shown, teachers | students, protocols, errors_of=titles[-2:])
         write_png(args.out / "panel.png", picture)
         print(text, end="")
         print(f"wrote table.md, curves.png and panel.png to {args.out}")

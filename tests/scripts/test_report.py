@@ -32,9 +32,9 @@ def test_runs_side_by_side(runs, tmp_path, capsys):
     table = (tmp_path / "table.md").read_text()
     assert table in capsys.readouterr().out
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
-    assert [row[0] for row in cells[2:]] == ["alone", "teacher of HMKD", "HMKD"]
-    assert [row[3] for row in cells[2:]] == ["none", "", "hmkd, test_resnet"]
-    assert [row[1] for row in cells[2:]] == ["mit_b0 segformer", "test_resnet deeplabv3", "mit_b0 segformer"]
+    assert [row[0] for row in cells[2:]] == ["teacher of HMKD", "alone", "HMKD"]
+    assert [row[3] for row in cells[2:]] == ["", "none", "hmkd, test_resnet"]
+    assert [row[1] for row in cells[2:]] == ["test_resnet deeplabv3", "mit_b0 segformer", "mit_b0 segformer"]
     curves, panel = (cv2.imread(str(tmp_path / name)) for name in ("curves.png", "panel.png"))
     assert np.ptp(curves) > 100
     # Seven columns (image, truth, three predictions, two errors) of 240-pixel rows in 4:3.
