@@ -317,9 +317,8 @@ def dry_run(run: Run) -> None:
     if run.world.is_main:
         say(network_table(trainer.networks, run.config.data.crop_size))
         say(term_table(trainer.distiller.weights, terms, norms))
-        say(
-            f"peak memory {peak_memory_mib():.0f} MiB on {run.world.device.type}; no weights were loaded, nothing was written"
-        )
+        say(f"peak memory {peak_memory_mib():.0f} MiB on {run.world.device.type}")
+        say("a dry run loads no weights and writes nothing")
 
 
 def main(arguments: list[str] | None = None) -> None:
