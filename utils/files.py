@@ -20,7 +20,7 @@ def write_atomically(path: str | Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise OSError(error.errno, f"cannot write {path} ({error.strerror}); what was there is as it was") from error
+        raise OSError(f"cannot write {path} ({error.strerror or error}); what was there is as it was") from error
     finally:
         if temporary.is_file():
             temporary.unlink()
