@@ -1,5 +1,8 @@
 """Segmentation networks: a backbone and a head by name."""
 
+from pathlib import Path
+from typing import Any
+
 from torch import nn
 
 from models.backbones import BACKBONES, build_backbone
@@ -17,7 +20,7 @@ from models.deeplabv3 import DeepLabV3Head
 from models.fcn import FCNHead
 from models.pspnet import PSPHead
 from models.segformer import SegFormerHead
-from models.weights import LoadReport, load_weights
+from models.weights import LoadReport, load_weights, read_weights
 
 __all__ = [
     "BACKBONES",
@@ -33,6 +36,7 @@ __all__ = [
     "build_backbone",
     "build_model",
     "count_parameters",
+    "load_student",
     "load_weights",
 ]
 
@@ -82,6 +86,34 @@ def build_model(
     decoder = build_head(encoder.tap_info, num_classes, dropout=dropout, **sizes)
     aux_head = FCNHead(encoder.tap_info["stage3"].channels, num_classes, dropout) if aux else None
     return SegModel(encoder, decoder, num_classes, aux_head, normalization)
+
+
+def load_student(path: str | Path) -> tuple[SegModel, dict[str, Any]]:
+    """Rebuilds a trained network from its file alone.
+
+    Args:
+        path: ``student.safetensors``, or a checkpoint (``best.pt``, ``last.pt``, ...) of a run.
+
+    Returns:
+        The network in evaluation mode, and what its file says of it: ``network`` (arguments of ``build_model``),
+        ``class_names``, ``palette`` (RGB a class), ``normalization``, ``taps``, ``step``, ``miou`` (0..1, of the best
+        validation), ``config`` and ``environment`` of the run.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, does not describe its network, or does not fit its own description.
+    """
+    path = Path(path)
+    _, about = read_weights(path)
+    lacking = [name for name in ("network", "class_names", "palette") if name not in about]
+    if lacking:
+        raise ValueError(
+            f"{path} does not say how its network is built (no {', '.join(lacking)}): expected a student.safetensors "
+            f"or checkpoint that train_kd.py wrote"
+        )
+    model = build_model(num_classes=len(about["class_names"]), **about["network"])
+    load_weights(model, path)
+    return model.eval(), about
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -142,7 +142,7 @@ def read_weights(path: Path) -> tuple[State, dict[str, Any]]:
             with safe_open(path, "pt") as file:
                 content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
                 metadata = file.metadata() or {}
-                about = {name: json.loads(value) for name, value in metadata.items()} if "taps" in metadata else {}
+                about = {name: json.loads(value) for name, value in metadata.items()} if "network" in metadata else {}
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
             about = content.get("about", {}) if isinstance(content, Mapping) else {}
