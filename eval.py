@@ -18,6 +18,7 @@ import torch
 
 from configs.build import build_split, build_student, build_teacher, load_trained
 from configs.schema import Eval, Experiment
+from models import read_weights
 from utils.config import ConfigError, load_config, validate
 from utils.distributed import World, close_world, init_world
 from utils.evaluation import evaluate
@@ -58,7 +59,7 @@ def run(config: Experiment, args: argparse.Namespace, world: World) -> None:
         model, report = build_teacher(config, args.config, dataset.class_names)
     else:
         model, _ = build_student(config, args.config, dataset.class_names, pretrained=False)
-        report = load_trained(model, args.checkpoint, dataset.class_names)
+        report = load_trained(model, read_weights(args.checkpoint), dataset.class_names)
     if world.is_main:
         say(str(report))
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
@@ -87,7 +88,7 @@ def run(config: Experiment, args: argparse.Namespace, world: World) -> None:
         result = {
             **metrics.to_dict(), "class_names": list(dataset.class_names), "images": len(dataset), "split": args.split,
             "eval": settings.protocol, "precision": config.train.precision, "protocol": config.protocol,
-            "checkpoint": str(report.path), "sha256": hashlib.sha256(report.path.read_bytes()).hexdigest(),
+            "checkpoint": report.source, "sha256": hashlib.sha256(report.path.read_bytes()).hexdigest(),
             "world_size": world.size, "environment": environment(), "config": config.model_dump(),
         }  # fmt: skip
         write_atomically(args.json, (json.dumps(result, indent=2) + "\n").encode())

@@ -3,8 +3,9 @@
 Every error of a component is blamed on the config file and section that asked for it.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -15,8 +16,17 @@ from datasets.transforms import TrainTransform
 from losses import build_method
 from losses.distiller import Distiller
 from losses.task import TaskLoss
-from models import SegModel, build_model
-from models.weights import LoadReport, load_weights
+from models import (
+    LoadReport,
+    Normalization,
+    SegModel,
+    Weights,
+    build_model,
+    load_read_weights,
+    load_weights,
+    read_weights,
+    source_settings,
+)
 from utils.config import ConfigError, blame
 
 HOW_TO_GET = {
@@ -40,9 +50,12 @@ def build_train_stream(config: Experiment, source: str) -> TrainStream:
     return TrainStream(build_split(config, source, "train"), TrainTransform(**config.data.transform), config.train.seed)
 
 
-def _build_network(network: Network, num_classes: int, aux: bool) -> SegModel:
-    names = ("backbone", "head", "output_stride", "width", "dropout", "drop_path", "normalization")
-    return build_model(num_classes=num_classes, aux=aux, **{name: getattr(network, name) for name in names})
+NETWORK = ("backbone", "head", "output_stride", "width", "dropout", "drop_path", "normalization")
+
+
+def _settings(network: Network) -> dict[str, Any]:
+    """Arguments of ``build_model``."""
+    return {name: getattr(network, name) for name in NETWORK}
 
 
 def build_student(
@@ -53,11 +66,10 @@ def build_student(
     ``pretrained=False`` leaves that file alone: for a dry run, or for weights that are loaded afterwards.
     """
     with blame(source, "student"):
-        student = _build_network(config.student, len(class_names), config.student.aux)
+        student = build_model(num_classes=len(class_names), aux=config.student.aux, **_settings(config.student))
     report = None
     if pretrained and config.student.pretrained is not None:
-        _require_file(config.student.pretrained, source, "student.pretrained")
-        with blame(source, "student.pretrained"):
+        with _blame_weights(source, "student.pretrained"):
             report = load_weights(student, config.student.pretrained, part="backbone")
     return student, report
 
@@ -68,14 +80,39 @@ def build_teacher(
     """The frozen teacher in eval mode with what was loaded into it, or None twice where the config has no teacher."""
     if config.teacher is None:
         return None, None
+    settings, weights, report = _settings(config.teacher), None, None
+    if pretrained or config.teacher.backbone is None:
+        with _blame_weights(source, "teacher.weights"):
+            weights = read_weights(config.teacher.weights)
+            settings = _completed(settings, weights)
     with blame(source, "teacher"):
-        teacher = _build_network(config.teacher, len(class_names), aux=False)
-    report = None
+        settings["normalization"] = settings["normalization"] or "imagenet"
+        teacher = build_model(num_classes=len(class_names), **settings)
     if pretrained:
-        _require_file(config.teacher.weights, source, "teacher.weights")
         with blame(source, "teacher.weights"):
-            report = load_trained(teacher, config.teacher.weights, class_names)
+            report = load_trained(teacher, weights, class_names)
     return teacher.requires_grad_(False).eval(), report
+
+
+def _completed(settings: dict[str, Any], weights: Weights) -> dict[str, Any]:
+    """A teacher's settings, where the config leaves them open, as its weights say of themselves.
+
+    Raises:
+        ValueError: neither the config nor the weights say how the network is built.
+    """
+    said = source_settings(weights)
+    open_to = {}
+    if "normalization" in said:
+        mean, std, bgr = (said["normalization"][name] for name in Normalization._fields)
+        open_to["normalization"] = Normalization(tuple(mean), tuple(std), bgr)
+    if settings["backbone"] is None:
+        if "network" not in said:
+            raise ValueError(
+                f"{weights.source} does not say how its network is built: give backbone, head and, where they are not "
+                f"the head's own, width and output_stride"
+            )
+        open_to = {name: said["network"].get(name) for name in NETWORK if name != "normalization"} | open_to
+    return {name: open_to.get(name) if value is None else value for name, value in settings.items()}
 
 
 def build_distiller(config: Experiment, source: str, student: SegModel, teacher: SegModel | None) -> Distiller:
@@ -94,19 +131,26 @@ def build_distiller(config: Experiment, source: str, student: SegModel, teacher:
         return Distiller(student, task, method)
 
 
-def load_trained(model: SegModel, path: str | Path, class_names: Sequence[str]) -> LoadReport:
+def load_trained(model: SegModel, weights: Weights, class_names: Sequence[str]) -> LoadReport:
     """Loads a whole trained network for a dataset of ``class_names``.
 
     Raises:
-        FileNotFoundError, ValueError: as ``load_weights``; and if the file says that its classes are others.
+        ValueError: as ``load_weights``; and if the file says that its classes are others.
     """
-    report = load_weights(model, path, part="all")
-    trained_on = report.about.get("class_names", class_names)
+    trained_on = weights.about.get("class_names", class_names)
+    report = load_read_weights(model, weights, part="all")
     if list(trained_on) != list(class_names):
-        raise ValueError(f"{path} was trained on the classes {list(trained_on)}; the dataset has {list(class_names)}")
+        raise ValueError(
+            f"{weights.source} was trained on the classes {list(trained_on)}; the dataset has {list(class_names)}"
+        )
     return report
 
 
-def _require_file(path: str, source: str, key: str) -> None:
-    if not Path(path).is_file():
-        raise ConfigError(f"{source}: {key}: {path} does not exist; {HOW_TO_GET[key]}")
+@contextmanager
+def _blame_weights(source: str, key: str) -> Iterator[None]:
+    """As ``blame``; a file that does not exist gets word of where it comes from."""
+    with blame(source, key):
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}; {HOW_TO_GET[key]}") from error

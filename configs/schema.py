@@ -116,11 +116,23 @@ class Network(Section):
 
 class Student(Network):
     aux: bool = False  # auxiliary FCN head on stage 3, weighted by train.aux_weight
-    pretrained: str | None = None  # file with backbone weights
+    # Backbone weights: a file or folder, 'timm', 'package:NAME' or 'hf:NAME'; see pretrained/README.md.
+    pretrained: str | None = None
 
 
 class Teacher(Network):
-    weights: str  # file of a whole segmentation network
+    """What is None here is as the file of the weights says, where it says it."""
+
+    backbone: str | None = None
+    head: Annotated[str, one_of(HEADS, "head")] | None = None
+    normalization: Annotated[str, one_of(NORMALIZATIONS, "normalization")] | None = None
+    weights: str  # of a whole segmentation network: a file or folder, or 'hf:NAME'
+
+    @model_validator(mode="after")
+    def _check(self) -> "Teacher":
+        if (self.backbone is None) != (self.head is None):
+            raise ValueError("give both backbone and head, or neither where the weights say them")
+        return self
 
 
 class Optimizer(Section):

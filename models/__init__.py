@@ -16,11 +16,12 @@ from models.base import (
     Tap,
     unknown_name,
 )
-from models.deeplabv3 import DeepLabV3Head
+from models.deeplabv3 import DeepLabV3Head, MMSegDeepLabV3Head
 from models.fcn import FCNHead
 from models.pspnet import PSPHead
-from models.segformer import SegFormerHead
-from models.weights import LoadReport, load_weights, read_weights
+from models.segformer import MMSegSegFormerHead, SegFormerHead
+from models.sources import Weights, read_weights
+from models.weights import LoadReport, load_read_weights, load_weights, source_settings
 
 __all__ = [
     "BACKBONES",
@@ -33,14 +34,24 @@ __all__ = [
     "SegModel",
     "SegOutput",
     "Tap",
+    "Weights",
     "build_backbone",
     "build_model",
     "count_parameters",
+    "load_read_weights",
     "load_student",
     "load_weights",
+    "read_weights",
+    "source_settings",
 ]
 
-HEADS = {"deeplabv3": DeepLabV3Head, "pspnet": PSPHead, "segformer": SegFormerHead}
+HEADS = {
+    "deeplabv3": DeepLabV3Head,
+    "deeplabv3_mmseg": MMSegDeepLabV3Head,
+    "pspnet": PSPHead,
+    "segformer": SegFormerHead,
+    "segformer_mmseg": MMSegSegFormerHead,
+}
 
 
 def build_model(
@@ -103,8 +114,8 @@ def load_student(path: str | Path) -> tuple[SegModel, dict[str, Any]]:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, does not describe its network, or does not fit its own description.
     """
-    path = Path(path)
-    _, about = read_weights(path)
+    weights = read_weights(path)
+    about = weights.about
     lacking = [name for name in ("network", "class_names", "palette") if name not in about]
     if lacking:
         raise ValueError(
@@ -112,7 +123,7 @@ def load_student(path: str | Path) -> tuple[SegModel, dict[str, Any]]:
             f"or checkpoint that train_kd.py wrote"
         )
     model = build_model(num_classes=len(about["class_names"]), **about["network"])
-    load_weights(model, path)
+    load_read_weights(model, weights)
     return model.eval(), about
 
 

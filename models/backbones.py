@@ -8,8 +8,15 @@ from torch import Tensor, nn
 from models.base import Backbone, Tap, unknown_name
 from models.mit import VARIANTS, MixTransformer
 
+# timm has ResNets with stems of three convolutions, 'c' of width 32 as mmsegmentation's and 's' of 64 as CIRKD's, from
+# depth 50 on. These are the same at depth 18: timm's name and the options that make it so.
+DEEP_STEMS = {
+    "resnet18c": ("resnet18", {"stem_type": "deep", "stem_width": 32}),
+    "resnet18s": ("resnet18", {"stem_type": "deep", "stem_width": 64}),
+}
+
 # Names to offer first; any timm name is as good.
-BACKBONES = ("resnet18", "resnet101", *VARIANTS)
+BACKBONES = ("resnet18", "resnet101", *DEEP_STEMS, "resnet101c", "resnet101s", *VARIANTS)
 
 # What timm does not say of its own files (names in timm.models). A file absent here is a convolutional network, takes
 # any size, and may round grids down.
@@ -41,12 +48,15 @@ class TimmBackbone(Backbone):
 
     def __init__(self, name: str, output_stride: int, drop_path: float):
         super().__init__()
-        if not timm.is_model(name):
+        timm_name, options = DEEP_STEMS.get(name, (name, {}))
+        if not timm.is_model(timm_name):
             raise unknown_name("backbone", name, [*BACKBONES, *timm.list_models()], shown=BACKBONES)
         self.name = name
-        module = timm.models.model_entrypoint(name).__module__.rpartition(".")[2]
+        module = timm.models.model_entrypoint(timm_name).__module__.rpartition(".")[2]
         self.family = "transformer" if module in TRANSFORMERS else "cnn"
-        self.net = _create(name, output_stride, drop_path, ANY_SIZE.get(module, {}))
+        self.net = _create(timm_name, output_stride, drop_path, ANY_SIZE.get(module, {}) | options)
+        if name == "resnet18c":
+            _undilate_second_convolutions(self.net)
         self.rounds_up = module in ROUNDS_UP and not any(map(_pools_unpadded, self.net.modules()))
         self.channels_last = getattr(self.net, "output_fmt", None) == "NHWC"
 
@@ -99,6 +109,21 @@ def _create(name: str, output_stride: int, drop_path: float, options: dict) -> n
             if isinstance(module, DropPath):
                 module.drop_prob = 0.0
     return net
+
+
+def _undilate_second_convolutions(net: nn.Module) -> None:
+    """mmsegmentation dilates the first convolution of a ResNet-18's block alone; no tensor of its files shows it."""
+    for name, module in net.named_modules():
+        if name.endswith(".conv2"):
+            module.dilation, module.padding = (1, 1), (1, 1)
+
+
+def timm_names(backbone: TimmBackbone) -> dict[str, str | None]:
+    """For every tensor of timm's whole network, its name in ``backbone.net``, or None where features do without it."""
+    # A feature network has the whole one's modules, some of them under names with '_' for '.'.
+    features = {key.removeprefix("model.").replace(".", "_"): key for key in backbone.net.state_dict()}
+    name, options = DEEP_STEMS.get(backbone.name, (backbone.name, {}))
+    return {key: features.get(key.replace(".", "_")) for key in timm.create_model(name, **options).state_dict()}
 
 
 def _pools_unpadded(module: nn.Module) -> bool:

@@ -59,6 +59,7 @@ class Normalization(NamedTuple):
 
 NORMALIZATIONS = {
     "imagenet": Normalization((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+    "inception": Normalization((127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
     "caffe_bgr": Normalization((104.00699, 116.66877, 122.67892), (1.0, 1.0, 1.0), bgr=True),
 }
 

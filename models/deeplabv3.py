@@ -14,10 +14,10 @@ class ASPP(nn.Module):
         inputs: C.
         width: channels of each branch and of the result.
         rates: dilations of the 3x3 convolutions.
-        dropout: probability after the projection.
+        kernel: of the projection.
     """
 
-    def __init__(self, inputs: int, width: int, rates: tuple[int, int, int], dropout: float):
+    def __init__(self, inputs: int, width: int, rates: tuple[int, int, int], kernel: int = 1):
         super().__init__()
         self.convs = nn.ModuleList(
             [
@@ -26,19 +26,23 @@ class ASPP(nn.Module):
                 GlobalContext(inputs, width),
             ]
         )
-        self.project = conv_bn_relu(5 * width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.project = conv_bn_relu(5 * width, width, kernel)
 
     def forward(self, maps: Tensor) -> Tensor:
         """B C h w -> B width h w."""
-        return self.dropout(self.project(torch.cat([conv(maps) for conv in self.convs], dim=1)))
+        return self.project(torch.cat([conv(maps) for conv in self.convs], dim=1))
+
+
+def rates(stride: int) -> tuple[int, int, int]:
+    """The paper's dilations 6, 12, 18 at output stride 16, twice that at 8 and half at 32.
+
+    So a branch always sees the same stretch of the image.
+    """
+    return 96 // stride, 192 // stride, 288 // stride
 
 
 class DeepLabV3Head(nn.Module):
     """ASPP on stage 4, a 3x3 convolution, a classifier; layer for layer torchvision's.
-
-    The dilations are the paper's 6, 12, 18 at output stride 16, twice that at 8 and half at 32, so that a branch always
-    sees the same stretch of the image.
 
     Args:
         taps: the backbone's ``tap_info``.
@@ -51,14 +55,38 @@ class DeepLabV3Head(nn.Module):
 
     def __init__(self, taps: dict[str, Tap], num_classes: int, width: int = 256, dropout: float = 0.1):
         super().__init__()
-        channels, stride = taps["stage4"]
-        rate = 96 // stride
-        self.tap = Tap(width, stride)
-        self.aspp = ASPP(channels, width, (rate, 2 * rate, 3 * rate), dropout)
+        self.tap = Tap(width, taps["stage4"].stride)
+        self.aspp = ASPP(taps["stage4"].channels, width, rates(taps["stage4"].stride))
+        self.dropout = nn.Dropout(dropout)
         self.block = conv_bn_relu(width, width, kernel=3)
         self.classifier = nn.Conv2d(width, num_classes, 1)
 
     def forward(self, stages: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Stages -> logits B K h w and features B width h w, on the grid of stage 4."""
-        features = self.block(self.aspp(stages["stage4"]))
+        features = self.block(self.dropout(self.aspp(stages["stage4"])))
         return self.classifier(features), features
+
+
+class MMSegDeepLabV3Head(nn.Module):
+    """mmsegmentation's form of it: ASPP ends in a 3x3 convolution in place of a 1x1 and a 3x3.
+
+    Args:
+        taps: the backbone's ``tap_info``.
+        num_classes: K.
+        width: channels throughout, and of the 'head' tap; theirs have 512, or 128 on a ResNet-18.
+        dropout: probability before the classifier.
+    """
+
+    default_output_stride = 8
+
+    def __init__(self, taps: dict[str, Tap], num_classes: int, width: int = 512, dropout: float = 0.1):
+        super().__init__()
+        self.tap = Tap(width, taps["stage4"].stride)
+        self.aspp = ASPP(taps["stage4"].channels, width, rates(taps["stage4"].stride), kernel=3)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Conv2d(width, num_classes, 1)
+
+    def forward(self, stages: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Stages -> logits B K h w and features B width h w, on the grid of stage 4."""
+        features = self.aspp(stages["stage4"])
+        return self.classifier(self.dropout(features)), features

@@ -1,5 +1,7 @@
 """SegFormer's all-MLP head (Xie et al., NeurIPS 2021, section 3.2)."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -22,11 +24,12 @@ class SegFormerHead(nn.Module):
     """
 
     default_output_stride = 32
+    projection = staticmethod(partial(nn.Conv2d, kernel_size=1))
 
     def __init__(self, taps: dict[str, Tap], num_classes: int, width: int = 256, dropout: float = 0.1):
         super().__init__()
         self.tap = Tap(width, taps["stage1"].stride)
-        self.project = nn.ModuleDict({stage: nn.Conv2d(taps[stage].channels, width, 1) for stage in STAGES})
+        self.project = nn.ModuleDict({stage: self.projection(taps[stage].channels, width) for stage in STAGES})
         self.fuse = conv_bn_relu(len(STAGES) * width, width)
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(width, num_classes, 1)
@@ -36,3 +39,9 @@ class SegFormerHead(nn.Module):
         maps = [resize(self.project[stage](stages[stage]), like=stages["stage1"]) for stage in STAGES]
         features = self.fuse(torch.cat(maps, dim=1))
         return self.classifier(self.dropout(features)), features
+
+
+class MMSegSegFormerHead(SegFormerHead):
+    """mmsegmentation's form of it: each projection is a convolution without bias, BatchNorm and ReLU."""
+
+    projection = staticmethod(conv_bn_relu)

@@ -1,114 +1,79 @@
-"""Reads a weights file of any known layout into a network, wholly or not at all."""
+"""Loads weights of any known layout into a network, wholly or not at all."""
 
-import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from models.base import SegModel
-
-State = dict[str, Tensor]
-
-
-class Layout(NamedTuple):
-    """How one family of files names its tensors.
-
-    Attributes:
-        name: for the report.
-        holds: ``'all'`` of a network, or its ``'backbone'``.
-        markers: keys whose joint presence tells the layout; the first that fits in ``LAYOUTS`` wins.
-        convert: the file's tensors -> ours, by name (and shape, where they differ).
-        skip: prefixes, in the file, of tensors that our networks have no place for.
-    """
-
-    name: str
-    holds: str
-    markers: frozenset[str]
-    convert: Callable[[State], State]
-    skip: tuple[str, ...] = ()
-
-
-def _below(prefix: str) -> Callable[[State], State]:
-    return lambda state: {prefix + key: tensor for key, tensor in state.items()}
-
-
-# The classifier of an ImageNet encoder (fc, head) has no place in a segmentation network.
-LAYOUTS = (
-    Layout("hmkd", "all", frozenset({"head.classifier.weight"}), dict),
-    Layout(
-        "ImageNet ResNet (torchvision, timm)",
-        "backbone",
-        frozenset({"bn1.weight", "layer1.0.conv1.weight"}),
-        _below("backbone.net."),
-        skip=("fc.",),
-    ),
-    Layout(
-        "ImageNet MiT (NVlabs)",
-        "backbone",
-        frozenset({"patch_embed1.proj.weight", "norm4.weight"}),
-        _below("backbone."),
-        skip=("head.",),
-    ),
-)
-# Where checkpoints keep their weights; 'student' is ours.
-WRAPPERS = ("student", "state_dict", "model", "module")
+from models.backbones import TimmBackbone, timm_names
+from models.base import NORMALIZATIONS, SegModel
+from models.layouts import LAYOUTS, Layout, State
+from models.sources import PACKAGES, Weights, read_weights, timm_weights
 
 
 class LoadReport(NamedTuple):
     """What was loaded.
 
     Attributes:
-        path: the file.
+        source: the file, folder, package or hub.
+        path: the file that held the tensors; None where timm fetched them.
         layout: name of its layout.
         part: ``'all'`` or ``'backbone'``.
         loaded: tensors copied into the network.
         skipped: keys of the file left out by a documented exception.
-        about: what a file of ours says beside its tensors (``class_names``, ``normalization``, ``taps``, ...).
+        widened: the dtype of a file in half precision, or None.
+        about: what the source says beside its tensors (``class_names``, ``normalization``, ``taps``, ...).
     """
 
-    path: Path
+    source: str
+    path: Path | None
     layout: str
     part: str
     loaded: int
     skipped: tuple[str, ...]
+    widened: str | None
     about: Mapping[str, Any]
 
     def __str__(self) -> str:
         skipped = f", {len(self.skipped)} skipped ({_list(self.skipped)})" if self.skipped else ""
+        widened = f", {self.widened} made float32" if self.widened else ""
         where = "network" if self.part == "all" else "backbone"
-        return f"{self.path}: {self.layout} layout, {self.loaded} tensors loaded into the {where}{skipped}"
+        return f"{self.source}: {self.layout} layout, {self.loaded} tensors loaded into the {where}{widened}{skipped}"
 
 
-def load_weights(model: SegModel, path: str | Path, part: str = "all") -> LoadReport:
-    """Loads a file into a network, strictly; on any error the network is as it was.
+def load_weights(model: SegModel, source: str | Path, part: str = "all") -> LoadReport:
+    """Loads weights into a network, strictly; on any error the network is as it was.
 
     Left out, and named in the report: the ImageNet classifier of an encoder; an auxiliary head that the network does
-    not have; with ``part='backbone'``, the heads in a whole network's file. ``num_batches_tracked`` may be absent.
+    not have; with ``part='backbone'``, the heads (so a network of another class count may lend its backbone).
+    ``num_batches_tracked`` may be absent.
 
     Args:
         model: the network.
-        path: torch file (read with ``weights_only=True``) or ``.safetensors``.
+        source: what :func:`models.sources.read_weights` takes (torch file, read with ``weights_only=True``,
+            ``.safetensors``, folder of Hugging Face, ``hf:NAME``, ``package:NAME``), or ``'timm'`` for timm's own
+            ImageNet weights of the backbone.
         part: ``'all'``, or ``'backbone'`` to leave the network's heads alone.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file, or it cannot be fetched.
         ValueError: it cannot be read, has no known layout, is an encoder where a network is asked for, has another
-            number of classes, lacks, adds or reshapes a tensor, or says that it was trained with another normalisation
-            or other strides.
+            number of classes, lacks, adds or reshapes a tensor, or was trained with another normalisation or other
+            strides than the network has.
     """
     if part not in ("all", "backbone"):
         raise ValueError(f"part is {part!r}; expected 'all' or 'backbone'")
-    path = Path(path)
-    state, about = read_weights(path)
-    layout = _detect(state, path)
+    return load_read_weights(model, timm_weights(model) if source == "timm" else read_weights(source), part)
+
+
+def load_read_weights(model: SegModel, weights: Weights, part: str = "all") -> LoadReport:
+    """:func:`load_weights` for what :func:`models.sources.read_weights` has read."""
+    layout, state = _detect(model, weights)
     if part == "all" and layout.holds == "backbone":
         raise ValueError(
-            f"{path} is an ImageNet encoder ({layout.name}), not a segmentation model: its heads would stay random. "
-            f"Give a segmentation checkpoint, or load it as the backbone alone"
+            f"{weights.source} is an ImageNet encoder ({layout.name}), not a segmentation model: its heads would stay "
+            f"random. Give a segmentation checkpoint, or load it as the backbone alone"
         )
     skipped = [key for key in state if key.startswith(layout.skip)]
     state = layout.convert({key: tensor for key, tensor in state.items() if key not in skipped})
@@ -118,73 +83,114 @@ def load_weights(model: SegModel, path: str | Path, part: str = "all") -> LoadRe
         wanted = {key: tensor for key, tensor in wanted.items() if key.startswith("backbone.")}
         extra = [key for key in state if not key.startswith("backbone.")]
     else:
-        _check_classes(model, state, path)
-        _check_settings(model, about, path)
+        _check_classes(model, state, weights)
         extra = [key for key in state if key.startswith("aux_head.") and model.aux_head is None]
     state = {key: tensor for key, tensor in state.items() if key not in extra}
 
-    _check_strict(wanted, state, path)
+    _check_strict(wanted, state, weights, layout)
+    _check_settings(model, weights, layout, part)
     model.load_state_dict(state, strict=False)  # strictness, with its exceptions, was checked above
-    return LoadReport(path, layout.name, part, len(state), (*skipped, *extra), about)
+    halves = {str(tensor.dtype).removeprefix("torch.") for tensor in state.values()} & {"float16", "bfloat16"}
+    return LoadReport(
+        weights.source, weights.path, layout.name, part, len(state), (*skipped, *extra), next(iter(halves), None),
+        weights.about,
+    )  # fmt: skip
 
 
-def read_weights(path: Path) -> tuple[State, dict[str, Any]]:
-    """The tensors of a file, out of whatever wrapper they are kept in, and what a file of ours says beside them.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or holds no weights.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"weights file {path} does not exist")
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-                metadata = file.metadata() or {}
-                about = {name: json.loads(value) for name, value in metadata.items()} if "network" in metadata else {}
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            about = content.get("about", {}) if isinstance(content, Mapping) else {}
-    except Exception as error:  # a damaged file can fail in any of a dozen ways, all of which mean the same
-        raise ValueError(f"{path} cannot be read as a checkpoint (damaged, or not one): {error}") from error
-
-    inner = content
-    while isinstance(inner, Mapping):
-        if inner and all(isinstance(value, Tensor) for value in inner.values()):
-            return {key.removeprefix("module."): tensor for key, tensor in inner.items()}, about  # 'module.' is DDP's
-        inner = next((inner[key] for key in WRAPPERS if isinstance(inner.get(key), Mapping)), None)
-    found = f"keys {_list(map(str, content))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
-    raise ValueError(f"{path} holds {found}; expected tensors by name, bare or under one of {', '.join(WRAPPERS)}")
+def known_layout(weights: Weights) -> Layout | None:
+    """The layout whose markers the tensors bear; None where only the network can tell (timm's own names)."""
+    return next((layout for layout in LAYOUTS if layout.markers <= weights.tensors.keys()), None)
 
 
-def _detect(state: State, path: Path) -> Layout:
-    for layout in LAYOUTS:
-        if layout.markers <= state.keys():
-            return layout
+def _detect(model: SegModel, weights: Weights) -> tuple[Layout, State]:
+    """The layout, and the tensors under the names that it expects."""
+    if weights.source.startswith("package:"):
+        return _in_order(model, weights)
+    layout = known_layout(weights)
+    if layout is not None:
+        return layout, weights.tensors
+    if isinstance(model.backbone, TimmBackbone):
+        layout = _timm_layout(model.backbone)
+        if len(layout.markers & weights.tensors.keys()) > len(layout.markers) / 2:  # the rest is for strictness
+            return layout, weights.tensors
     known = ", ".join(layout.name for layout in LAYOUTS)
-    raise ValueError(f"{path} has no known layout: its keys are {_list(state)}; known are {known}")
+    raise ValueError(
+        f"{weights.source} has no known layout: its keys are {_list(weights.tensors)}; known are {known}, and timm's "
+        f"names of the backbone itself"
+    )
 
 
-def _check_classes(model: SegModel, state: State, path: Path) -> None:
-    found = state["head.classifier.weight"].shape[0]
-    if found != model.num_classes:
-        raise ValueError(f"{path} was trained on {found} classes; the network has {model.num_classes}")
+def _timm_layout(backbone: TimmBackbone) -> Layout:
+    """The names of timm's whole network; what its features do without is skipped."""
+    names = timm_names(backbone)
+    return Layout(
+        f"ImageNet {backbone.name} (timm)",
+        "backbone",
+        frozenset(names),
+        expects=f"backbone={backbone.name!r}",
+        finish=lambda state: {f"backbone.net.{names.get(key, key)}": tensor for key, tensor in state.items()},
+        skip=tuple(key for key, name in names.items() if name is None),
+    )
 
 
-def _check_settings(model: SegModel, about: Mapping[str, Any], path: Path) -> None:
+def _in_order(model: SegModel, weights: Weights) -> tuple[Layout, State]:
+    """A package's tensors under timm's names, which they match one to one, in order."""
+    package = PACKAGES[weights.source.removeprefix("package:")]
+    backbone = model.backbone
+    if not isinstance(backbone, TimmBackbone) or backbone.name != package.network:
+        found = getattr(backbone, "name", "a Mix Transformer")
+        raise ValueError(f"{weights.source} holds a {package.network}; the network's backbone is {found}")
+    names = list(timm_names(backbone))
+    if len(names) != len(weights.tensors):
+        raise ValueError(
+            f"{weights.source} holds {len(weights.tensors)} tensors; timm's {package.network} has {len(names)}"
+        )
+    return _timm_layout(backbone), dict(zip(names, weights.tensors.values(), strict=True))
+
+
+def _check_classes(model: SegModel, state: State, weights: Weights) -> None:
+    if "head.classifier.weight" in state and len(state["head.classifier.weight"]) != model.num_classes:
+        raise ValueError(
+            f"{weights.source} was trained on {len(state['head.classifier.weight'])} classes; the network has "
+            f"{model.num_classes}"
+        )
+
+
+def _check_settings(model: SegModel, weights: Weights, layout: Layout, part: str) -> None:
     """Settings that no tensor shows, and that change what the tensors compute."""
-    ours = {
-        "normalization": model.normalization._asdict(),
-        "taps": {name: tap._asdict() for name, tap in model.tap_info.items()},
-    }
-    for name, value in ours.items():
-        if name in about and _lists(about[name]) != _lists(value):
-            different = [key for key in value if _lists(about[name]).get(key) != _lists(value)[key]]
+    said = source_settings(weights)
+    theirs = _lists(said.get("normalization", {}))
+    if any(theirs.get(key, value) != value for key, value in _lists(model.normalization._asdict()).items()):
+        names = [name for name, value in NORMALIZATIONS.items() if _lists(value._asdict()) == theirs]
+        raise ValueError(
+            f"{weights.source} was trained on images normalised by {theirs}; the network normalises them by "
+            f"{_lists(model.normalization._asdict())}: set normalization={names[0]!r}"
+            if names
+            else f"{weights.source} was trained on images normalised by {theirs}, which is none of "
+            f"{', '.join(NORMALIZATIONS)}: add it to models/base.py"
+        )
+    theirs = _lists(said.get("taps", {})) if part == "all" else {}
+    for name, tap in _lists({name: tap._asdict() for name, tap in model.tap_info.items()}).items():
+        if theirs and theirs.get(name) != tap:
             raise ValueError(
-                f"{path} was trained with {name} {different[0]} = {_lists(about[name]).get(different[0])}; the network "
-                f"has {_lists(value)[different[0]]}: correct its backbone, head, output_stride or normalization"
+                f"{weights.source} was trained with tap {name} = {theirs.get(name)}; the network has {tap}: "
+                f"correct its backbone, head, width or output_stride"
             )
+    stride = model.tap_info["stage4"].stride
+    if part == "all" and layout.output_stride not in (None, stride):
+        raise ValueError(
+            f"{weights.source}: networks of the {layout.name} layout run at output_stride={layout.output_stride}; the "
+            f"network has {stride}"
+        )
+
+
+def source_settings(weights: Weights) -> dict[str, Any]:
+    """What a source says of itself, and what its layout says where it does not: see ``Weights.about``."""
+    layout = known_layout(weights)
+    of_layout = (
+        {} if layout is None or layout.normalization is None else {"normalization": layout.normalization._asdict()}
+    )
+    return {**of_layout, **weights.about}
 
 
 def _lists(value: Any) -> Any:
@@ -194,7 +200,7 @@ def _lists(value: Any) -> Any:
     return [_lists(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
-def _check_strict(wanted: State, state: State, path: Path) -> None:
+def _check_strict(wanted: State, state: State, weights: Weights, layout: Layout) -> None:
     def shape(tensor: Tensor) -> str:
         return "x".join(map(str, tensor.shape)) or "scalar"
 
@@ -213,7 +219,9 @@ def _check_strict(wanted: State, state: State, path: Path) -> None:
     }
     lines = [f"  {len(keys)} {kind}: {_list(keys)}" for kind, keys in problems.items() if keys]
     if lines:
-        raise ValueError("\n".join([f"{path} does not fit the network, which was left as it was", *lines]))
+        first = f"{weights.source} ({layout.name} layout) does not fit the network, which was left as it was"
+        hint = [f"  networks of this layout are {layout.expects}"] if layout.expects else []
+        raise ValueError("\n".join([first, *lines, *hint]))
 
 
 def _list(keys: Iterable[str]) -> str:

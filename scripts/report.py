@@ -15,7 +15,7 @@ if not __package__:  # run as a file: its own folder is on the import path, the 
 
 from configs.build import build_split, build_student, build_teacher, load_trained
 from configs.schema import Experiment, Network
-from models import SegModel, count_parameters
+from models import SegModel, count_parameters, read_weights
 from utils.config import load_config
 from utils.files import write_atomically
 from utils.report import prediction_panel
@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
                 raise ValueError(f"{run} holds no student.safetensors: the run is not finished")
             dataset = build_split(config, source, "val")
             network, _ = build_student(config, source, dataset.class_names, pretrained=False)
-            load_trained(network, run / "student.safetensors", dataset.class_names)
+            load_trained(network, read_weights(run / "student.safetensors"), dataset.class_names)
             log = read_metrics(run)
             taught = "none"
             if config.teacher is not None:

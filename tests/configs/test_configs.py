@@ -8,7 +8,9 @@ import torch
 from configs.build import build_distiller, build_student, build_teacher
 from configs.schema import Experiment
 from datasets import DATASETS
-from utils.config import ConfigError, dump_config, load_config
+from models import build_model
+from utils.checkpoint import save_student
+from utils.config import ConfigError, dump_config, load_config, validate
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").glob("*/*.py") if path.parent.name != "_base_")
@@ -105,7 +107,63 @@ def test_what_only_the_networks_know_is_refused_when_they_are_built(option, mess
 def test_missing_weights_say_which_file_and_what_to_do():
     config = load(PAIR, "student.pretrained=pretrained/none.pth", "teacher.weights=pretrained/none.safetensors")
     with torch.device("meta"):
-        with pytest.raises(ConfigError, match=r"student.pretrained: pretrained/none.pth does not exist.*README"):
+        with pytest.raises(ConfigError, match=r"student.pretrained: .*pretrained/none.pth does not exist.*README"):
             build_student(config, PAIR, names("camvid"))
-        with pytest.raises(ConfigError, match=r"teacher.weights: pretrained/none.safetensors does not exist.*train"):
+        with pytest.raises(ConfigError, match=r"teacher.weights: .*pretrained/none.safetensors does not exist.*train"):
             build_teacher(config, PAIR, names("camvid"))
+
+
+@pytest.fixture
+def described(tmp_path):
+    """A file that says how its network is built, as train_kd.py writes it; not one setting is the default."""
+    network = {"backbone": "test_resnet", "head": "pspnet", "output_stride": 16, "width": 24, "dropout": 0.3,
+               "drop_path": 0.0, "normalization": "caffe_bgr", "aux": True}  # fmt: skip
+    model = build_model(num_classes=11, **network)
+    about = {"network": network, "normalization": model.normalization._asdict(), "class_names": names("camvid")}
+    save_student(tmp_path / "teacher.safetensors", model.state_dict(), about)
+    return str(tmp_path / "teacher.safetensors"), model
+
+
+def teacher_config(**teacher):
+    values = load("configs/hmkd/camvid_b4_r18.py", "student.pretrained=None").model_dump() | {"teacher": teacher}
+    return validate(values, Experiment, "x.py")
+
+
+def test_a_teacher_is_built_as_its_weights_say(described):
+    weights, expected = described
+    teacher, report = build_teacher(teacher_config(weights=weights), "x.py", names("camvid"))
+    assert report.loaded == len([key for key in expected.state_dict() if not key.startswith("aux_head.")])
+    assert (teacher.backbone.name, teacher.spec) == ("test_resnet", expected.spec)
+    assert teacher.normalization == expected.normalization
+    assert torch.equal(teacher.head.classifier.weight, expected.head.classifier.weight)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        ({"width": 16}, r"teacher.weights: .*does not fit the network"),
+        ({"normalization": "imagenet"}, r"teacher.weights: .*set normalization='caffe_bgr'"),
+        ({"backbone": "test_resnet", "head": "deeplabv3", "output_stride": 16}, r"teacher.weights: .*does not fit"),
+    ],
+)
+def test_what_the_config_says_of_a_teacher_is_not_overruled(described, teacher, message):
+    with pytest.raises(ConfigError, match=message):
+        build_teacher(teacher_config(weights=described[0], **teacher), "x.py", names("camvid"))
+
+
+def test_a_teacher_of_which_nobody_says_how_it_is_built(tmp_path):
+    save_student(tmp_path / "bare.safetensors", build_model("test_resnet", "pspnet", 11, width=8).state_dict(), {})
+    config = teacher_config(weights=str(tmp_path / "bare.safetensors"))
+    with pytest.raises(
+        ConfigError, match=r"x\.py: teacher\.weights: .*does not say how its network is built: give back"
+    ):
+        build_teacher(config, "x.py", names("camvid"))
+    with pytest.raises(ConfigError, match="teacher: give both backbone and head, or neither"):
+        teacher_config(weights="x", backbone="resnet18")
+
+
+@pytest.mark.parametrize("source", ["timm", "package:efficientnet_lite2"])
+def test_an_encoder_is_no_teacher(source):
+    config = teacher_config(weights=source, backbone="tf_efficientnet_lite2", head="deeplabv3", output_stride=16)
+    with pytest.raises(ConfigError, match=r"teacher\.weights: .*ImageNet encoder"):
+        build_teacher(config, "x.py", names("camvid"))
