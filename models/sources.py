@@ -171,7 +171,9 @@ def read_tensors(path: Path, trust: bool = False) -> tuple[State, dict[str, Any]
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).partition("\n")[0]
+    """What an error says, without PyTorch's advice to unpickle what cannot be read."""
+    text = str(error).rpartition("WeightsUnpickler error:")[2].strip()
+    return (text or type(error).__name__).partition("\n")[0]
 
 
 def _check_values(weights: Weights) -> None:
