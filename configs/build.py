@@ -30,8 +30,8 @@ from models import (
 from utils.config import ConfigError, blame
 
 HOW_TO_GET = {
-    "student.pretrained": "python scripts/download_pretrained.py fetches what pretrained/README.md lists; None starts from "
-    "random weights",
+    "student.pretrained": "python scripts/download_pretrained.py fetches what pretrained/README.md lists; None "
+    "starts from random weights",
     "teacher.weights": "train the teacher first (pretrained/README.md says how; the demo's is trained by "
     "scripts/quickstart.sh)",
 }
