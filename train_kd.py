@@ -76,6 +76,7 @@ class Run:
             autocast_dtype=config.train.autocast_dtype,
             channels_last=config.train.channels_last,
             grad_clip=config.train.grad_clip,
+            curriculum={term: schedule.model_dump() for term, schedule in config.curriculum.items()},
             seed=config.train.seed,
         )
         self.validated = 0  # the last step whose student was validated
@@ -245,11 +246,12 @@ def train(config: Experiment, args: argparse.Namespace, world: World) -> int:
             break
 
         measure = every.grad_norm_interval > 0 and (step + 1) % every.grad_norm_interval == 0
+        weights = trainer.weights
         terms, norms = trainer.train_step([next(batches) for _ in range(config.train.accumulate)], measure)
         step = trainer.step
         bar.update()
         if step % every.interval == 0 or step == total or measure:
-            log.training(step, terms, trainer.distiller.weights, norms, trainer.learning_rate)
+            log.training(step, terms, weights, norms, trainer.learning_rate)
         stopping = signals.agreed(world)
         # Before a validation too: whatever happens during it, no step is lost.
         if stopping or step == total or step % config.checkpoint.interval == 0 or step % config.eval.interval == 0:
@@ -312,11 +314,11 @@ def finish(run: Run) -> None:
 
 def dry_run(run: Run) -> None:
     """One step on one batch; prints networks, terms and memory."""
-    trainer = run.trainer
+    trainer, weights = run.trainer, run.trainer.weights
     terms, norms = trainer.train_step(list(run.loader(stop=1)), measure_gradients=True)
     if run.world.is_main:
         say(network_table(trainer.networks, run.config.data.crop_size))
-        say(term_table(trainer.distiller.weights, terms, norms))
+        say(term_table(weights, terms, norms))
         say(f"peak memory {peak_memory_mib():.0f} MiB on {run.world.device.type}")
         say("a dry run loads no weights and writes nothing")
 

@@ -9,15 +9,16 @@ from typing import Any
 
 from torch import nn
 
-from configs.schema import Experiment, Network
+from configs.schema import Experiment, Network, SeveralMethods
 from datasets import build_dataset
 from datasets.base import SegDataset, TrainStream
 from datasets.transforms import TrainTransform
-from losses import build_method
+from losses import Composed, build_method
 from losses.distiller import Distiller
 from losses.task import TaskLoss
 from models import (
     LoadReport,
+    MappedModel,
     Normalization,
     SegModel,
     Weights,
@@ -26,6 +27,7 @@ from models import (
     load_weights,
     read_weights,
     source_settings,
+    unknown_name,
 )
 from utils.config import ConfigError, blame
 
@@ -77,7 +79,7 @@ def build_student(
 
 def build_teacher(
     config: Experiment, source: str, class_names: Sequence[str], pretrained: bool = True
-) -> tuple[SegModel | None, LoadReport | None]:
+) -> tuple[SegModel | MappedModel | None, LoadReport | None]:
     """The frozen teacher in eval mode with what was loaded into it, or None twice where the config has no teacher."""
     if config.teacher is None:
         return None, None
@@ -86,13 +88,29 @@ def build_teacher(
         with _blame_weights(source, "teacher.weights"):
             weights = read_weights(config.teacher.weights)
             settings = _completed(settings, weights)
+    names = config.teacher.class_map
     with blame(source, "teacher"):
         settings["normalization"] = settings["normalization"] or "imagenet"
-        teacher = build_model(num_classes=len(class_names), **settings)
+        teacher = build_model(num_classes=len(class_names if names is None else names), **settings)
     if pretrained:
         with blame(source, "teacher.weights"):
-            report = load_trained(teacher, weights, class_names)
+            report = load_trained(teacher, weights, class_names if names is None else None)
+    if names is not None:
+        with blame(source, "teacher.class_map"):
+            teacher = MappedModel(teacher, _class_indices(names, class_names), len(class_names))
     return teacher.requires_grad_(False).eval(), report
+
+
+def _class_indices(names: Sequence[str | None], class_names: Sequence[str]) -> list[int | None]:
+    """Places in ``class_names``.
+
+    Raises:
+        ValueError: for a name that is not there, with the nearest.
+    """
+    for name in names:
+        if name is not None and name not in class_names:
+            raise unknown_name("class", name, class_names)
+    return [None if name is None else list(class_names).index(name) for name in names]
 
 
 def _completed(settings: dict[str, Any], weights: Weights) -> dict[str, Any]:
@@ -121,7 +139,12 @@ def build_distiller(config: Experiment, source: str, student: SegModel, teacher:
     method: nn.Module | None = None
     if teacher is not None:
         with blame(source, "distill"):
-            method = build_method(student=student.spec, teacher=teacher.spec, **config.distill.model_dump())
+            several = isinstance(config.distill, SeveralMethods)
+            methods = {
+                each.type: build_method(student=student.spec, teacher=teacher.spec, **each.model_dump())
+                for each in (config.distill.methods if several else (config.distill,))
+            }
+            method = Composed(methods) if several else methods[config.distill.type]
     weights = config.train.class_weights
     if weights is not None and len(weights) != student.num_classes:
         raise ConfigError(
@@ -132,15 +155,15 @@ def build_distiller(config: Experiment, source: str, student: SegModel, teacher:
         return Distiller(student, task, method)
 
 
-def load_trained(model: SegModel, weights: Weights, class_names: Sequence[str]) -> LoadReport:
-    """Loads a whole trained network for a dataset of ``class_names``.
+def load_trained(model: SegModel, weights: Weights, class_names: Sequence[str] | None) -> LoadReport:
+    """Loads a whole trained network for a dataset of ``class_names``, or for classes that are mapped to others (None).
 
     Raises:
         ValueError: as ``load_weights``; and if the file says that its classes are others.
     """
-    trained_on = weights.about.get("class_names", class_names)
+    trained_on = weights.about.get("class_names")
     report = load_read_weights(model, weights, part="all")
-    if list(trained_on) != list(class_names):
+    if None not in (trained_on, class_names) and list(trained_on) != list(class_names):
         raise ValueError(
             f"{weights.source} was trained on the classes {list(trained_on)}; the dataset has {list(class_names)}"
         )

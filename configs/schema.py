@@ -13,7 +13,16 @@ from operator import or_
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    create_model,
+    model_validator,
+)
 
 from datasets import DATASETS
 from losses import METHODS
@@ -99,7 +108,40 @@ class DataSection(Section):
 
 
 Data = variants(DataSection, DATASETS, {"root", "list_file"})
-Distill = variants(Section, METHODS, {"student", "teacher"})
+OneMethod = variants(Section, METHODS, {"student", "teacher"})
+
+
+class SeveralMethods(Section):
+    """Distillation by several methods at once; their terms add up."""
+
+    methods: tuple[OneMethod, ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> "SeveralMethods":
+        types = [method.type for method in self.methods]
+        if not types or len(set(types)) < len(types):
+            raise ValueError(f"methods holds {', '.join(types) or 'nothing'}; expected one or more, each type once")
+        return self
+
+
+def _kind_of_distill(value: Any) -> str:
+    several = "methods" in value if isinstance(value, Mapping) else isinstance(value, SeveralMethods)
+    return "<several>" if several else "<one>"
+
+
+Distill = Annotated[
+    Annotated[OneMethod, Tag("<one>")] | Annotated[SeveralMethods, Tag("<several>")], Discriminator(_kind_of_distill)
+]
+
+
+class WeightSchedule(Section):
+    """A factor on a loss term's weight: from ``start`` to ``end`` in ``iters`` steps from step ``begin`` on."""
+
+    type: Literal["linear", "cosine", "step"]
+    iters: Positive
+    start: Annotated[float, Field(ge=0)] = 0.0
+    end: Annotated[float, Field(ge=0)] = 1.0
+    begin: Annotated[int, Field(ge=0)] = 0
 
 
 class Network(Section):
@@ -127,6 +169,8 @@ class Teacher(Network):
     head: Annotated[str, one_of(HEADS, "head")] | None = None
     normalization: Annotated[str, one_of(NORMALIZATIONS, "normalization")] | None = None
     weights: str  # of a whole segmentation network: a file or folder, or 'hf:NAME'
+    # Where its classes are not the data's: for each of them the data's class, by name, or None to leave it out.
+    class_map: tuple[str | None, ...] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "Teacher":
@@ -217,6 +261,7 @@ class Experiment(Section):
     student: Student
     teacher: Teacher | None = None  # None: train the student network alone
     distill: Distill | None = None
+    curriculum: dict[str, WeightSchedule] = {}  # by loss term, as the log names them: factors on their weights
     optimizer: Optimizer
     schedule: Schedule
     train: Train

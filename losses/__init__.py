@@ -1,8 +1,11 @@
 """Losses on the labels and distillation methods, by name."""
 
 from losses.base import Method
+from losses.composed import Composed
 from losses.hmkd import HMKD
 from models.base import ModelSpec, unknown_name
+
+__all__ = ["METHODS", "Composed", "Method", "build_method"]
 
 METHODS: dict[str, type[Method]] = {"hmkd": HMKD}
 

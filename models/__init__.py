@@ -18,6 +18,7 @@ from models.base import (
 )
 from models.deeplabv3 import DeepLabV3Head, MMSegDeepLabV3Head
 from models.fcn import FCNHead
+from models.mapped import MappedModel
 from models.pspnet import PSPHead
 from models.segformer import MMSegSegFormerHead, SegFormerHead
 from models.sources import Weights, read_weights
@@ -29,6 +30,7 @@ __all__ = [
     "NORMALIZATIONS",
     "Backbone",
     "LoadReport",
+    "MappedModel",
     "ModelSpec",
     "Normalization",
     "SegModel",
@@ -43,6 +45,7 @@ __all__ = [
     "load_weights",
     "read_weights",
     "source_settings",
+    "unknown_name",
 ]
 
 HEADS = {

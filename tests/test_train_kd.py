@@ -79,6 +79,26 @@ def test_loss_is_the_weighted_sum_of_its_terms(whole):
             assert line["loss"] == pytest.approx(total + 0.5 * line["stage_logit"], rel=1e-6)
 
 
+def test_a_curriculum_changes_weights_and_nothing_else(experiments, whole, tmp_path):
+    """The logit term's weight: 0, .25, .5 in the first three steps; the terms of the first step are as they were."""
+    schedule = "curriculum={'logit': {'type': 'linear', 'iters': 4}}"
+    train_kd.main([experiments["hmkd"], "--work-dir", str(tmp_path), "--cfg-options", schedule, "schedule.max_iters=3"])
+    lines = [line for line in metrics(tmp_path) if "loss" in line]
+    for line, weight in zip(lines, (0.0, 0.25, 0.5), strict=True):
+        rest = sum(line[k] for k in ("task", "feature", "anchor", "relation", "relation_anchor"))
+        assert line["loss"] == pytest.approx(rest + 0.5 * line["stage_logit"] + weight * line["logit"], rel=1e-6)
+    assert lines[0]["logit"] == metrics(whole)[0]["logit"]
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert [event.value for event in board.Scalars("weight/logit")] == [0, 0.25, 0.5]
+
+
+def test_a_curriculum_of_no_term_is_refused(experiments, tmp_path):
+    schedule = "curriculum={'logits': {'type': 'linear', 'iters': 4}}"
+    with pytest.raises(SystemExit, match="curriculum: there is no loss term 'logits'; choose from task, feature"):
+        train_kd.main([experiments["hmkd"], "--work-dir", str(tmp_path), "--cfg-options", schedule])
+
+
 def test_anchors_send_no_gradient_to_the_student(whole):
     norms = next(line["grad_norm"] for line in metrics(whole) if "grad_norm" in line)
     assert norms["anchor"] == norms["relation_anchor"] == 0

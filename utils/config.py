@@ -123,6 +123,8 @@ def _explain(problem: dict[str, Any], schema: type[BaseModel]) -> str:
     """One line for one pydantic error: dotted key, what was found, what is expected, the nearest choice."""
     keys, models, owners = [], [schema], [schema]
     for part in problem["loc"]:
+        if str(part).startswith("<"):
+            continue  # the tag of a union that a function tells apart: not a key
         tagged = [model for model in models if part in _tags(model)]
         if tagged:
             models = tagged  # the tag of a discriminated union is a value, not a key: it only narrows the models

@@ -1,5 +1,6 @@
 """The optimizer, the learning rate as a pure function of the step, and what each term asks of the weights."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -21,6 +22,18 @@ def learning_rate_factor(
     decay = (1 - step / max_iters) ** power
     warmup = warmup_ratio + (1 - warmup_ratio) * min(1.0, step / warmup_iters) if warmup_iters else 1.0
     return decay * warmup
+
+
+def weight_factor(step: int, *, type: str, iters: int, start: float, end: float, begin: int) -> float:
+    """Factor on a loss term's weight at ``step`` (0-based).
+
+    ``start`` up to step ``begin``, ``end`` from step ``begin + iters`` on. Between them, with
+    x = (step - begin) / iters: ``'linear'`` goes straight, ``'cosine'`` as (1 - cos(pi x)) / 2, and ``'step'`` waits at
+    ``start``.
+    """
+    x = min(1.0, max(0.0, (step - begin) / iters))
+    share = {"linear": x, "cosine": (1 - math.cos(math.pi * x)) / 2, "step": float(x == 1)}[type]
+    return start + (end - start) * share
 
 
 def parameter_groups(

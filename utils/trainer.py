@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.distributed import World, all_reduce_sum, gather_objects
-from utils.schedule import build_optimizer, gradient_norms, learning_rate_factor, parameter_groups, set_learning_rate
+from utils.schedule import (
+    build_optimizer,
+    gradient_norms,
+    learning_rate_factor,
+    parameter_groups,
+    set_learning_rate,
+    weight_factor,
+)
 
 
 class Trainer:
@@ -26,6 +33,7 @@ class Trainer:
         autocast_dtype: bfloat16 or float16 for mixed precision, None for none.
         channels_last: memory layout of the networks.
         grad_clip: maximal gradient norm, or None.
+        curriculum: by loss term, arguments of ``weight_factor`` beside the step.
         seed: of dropout and drop path.
     """
 
@@ -40,10 +48,14 @@ class Trainer:
         autocast_dtype: torch.dtype | None,
         channels_last: bool,
         grad_clip: float | None,
+        curriculum: Mapping[str, Mapping[str, Any]],
         seed: int,
     ):
         self.world, self.schedule, self.grad_clip, self.seed = world, schedule, grad_clip, seed
-        self.autocast_dtype = autocast_dtype
+        self.autocast_dtype, self.curriculum = autocast_dtype, curriculum
+        if unknown := curriculum.keys() - distiller.weights.keys():
+            terms = ", ".join(distiller.weights)
+            raise ValueError(f"curriculum: there is no loss term {sorted(unknown)[0]!r}; choose from {terms}")
         if world.size > 1 and world.device.type == "cuda":
             # timm's conversion: PyTorch's would drop the activation that timm fuses into some of its norms.
             distiller = convert_sync_batchnorm(distiller)
@@ -74,6 +86,12 @@ class Trainer:
         """Of the backbone, in the step just taken."""
         return self.optimizer.param_groups[0]["lr"]
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each term in the total, in the step to come."""
+        factors = {term: weight_factor(self.step, **schedule) for term, schedule in self.curriculum.items()}
+        return {term: weight * factors.get(term, 1.0) for term, weight in self.distiller.weights.items()}
+
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.world.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
 
@@ -97,7 +115,7 @@ class Trainer:
         Raises:
             FloatingPointError: on every rank and before any weight changes, if a term is not finite on one of them.
         """
-        device, weights, last = self.world.device, self.distiller.weights, len(batches) - 1
+        device, weights, last = self.world.device, self.weights, len(batches) - 1
         images = [batch["image"].to(device, non_blocking=True) for batch in batches]
         labels = [batch["label"].to(device, non_blocking=True) for batch in batches]
         counts = torch.stack([torch.stack([count[k] for k in weights]) for count in map(self.distiller.counts, labels)])

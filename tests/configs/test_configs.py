@@ -167,3 +167,60 @@ def test_an_encoder_is_no_teacher(source):
     config = teacher_config(weights=source, backbone="tf_efficientnet_lite2", head="deeplabv3", output_stride=16)
     with pytest.raises(ConfigError, match=r"teacher\.weights: .*ImageNet encoder"):
         build_teacher(config, "x.py", names("camvid"))
+
+
+def test_a_teacher_of_other_classes(described):
+    """Eleven classes of the teacher for two of the data."""
+    weights, expected = described
+    mapped = ["far"] * 5 + [None] + ["near"] * 5
+    teacher, _ = build_teacher(teacher_config(weights=weights, class_map=mapped), "x.py", ("near", "far"))
+    assert teacher.spec == expected.spec._replace(num_classes=2)
+    assert teacher.sources == ((6, 7, 8, 9, 10), (0, 1, 2, 3, 4))
+    images = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    assert teacher(images).logits.shape == (1, 2, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("class_map", "message"),
+    [
+        (["near"] * 10 + ["fra"], "teacher.class_map: unknown class 'fra': did you mean far"),
+        (["near"] * 11, r"teacher.class_map: class_map gives the classes \[1\] no class of the network"),
+        (["near", "far"], "teacher.weights: .*was trained on 11 classes; the network has 2"),
+    ],
+)
+def test_a_class_map_that_does_not_fit_is_refused(described, class_map, message):
+    with pytest.raises(ConfigError, match=message):
+        build_teacher(teacher_config(weights=described[0], class_map=class_map), "x.py", ("near", "far"))
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("distill={'_delete_': True, 'methods': []}", "distill: methods holds nothing; expected one or more"),
+        (
+            "distill={'_delete_': True, 'methods': [{'type': 'hmkd'}, {'type': 'hmkd'}]}",
+            "distill: methods holds hmkd, hmkd; expected one or more, each type once",
+        ),
+        (
+            "distill={'_delete_': True, 'methods': [{'type': 'hmkd', 'featur': 1.0}]}",
+            r"distill\.methods\.0\.featur: unknown",
+        ),
+        (
+            "curriculum={'logit': {'type': 'linea', 'iters': 9}}",
+            r"curriculum\.logit\.type: 'linea' is not valid; did you",
+        ),
+        ("curriculum={'logit': {'type': 'linear', 'iters': 0}}", r"curriculum\.logit\.iters: .*greater than 0"),
+    ],
+)
+def test_methods_and_curriculum_are_validated(option, message):
+    with pytest.raises(ConfigError, match=message):
+        load("configs/hmkd/camvid_b4_r18.py", option)
+
+
+def test_several_methods_are_one(tmp_path):
+    option = "distill={'_delete_': True, 'methods': [{'type': 'hmkd', 'feature': 0.0, 'logit': 2.0}]}"
+    config = load("configs/hmkd/camvid_b4_r18.py", option)
+    _, _, distiller = build(config)
+    assert distiller.weights == {"task": 1.0, "aux": 0.4, "logit": 2.0}
+    (tmp_path / "config.py").write_text(dump_config(config))
+    assert load_config(tmp_path / "config.py", Experiment) == config

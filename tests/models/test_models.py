@@ -153,7 +153,7 @@ def test_a_model_is_built_and_counted_on_meta():
     ("change", "message"),
     [
         ({"head": "deeplab"}, "unknown head 'deeplab': did you mean deeplabv3"),
-        ({"head": "xyz"}, "unknown head 'xyz': choose from deeplabv3, deeplabv3_mmseg, pspnet, segformer, segformer_mmseg"),
+        ({"head": "xyz"}, "unknown head 'xyz': choose from deeplabv3, deeplabv3_mmseg, pspnet, segformer"),
         ({"backbone": "resnet-18"}, "unknown backbone 'resnet-18': did you mean resnet18"),
         ({"normalization": "imagnet"}, "unknown normalization 'imagnet': did you mean imagenet"),
         ({"num_classes": 0}, "num_classes is 0"),

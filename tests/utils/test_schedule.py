@@ -8,6 +8,7 @@ from utils.schedule import (
     learning_rate_factor,
     parameter_groups,
     set_learning_rate,
+    weight_factor,
 )
 
 
@@ -77,3 +78,14 @@ def test_gradient_norms_by_hand():
         {"a": 5.0, "b": 5.0, "free": 0.0}
     )
     out.backward()  # the graph is still there
+
+
+@pytest.mark.parametrize(
+    ("type", "expected"),
+    [("linear", [2, 2, 2, 1.5, 1, 0.5, 0, 0]), ("cosine", [2, 2, 2, 1 + 0.5**0.5, 1, 1 - 0.5**0.5, 0, 0]),
+     ("step", [2, 2, 2, 2, 2, 2, 0, 0])],
+)  # fmt: skip
+def test_weight_factor(type, expected):
+    """From 2 to 0 in four steps from step 2 on."""
+    found = [weight_factor(step, type=type, iters=4, start=2.0, end=0.0, begin=2) for step in range(8)]
+    assert found == pytest.approx(expected)
