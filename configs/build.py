@@ -151,7 +151,7 @@ def build_distiller(config: Experiment, source: str, student: SegModel, teacher:
             f"{source}: train.class_weights: {len(weights)} weights for {student.num_classes} classes; give one a class"
         )
     with blame(source, "train"):
-        task = TaskLoss(config.train.aux_weight if config.student.aux else 0.0, weights)
+        task = TaskLoss(config.train.aux_weight if config.student.aux else 0.0, weights, config.train.ohem)
         return Distiller(student, task, method)
 
 

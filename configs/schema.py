@@ -211,6 +211,8 @@ class Train(Section):
     grad_clip: Annotated[float, Field(gt=0)] | None = None  # maximal gradient norm
     aux_weight: Annotated[float, Field(ge=0)] = 0.4  # of the auxiliary head, where the student has one
     class_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None  # of the cross-entropy, one a class
+    # Hard example mining in the cross-entropy: (pixels of at most this probability, but at least this share of them).
+    ohem: tuple[float, float] | None = None
     verify_teacher: bool = True  # evaluate the teacher on the validation set before the first step
     allow_weak_teacher: bool = False  # go on though the teacher is no better than chance
     seed: Annotated[int, Field(ge=0)] = 0

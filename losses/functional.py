@@ -4,6 +4,8 @@ All of them compute in float32 (float64 if given float64) whatever autocast says
 and features that a network reaches early in training.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -101,6 +103,38 @@ def cross_entropy(
     total = F.cross_entropy(logits, labels.long(), weight, ignore_index=ignore_index, reduction="sum")
     count = count_valid(labels, ignore_index, class_weights)
     return total / torch.where(count > 0, count, 1)
+
+
+def hard_pixel_cross_entropy(
+    logits: Tensor, labels: Tensor, threshold: float, min_kept: float, class_weights: Tensor | None = None
+) -> Tensor:
+    """Cross-entropy over the pixels that are hard (online hard example mining: Shrivastava et al., CVPR 2016).
+
+    In each image, those whose true class has a probability of at most ``threshold`` are kept, and at least the hardest
+    ``min_kept`` of its valid pixels. The result is the images' means over what is kept, weighted by their valid pixels
+    (or these pixels' class weights): mined image by image, so that it does not depend on how a batch is split.
+
+    Args:
+        logits: B K h w; resized bilinearly to H x W first.
+        labels: B H W class ids, 255 where void.
+        threshold: in (0, 1).
+        min_kept: share in (0, 1].
+        class_weights: K, or None for equal weights.
+    """
+    logits = resize(as_float(logits), labels.shape[-2:])
+    losses = F.cross_entropy(logits, labels.long(), ignore_index=IGNORE_INDEX, reduction="none").flatten(1)
+    labels = labels.flatten(1).long()
+    valid = labels != IGNORE_INDEX
+    ones = torch.ones_like(losses) if class_weights is None else class_weights.to(losses)[labels.masked_fill(~valid, 0)]
+    weights = ones * valid
+    with torch.no_grad():
+        hardest = losses.masked_fill(~valid, -torch.inf).sort(descending=True).values
+        last = (valid.sum(1, keepdim=True) * min_kept).ceil().long().clamp(min=1) - 1
+        bar = hardest.gather(1, last).clamp(max=-math.log(threshold))
+        kept = weights * (losses >= bar)
+    means = (losses * kept).sum(1) / torch.where(kept.sum(1) > 0, kept.sum(1), 1)
+    share = weights.sum(1)
+    return (means * share).sum() / torch.where(share.sum() > 0, share.sum(), 1)
 
 
 def kl_divergence(student_logits: Tensor, teacher_logits: Tensor, valid: Tensor, temperature: float = 1.0) -> Tensor:

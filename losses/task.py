@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from losses.functional import count_valid, cross_entropy
+from losses.functional import count_valid, cross_entropy, hard_pixel_cross_entropy
 from models.base import SegOutput
 
 
@@ -16,13 +16,22 @@ class TaskLoss(nn.Module):
         aux_weight: weight of the auxiliary head's cross-entropy, 0 for a student without one; .4 is usual (PSPNet,
             Zhao et al., CVPR 2017).
         class_weights: one positive weight for each class, or None.
+        ohem: (threshold, min_kept) of ``hard_pixel_cross_entropy``, by which 'task' is then computed; or None.
 
     Raises:
-        ValueError: if a weight is negative.
+        ValueError: if a weight is negative, or a share outside (0, 1].
     """
 
-    def __init__(self, aux_weight: float = 0.0, class_weights: Sequence[float] | None = None):
+    def __init__(
+        self,
+        aux_weight: float = 0.0,
+        class_weights: Sequence[float] | None = None,
+        ohem: tuple[float, float] | None = None,
+    ):
         super().__init__()
+        if ohem is not None and not (0 < ohem[0] < 1 and 0 < ohem[1] <= 1):
+            raise ValueError(f"ohem is {ohem}; expected a threshold in (0, 1) and a share in (0, 1]")
+        self.ohem = ohem
         if aux_weight < 0 or any(weight < 0 for weight in class_weights or ()):
             raise ValueError(f"aux_weight {aux_weight}, class_weights {class_weights}: weights may not be negative")
         self.weights = {"task": 1.0} | ({"aux": float(aux_weight)} if aux_weight else {})
@@ -39,7 +48,11 @@ class TaskLoss(nn.Module):
         Raises:
             ValueError: if an auxiliary term is asked of a student that gives no auxiliary logits.
         """
-        terms = {"task": cross_entropy(output.logits, labels, class_weights=self.class_weights)}
+        if self.ohem is None:
+            task = cross_entropy(output.logits, labels, class_weights=self.class_weights)
+        else:
+            task = hard_pixel_cross_entropy(output.logits, labels, *self.ohem, class_weights=self.class_weights)
+        terms = {"task": task}
         if "aux" in self.weights:
             if output.aux is None:
                 raise ValueError(

@@ -38,10 +38,47 @@ def test_missing_aux_logits_and_negative_weights_are_refused():
         TaskLoss(class_weights=[1.0, -1.0])
 
 
+def logits_of(probabilities):
+    """Two classes, of which the first has these probabilities: 1 2 1 N logits."""
+    p = torch.tensor(probabilities)
+    return torch.stack([p, 1 - p]).log()[None, :, None]
+
+
+@pytest.mark.parametrize(
+    ("ohem", "kept"),
+    [
+        ((0.75, 0.01), [0.1, 0.6, 0.7]),  # all of at most .75
+        ((0.2, 0.5), [0.1, 0.6]),  # the harder half of the four valid ones
+        ((0.05, 0.01), [0.1]),  # never none
+        ((0.05, 1.0), [0.1, 0.6, 0.7, 0.9]),
+    ],
+)
+def test_hard_pixels_by_hand(ohem, kept):
+    """Probabilities of the true class .9 .1 .7 .6, and one void pixel that is the hardest of all."""
+    logits, labels = logits_of([0.9, 0.1, 0.7, 0.6, 1e-6]), torch.tensor([[[0, 0, 0, 0, 255]]])
+    loss = TaskLoss(ohem=ohem)(output(logits), labels)["task"]
+    torch.testing.assert_close(loss.item(), -sum(map(math.log, kept)) / len(kept), rtol=1e-5, atol=1e-5)
+
+
+def test_hard_pixels_are_mined_image_by_image_and_weighted_by_class():
+    """Of each image the harder half: .5 of class 0 (weight 1) and .2 of class 1 (weight 3) among four pixels each."""
+    logits = torch.cat([logits_of([0.5, 0.9]), logits_of([0.9, 0.8])])
+    labels = torch.tensor([[[0, 0]], [[0, 1]]])
+    loss = TaskLoss(class_weights=[1.0, 3.0], ohem=(0.01, 0.5))(output(logits), labels)["task"]
+    torch.testing.assert_close(loss.item(), (2 * -math.log(0.5) + 4 * -math.log(0.2)) / 6)
+
+
+@pytest.mark.parametrize("ohem", [(0.0, 0.5), (1.0, 0.5), (0.7, 0.0), (0.7, 1.5)])
+def test_senseless_mining_is_refused(ohem):
+    with pytest.raises(ValueError, match="expected a threshold in"):
+        TaskLoss(ohem=ohem)
+
+
+@pytest.mark.parametrize("ohem", [None, (0.3, 0.25)])
 @pytest.mark.parametrize("class_weights", [None, [0.2, 1.0, 3.0]])
-def test_counts_make_split_batches_equal_the_whole_one(class_weights):
+def test_counts_make_split_batches_equal_the_whole_one(class_weights, ohem):
     torch.manual_seed(0)
-    task = TaskLoss(aux_weight=0.4, class_weights=class_weights)
+    task = TaskLoss(aux_weight=0.4, class_weights=class_weights, ohem=ohem)
     logits, aux, labels = torch.randn(4, 3, 5, 7), torch.randn(4, 3, 3, 4), torch.randint(3, (4, 9, 13))
     labels[0], labels[1, :4], labels[2, 1] = 255, 255, 255  # one image all void, the others differ
     whole, counts = task(output(logits, aux), labels), task.counts(labels)
@@ -56,8 +93,10 @@ def test_counts_make_split_batches_equal_the_whole_one(class_weights):
 
 def test_all_void_is_zero_with_zero_gradient():
     logits = torch.randn(1, 3, 2, 2, requires_grad=True)
-    for weights in (None, [1.0, 2.0, 3.0]):
-        loss = TaskLoss(class_weights=weights)(output(logits), torch.full((1, 4, 4), 255, dtype=torch.uint8))["task"]
+    for weights, ohem in ((None, None), ([1.0, 2.0, 3.0], None), (None, (0.7, 0.1))):
+        loss = TaskLoss(class_weights=weights, ohem=ohem)(
+            output(logits), torch.full((1, 4, 4), 255, dtype=torch.uint8)
+        )["task"]
         (gradient,) = torch.autograd.grad(loss, logits)
         assert loss.item() == 0.0
         assert (gradient == 0).all()
