@@ -63,7 +63,8 @@ def _join(state: State, parts: tuple[str, ...], whole: str) -> State:
     joined = dict(state)
     for key in [key for key in state if f".{parts[0]}." in key]:
         names = [key.replace(f".{parts[0]}.", f".{part}.") for part in parts]
-        if all(name in joined for name in names):  # a lone part stays, to be named as unknown
+        shapes = {joined[name].shape if name in joined else None for name in names}
+        if len(shapes) == 1 and joined[key].ndim:  # parts that do not fit together stay, to be named as unknown
             joined[key.replace(f".{parts[0]}.", f".{whole}.")] = torch.cat([joined.pop(name) for name in names])
     return joined
 
@@ -81,7 +82,7 @@ def _as_shape(state: State, pattern: str, ndim: int) -> State:
 
 def _reorder(state: State, key: str, order: tuple[int, ...]) -> State:
     """Input channels of a convolution, in equal blocks, taken in another order."""
-    if key not in state or state[key].shape[1] % len(order):
+    if key not in state or state[key].ndim != 4 or state[key].shape[1] % len(order):
         return state
     blocks = state[key].chunk(len(order), dim=1)
     return {**state, key: torch.cat([blocks[i] for i in order], dim=1)}
@@ -92,11 +93,11 @@ def _linear_projections(state: State) -> State:
 
 
 def _fold_fuse_bias(state: State) -> State:
-    """A bias before a BatchNorm is the same as a running mean that is smaller by it."""
+    """A bias before a BatchNorm is the same as a running mean that is smaller by it; a file lacks both or neither."""
     state = _linear_projections(state)
-    if "head.fuse.0.bias" in state and "head.fuse.1.running_mean" in state:
-        bias = state.pop("head.fuse.0.bias")
-        state["head.fuse.1.running_mean"] = state["head.fuse.1.running_mean"] - bias
+    bias, mean = state.get("head.fuse.0.bias"), state.pop("head.fuse.1.running_mean", None)
+    if bias is not None and mean is not None and bias.shape == mean.shape:
+        state["head.fuse.1.running_mean"] = mean.float() - state.pop("head.fuse.0.bias").float()
     return state
 
 
@@ -109,7 +110,7 @@ def _mmseg_mit(state: State) -> State:
     split = {}
     for key, tensor in state.items():
         found = re.fullmatch(r"(.*\.attn\.)in_proj_(weight|bias)", key)
-        if found and tensor.shape[0] % 3 == 0:
+        if found and tensor.ndim and tensor.shape[0] % 3 == 0:
             third = tensor.shape[0] // 3
             split[f"{found[1]}q.{found[2]}"], split[f"{found[1]}kv.{found[2]}"] = tensor.split([third, 2 * third])
         else:
@@ -357,12 +358,19 @@ LAYOUTS = (
     Layout(
         "mmsegmentation DeepLabV3",
         "all",
-        frozenset({"backbone.conv1.weight", "decode_head.image_pool.1.conv.weight"}),
+        frozenset({"backbone.conv1.weight", "backbone.layer1.0.conv3.weight", "decode_head.image_pool.1.conv.weight"}),
         expects="backbone='resnet50' or 'resnet101', head='deeplabv3_mmseg', output_stride=8, width=512",
         rules=(*_without("backbone"), *RESNET, *MMSEG_ASPP, *MMSEG_AUX),
         finish=_mmseg_deeplabv3,
         normalization=RGB,
         output_stride=8,
+    ),
+    # Without rules, so that nothing fits: by its tensors alone it would load into 'resnet18', and compute other things.
+    Layout(
+        "mmsegmentation DeepLabV3, plain ResNet-18",
+        "all",
+        frozenset({"backbone.conv1.weight", "decode_head.image_pool.1.conv.weight"}),
+        expects="not built here: their blocks dilate the first convolution alone, those of 'resnet18' both",
     ),
     Layout(
         "SegFormer (Hugging Face)",
@@ -390,5 +398,14 @@ LAYOUTS = (
         rules=(*TRANSFORMERS_5_MIT, *HUGGING_FACE_HEAD),
         finish=_hugging_face,
         normalization=RGB,
+    ),
+    Layout(
+        "ImageNet MiT (transformers 5, state dict)",
+        "backbone",
+        frozenset({"segformer.stages.0.patch_embeddings.proj.weight"}),
+        expects=MIT_NAMES,
+        rules=TRANSFORMERS_5_MIT,
+        finish=_hugging_face,
+        skip=("classifier.",),
     ),
 )

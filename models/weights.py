@@ -149,10 +149,10 @@ def _in_order(model: SegModel, weights: Weights) -> tuple[Layout, State]:
 
 
 def _check_classes(model: SegModel, state: State, weights: Weights) -> None:
-    if "head.classifier.weight" in state and len(state["head.classifier.weight"]) != model.num_classes:
+    classifier = state.get("head.classifier.weight")
+    if classifier is not None and classifier.ndim and len(classifier) != model.num_classes:
         raise ValueError(
-            f"{weights.source} was trained on {len(state['head.classifier.weight'])} classes; the network has "
-            f"{model.num_classes}"
+            f"{weights.source} was trained on {len(classifier)} classes; the network has {model.num_classes}"
         )
 
 
