@@ -56,20 +56,36 @@ def load_config(path: str | Path, schema: type[Schema], options: Sequence[str] =
         FileNotFoundError: if ``path`` does not exist; names the nearest config in its folder.
         ConfigError: on a file that cannot be read, or any unknown key, wrong type or value; lists all of them.
     """
-    path = Path(path)
-    if not path.is_file():
-        near = get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1, cutoff=0.3)
-        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
-        raise FileNotFoundError(f"config {path} does not exist{hint}")
-    try:
-        config = Config.fromfile(path)
-    except Exception as error:  # a config is a Python program: anything may go wrong in it
-        raise ConfigError(f"{path}: cannot be read: {type(error).__name__}: {error}") from error
+    config = _read(Path(path))
     try:
         config.merge_from_dict(parse_options(options))
     except (TypeError, KeyError, AttributeError, AssertionError) as error:
         raise ConfigError(f"{path}: cannot apply --cfg-options {' '.join(options)}: {error}") from error
     return validate(config.to_dict(), schema, path)
+
+
+def load_section(path: str | Path, section: str) -> dict[str, Any]:
+    """One section of a config that is part of one only, not validated (``configs/_base_/methods/kd.py``: 'distill').
+
+    Raises:
+        FileNotFoundError: as ``load_config``.
+        ConfigError: on a file that cannot be read, or has no such section.
+    """
+    values = _read(Path(path)).to_dict()
+    if not isinstance(values.get(section), dict):
+        raise ConfigError(f"{path}: has no {section} = dict(...); it has {', '.join(values) or 'nothing'}")
+    return values[section]
+
+
+def _read(path: Path) -> Config:
+    if not path.is_file():
+        near = get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1, cutoff=0.3)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise FileNotFoundError(f"config {path} does not exist{hint}")
+    try:
+        return Config.fromfile(path)
+    except Exception as error:  # a config is a Python program: anything may go wrong in it
+        raise ConfigError(f"{path}: cannot be read: {type(error).__name__}: {error}") from error
 
 
 def validate(values: dict[str, Any], schema: type[Schema], source: str | Path) -> Schema:

@@ -26,24 +26,27 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
-def gflops(model: nn.Module, size: tuple[int, int]) -> float:
-    """Billions of floating-point operations (two a multiply-add) of one image of ``size`` (H, W) in evaluation.
+def multiply_adds(model: nn.Module, size: tuple[int, int]) -> dict[str, int]:
+    """Multiply-adds of one image of ``size`` (H, W) in evaluation: of each child of the network, and in 'total'.
 
-    Counted on a shapeless copy of the network: nothing is computed.
+    A multiplication with its addition counts as one, as in the field's papers (``FlopCounterMode`` counts two); of
+    convolutions, linear layers and attention's products alone. On a shapeless copy of the network: nothing is computed.
     """
     shadow = copy.deepcopy(model).to("meta").eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        shadow(torch.empty(1, 3, *size, device="meta"))
-    return counter.get_total_flops() / 1e9
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        shadow(torch.empty(1, 3, *size, dtype=torch.uint8, device="meta"))
+    found = {module: sum(operators.values()) // 2 for module, operators in counter.get_flop_counts().items()}
+    children = {name: found.get(f"{type(model).__name__}.{name}", 0) for name, _ in model.named_children()}
+    return {**children, "total": found["Global"]}
 
 
 def network_table(networks: Mapping[str, nn.Module], size: tuple[int, int]) -> str:
-    """Parameters, GFLOPs at ``size`` (H, W) and taps (channels at stride) of each network."""
+    """Parameters, GFLOPs (multiply-adds) at ``size`` (H, W) and taps (channels at stride) of each network."""
     rows = []
     for name, model in networks.items():
         parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
         taps = " ".join(f"{tap}:{info.channels}@{info.stride}" for tap, info in model.tap_info.items())
-        rows.append([name, f"{parameters:.2f} M", f"{gflops(model, size):.1f}", taps])
+        rows.append([name, f"{parameters:.2f} M", f"{multiply_adds(model, size)['total'] / 1e9:.1f}", taps])
     return table(["network", "parameters", f"GFLOPs at {size[0]}x{size[1]}", "taps (channels@stride)"], rows)
 
 
@@ -73,10 +76,10 @@ def prediction_panel(
     for index in indices:
         sample = dataset[index]
         label = sample["label"].numpy()
-        predictions = {
-            name: predict(network, sample["image"].to(network.mean.device), **protocols[name])[0].cpu().numpy()
-            for name, network in networks.items()
-        }
+        predictions = {}
+        for name, network in networks.items():
+            image = sample["image"].to(next(network.parameters()).device)
+            predictions[name] = predict(network, image, **protocols[name])[0].cpu().numpy()
         maps = [colorize(entry, dataset.palette) for entry in (label, *predictions.values())]
         errors = [error_map(predictions[name], label) for name in errors_of]
         rows.append([sample["image"].permute(1, 2, 0).numpy(), *maps, *errors])

@@ -1,0 +1,206 @@
+"""Shows how far a distillation loss falls without the student learning anything: the collapse guard.
+
+Student and teacher are frozen, and only the method's own modules are trained: on the networks' real features, and on
+random ones that have nothing to do with each other. A term that falls on the random ones can be lowered by its own
+modules alone; what it then asks of the student is not what the teacher knows. Each term is measured on batches that the
+modules were not trained on, before and after, beside the norm of its weighted gradient on the student before.
+"""
+
+import argparse
+import copy
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+if not __package__:  # run as a file: its own folder is on the import path, the repository's root is not
+    from _as_module import restart_as_module
+
+    restart_as_module(__file__)
+
+import torch
+from torch import Tensor
+
+from configs.build import build_distiller, build_student, build_teacher, build_train_stream
+from configs.schema import Experiment
+from datasets import make_loader
+from datasets.samplers import PositionBatches
+from losses.base import Method
+from models import SegModel, SegOutput
+from utils.config import ConfigError, blame, load_config, load_section
+from utils.files import write_atomically
+from utils.log import environment, say
+from utils.report import table
+from utils.schedule import gradient_norms
+
+EXAMPLES = """examples:
+  python scripts/diagnose_method.py configs/demo/hmkd.py
+  python scripts/diagnose_method.py configs/demo/hmkd.py --cfg-options distill.anchor=None
+  python scripts/diagnose_method.py configs/demo/hmkd.py --methods configs/_base_/methods/*.py --json collapse.json
+"""
+HELD_OUT = 4  # batches on which the terms are measured
+COLLAPSE = 0.8  # a term that falls below this share of its start on random features is marked
+Outputs = tuple[SegOutput, SegOutput, Tensor]  # the student's, the teacher's, labels
+
+
+def unrelated(output: SegOutput, generator: torch.Generator) -> SegOutput:
+    """Standard normal noise in the shape of a network's output."""
+
+    def noise(x: Tensor) -> Tensor:
+        return torch.randn(x.shape, generator=generator).to(x.device)
+
+    return SegOutput(noise(output.logits), {name: noise(tap) for name, tap in output.taps.items()}, None)
+
+
+def measure(method: Method, batches: list[Outputs]) -> dict[str, float]:
+    """Each term's mean over batches, weighted as the training weights them; the method stays as it is."""
+    method, sums, counts = copy.deepcopy(method), {}, {}
+    with torch.no_grad():
+        for student, teacher, labels in batches:
+            count = method.counts(labels)
+            for name, term in method(student, teacher, labels).items():
+                sums[name] = sums.get(name, 0.0) + (term * count[name]).item()
+                counts[name] = counts.get(name, 0.0) + count[name].item()
+    return {name: sums[name] / counts[name] if counts[name] else 0.0 for name in sums}
+
+
+def train_modules(method: Method, batches: Callable[[int], Outputs], steps: int, lr: float) -> None:
+    """Lowers the weighted loss by the method's own modules, on batches 0 .. steps - 1."""
+    parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr) if parameters else None
+    for step in range(steps if parameters else 0):
+        terms = method(*batches(step))
+        loss = sum(method.weights[name] * term for name, term in terms.items())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def diagnose(
+    method: Method, student: SegModel, teacher: SegModel, samples: list[dict], steps: int, lr: float
+) -> dict[str, dict[str, float]]:
+    """For each term its weight, its value before and after on real and on random features, and its gradient norm.
+
+    Args:
+        method: untrained; it is copied.
+        student, teacher: frozen, on the method's device.
+        samples: ``steps + HELD_OUT`` batches; the last ones are measured on.
+        steps: of the method's own modules.
+        lr: of Adam.
+    """
+    device = next(student.parameters()).device
+
+    def real(step: int) -> Outputs:
+        images, labels = (samples[step][name].to(device) for name in ("image", "label"))
+        with torch.no_grad():
+            return student(images), teacher(images), labels
+
+    def random(step: int) -> Outputs:
+        generator = torch.Generator().manual_seed(step)
+        one, other, labels = real(step)
+        return unrelated(one, generator), unrelated(other, generator), labels
+
+    found = {name: {"weight": weight} for name, weight in method.weights.items()}
+    images, labels = (samples[0][name].to(device) for name in ("image", "label"))
+    with torch.no_grad():
+        knowledge = teacher(images)
+    norms = gradient_norms(copy.deepcopy(method)(student(images), knowledge, labels), method.weights, student)
+    for kind, batches in (("real", real), ("random", random)):
+        torch.manual_seed(0)
+        trained, held_out = copy.deepcopy(method), [batches(step) for step in range(steps, steps + HELD_OUT)]
+        before = measure(trained, held_out)
+        train_modules(trained, batches, steps, lr)
+        torch.manual_seed(0)
+        after = measure(trained, held_out)
+        for name, facts in found.items():
+            facts |= {f"{kind}_before": before[name], f"{kind}_after": after[name], "grad_norm": norms[name]}
+    return found
+
+
+def share(facts: dict[str, float], kind: str) -> float:
+    before, after = facts[f"{kind}_before"], facts[f"{kind}_after"]
+    return after / before if before else 1.0
+
+
+def rows(name: str, found: dict[str, dict[str, float]]) -> list[list[str]]:
+    return [
+        [
+            name, term, f"{facts['weight']:g}",
+            *(f"{facts[f'{kind}_before']:.4g} -> {facts[f'{kind}_after']:.4g}" for kind in ("real", "random")),
+            f"{share(facts, 'real'):.3f}",
+            f"{share(facts, 'random'):.3f}{' !' if share(facts, 'random') < COLLAPSE else ''}",
+            f"{facts['grad_norm']:.4g}",
+        ]
+        for term, facts in found.items()
+    ]  # fmt: skip
+
+
+def with_method(args: argparse.Namespace, file: str) -> Experiment:
+    """The experiment with the method of another config in place of its own."""
+    section = {"_delete_": True, **load_section(file, "distill")}
+    with blame(file, "in place of the method"):
+        return load_config(args.config, Experiment, [*args.cfg_options, f"distill={section!r}"])
+
+
+def run(args: argparse.Namespace) -> None:
+    config = load_config(args.config, Experiment, args.cfg_options)
+    if config.distill is None:
+        raise ConfigError(f"{args.config}: distill is None: there is no method to diagnose")
+    methods = {args.config: config}
+    if args.methods:
+        methods = {file: with_method(args, file) for file in args.methods}
+    stream = build_train_stream(config, args.config)
+    names = stream.dataset.class_names
+    torch.manual_seed(config.train.seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    student, loaded = build_student(config, args.config, names)
+    teacher, taught = build_teacher(config, args.config, names)
+    student, teacher = student.to(device).eval(), teacher.to(device)
+    for report in filter(None, (loaded, taught)):
+        say(str(report))
+    positions = PositionBatches(0, args.steps + HELD_OUT, config.train.batch_size, 1, 0, 1)
+    samples = list(make_loader(stream, positions, workers=0, pin_memory=False))
+
+    results, lines = {}, []
+    for file, each in methods.items():
+        method = build_distiller(each, file, student, teacher).method.to(device)
+        results[file] = diagnose(method, student, teacher, samples, args.steps, args.lr)
+        lines += rows(Path(file).stem, results[file])
+    header = ["method", "term", "weight", "real features", "random features", "real", "random", "gradient on student"]
+    text = table(header, lines)
+    say(text)
+    say(f"after / before, {args.steps} steps of the method's own modules (Adam {args.lr:g}); ! falls below {COLLAPSE}")
+    if args.json:
+        result = {"config": config.model_dump(), "steps": args.steps, "lr": args.lr, "methods": results,
+                  "held_out_batches": HELD_OUT, "device": device.type, "environment": environment()}  # fmt: skip
+        write_atomically(args.json, (json.dumps(result, indent=2) + "\n").encode())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        "diagnose_method.py",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", help="Python config file with a teacher")
+    parser.add_argument(
+        "--methods", nargs="+", default=[], metavar="FILE", help="configs whose distill takes the place of CONFIG's"
+    )
+    parser.add_argument("--steps", type=int, default=80, metavar="N", help="of the method's modules (default 80)")
+    parser.add_argument("--lr", type=float, default=0.01, help="of Adam (default 0.01)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure and its provenance")
+    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="a.b=c", help="override config values")
+    args = parser.parse_args(arguments)
+    if args.steps < 1 or args.lr <= 0:
+        parser.error(f"--steps {args.steps} --lr {args.lr}: expected both positive")
+    try:
+        run(args)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+
+
+if __name__ == "__main__":
+    main()
