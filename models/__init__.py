@@ -117,6 +117,8 @@ def load_student(path: str | Path) -> tuple[SegModel, dict[str, Any]]:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, does not describe its network, or does not fit its own description.
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} does not exist; expected student.safetensors or a checkpoint of a run")
     weights = read_weights(path)
     about = weights.about
     lacking = [name for name in ("network", "class_names", "palette") if name not in about]

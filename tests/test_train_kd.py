@@ -18,6 +18,7 @@ import train_kd
 from datasets import build_dataset
 from datasets.base import TrainStream
 from datasets.transforms import TrainTransform
+from models import load_student
 from tests.conftest import ROOT
 from utils.log import RunLog
 from utils.trainer import Trainer
@@ -77,6 +78,25 @@ def test_loss_is_the_weighted_sum_of_its_terms(whole):
         if "loss" in line:
             total = sum(line[k] for k in ("task", "feature", "anchor", "relation", "relation_anchor", "logit"))
             assert line["loss"] == pytest.approx(total + 0.5 * line["stage_logit"], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["student.safetensors", "best.pt"])
+def test_the_student_is_rebuilt_from_its_file_alone(whole, name):
+    model, about = load_student(whole / name)
+    best = max((line for line in metrics(whole) if "miou" in line), key=lambda line: line["miou"])
+    assert (about["step"], about["miou"]) == (best["step"], best["miou"])
+    assert about["network"]["backbone"] == "mit_b0"
+    assert len(about["class_names"]) == len(about["palette"]) == model.num_classes == 11
+    assert not model.training
+    saved = torch.load(whole / "best.pt", weights_only=True)["student"]
+    assert_same(model.state_dict(), saved)
+
+
+def test_only_files_of_ours_rebuild_a_student(teacher_weights, tmp_path):
+    with pytest.raises(ValueError, match=r"teacher\.safetensors does not say how its network is built \(no network"):
+        load_student(teacher_weights)
+    with pytest.raises(FileNotFoundError, match=r"nothing\.safetensors does not exist"):
+        load_student(tmp_path / "nothing.safetensors")
 
 
 def test_a_curriculum_changes_weights_and_nothing_else(experiments, whole, tmp_path):

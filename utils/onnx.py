@@ -1,0 +1,108 @@
+"""Runs the ONNX files that ``scripts/export_onnx.py`` writes; needs only such a file and ONNX Runtime.
+
+Contract of such a file: input ``images`` (B 3 H W uint8 RGB), outputs ``classes`` (B H W uint8) and/or ``logits``
+(B K H W float32), and in its metadata, each value as JSON, what the file is (``class_names``, ``palette``, ...).
+"""
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+REQUIRED = ("class_names", "palette", "outputs")  # without these a file's predictions cannot be read
+
+
+def require_extra(name: str) -> ModuleType:
+    """An optional package.
+
+    Raises:
+        ValueError: it is not installed; says how to install it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(f'{name} cannot be imported ({error}): pip install ".[onnx]"') from error
+
+
+class OnnxModel:
+    """An exported network in ONNX Runtime, on the CPU.
+
+    Args:
+        path: file written by ``scripts/export_onnx.py``.
+
+    Attributes:
+        about: the file's metadata, decoded: ``class_names``, ``palette``, ``network``, ``normalization``, ``step``,
+            ``miou``, ``config_sha256``, ``outputs``, and for a quantised file ``quantization``.
+        shape: (B, 3, H, W) of the images it takes; None where any number will do.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not an ONNX file, is damaged, or was not written by ``scripts/export_onnx.py``; or ONNX
+            Runtime is not installed.
+    """
+
+    def __init__(self, path: str | Path):
+        onnxruntime = require_extra("onnxruntime")
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"ONNX file {self.path} does not exist")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # its errors are raised as well; its warnings are nothing to our user
+        try:
+            self.session = onnxruntime.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's own types have no base in common
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"{self.path} cannot be read as an ONNX file (damaged, or not one): {reason}") from error
+        self.about: dict[str, Any] = _decode(self.session.get_modelmeta().custom_metadata_map)
+        lacking = [name for name in REQUIRED if name not in self.about]
+        if lacking:
+            raise ValueError(
+                f"{self.path} does not say what it predicts (no {', '.join(lacking)} in its metadata): expected a file "
+                f"that scripts/export_onnx.py wrote"
+            )
+        # ONNX Runtime gives a free dimension as its name, or as None.
+        shape = self.session.get_inputs()[0].shape
+        self.shape = tuple(length if isinstance(length, int) else None for length in shape)
+
+    def run(self, images: ArrayLike) -> dict[str, np.ndarray]:
+        """Every output of the file by name, for B 3 H W uint8 RGB images (an array or a CPU tensor).
+
+        Raises:
+            ValueError: another dtype or shape, a size other than the one the file was exported for, or one that the
+                network cannot take.
+        """
+        images = np.asarray(images)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images are {images.shape} {images.dtype}; expected B x 3 x H x W uint8, RGB")
+        if any(want not in (None, found) for want, found in zip(self.shape, images.shape, strict=True)):
+            raise ValueError(
+                f"{self.path} was exported for images of {_shape(self.shape)}; these are {_shape(images.shape)}: "
+                f"export it with --size {images.shape[2]} {images.shape[3]}, or with --dynamic for any batch and size"
+            )
+        names = [output.name for output in self.session.get_outputs()]
+        try:
+            outputs = self.session.run(names, {"images": images})
+        except Exception as error:  # ONNX Runtime's own types have no base in common
+            raise ValueError(f"{self.path} fails on images of {_shape(images.shape)}: {error}") from error
+        return dict(zip(names, outputs, strict=True))
+
+    def __call__(self, images: ArrayLike) -> np.ndarray:
+        """Class map B H W uint8 of B 3 H W uint8 RGB images; errors as :meth:`run`."""
+        outputs = self.run(images)
+        return outputs["classes"] if "classes" in outputs else outputs["logits"].argmax(1).astype(np.uint8)
+
+
+def _decode(metadata: dict[str, str]) -> dict[str, Any]:
+    """JSON values; another program's metadata need not be JSON, and means nothing here."""
+    try:
+        return {name: json.loads(value) for name, value in metadata.items()}
+    except ValueError:
+        return {}
+
+
+def _shape(shape: tuple[int | None, ...]) -> str:
+    return " x ".join("any" if length is None else str(length) for length in shape)
