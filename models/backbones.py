@@ -72,12 +72,13 @@ class TimmBackbone(Backbone):
         height, width = images.shape[-2:]
         if not self.rounds_up:  # then whole cells only: the border is padded with zeros, the mean colour
             cell = self.tap_info["stage4"].stride
-            images = F.pad(images, (0, -width % cell, 0, -height % cell))
+            images = F.pad(images, (0, (cell - width % cell) % cell, 0, (cell - height % cell) % cell))
         stages = {}
         for (stage, tap), maps in zip(self.tap_info.items(), self.net(images)[-4:], strict=True):
             if self.channels_last:
                 maps = maps.permute(0, 3, 1, 2)
-            h, w = -(-height // tap.stride), -(-width // tap.stride)
+            # Not -(-a // b): in ONNX, division of negative integers rounds towards zero.
+            h, w = ((length + tap.stride - 1) // tap.stride for length in (height, width))
             if not self.rounds_up:
                 maps = maps[..., :h, :w]
             if maps.shape[1:] != (tap.channels, h, w):

@@ -185,11 +185,12 @@ class Predictor:
         self.model.to(self.device, memory_format=layout)
 
     def __str__(self) -> str:
-        known = "" if "config" in self.about else " (the file does not say how it was validated)"
+        built_in = f" of the file's own {self.about['scale']:g}" if "scale" in self.about else ""
+        known = "" if built_in or "config" in self.about else " (the file does not say how it was validated)"
         scales = ",".join(f"{scale:g}" for scale in self.settings.scales)
         flip = ", flip" if self.settings.flip else ""
         classes = len(self.about["class_names"])
-        return f"{classes} classes, {self.device}, {self.settings.mode} at scale {scales}{flip}{known}"
+        return f"{classes} classes, {self.device}, {self.settings.mode} at scale {scales}{built_in}{flip}{known}"
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """H W 3 uint8 RGB -> class map H W uint8."""

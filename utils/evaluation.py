@@ -1,5 +1,6 @@
 """From a network and images to class maps, and from a dataset to mIoU."""
 
+import math
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -139,7 +140,7 @@ def predict(
     score = 0
     with inference(model):
         for scale in scales:
-            scaled = (max(1, round(height * scale)), max(1, round(width * scale)))
+            scaled = tuple(max(1, math.floor(length * scale + 0.5)) for length in (height, width))
             view = images if scaled == (height, width) else resize(images, scaled)
             for mirrored in (False, True) if flip else (False,):
                 logits = predict_logits(

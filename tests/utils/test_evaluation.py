@@ -151,7 +151,7 @@ def test_several_views_average_probabilities():
 def test_scales_resize_the_image(images):
     net = CoarseNet()
     predict(net, images, scales=(0.5, 1.0, 1.75), flip=True)
-    assert [shape[2:] for shape in net.seen] == [(10, 15)] * 2 + [(21, 30)] * 2 + [(37, 52)] * 2
+    assert [shape[2:] for shape in net.seen] == [(11, 15)] * 2 + [(21, 30)] * 2 + [(37, 53)] * 2
 
 
 def test_shrinking_is_low_pass_filtered():

@@ -1,0 +1,84 @@
+"""A network with all that surrounds it in deployment: uint8 images in, class map and logits at their size out."""
+
+import math
+from collections.abc import Sequence
+from copy import deepcopy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.base import SegModel
+
+OUTPUTS = ("classes", "logits")
+
+
+class Deployable(nn.Module):
+    """Normalisation, network, upsampling and argmax as one module, for export.
+
+    The class map is uint8, as images are: every runtime passes it, and it is an eighth of argmax's own int64. In half
+    precision the backbone and the head are float16; normalisation, upsampling and both outputs are as they were.
+
+    Args:
+        model: the network; it is copied.
+        outputs: which of ``OUTPUTS`` to give, in this order.
+        half: computes in float16.
+        scale: the network sees the images resized by this factor on their sides, as ``utils.evaluation.predict`` does.
+
+    Raises:
+        ValueError: no output, an unknown one or one twice, or more classes than a uint8 class map can hold.
+    """
+
+    def __init__(self, model: SegModel, outputs: Sequence[str] = ("classes",), half: bool = False, scale: float = 1.0):
+        super().__init__()
+        if not outputs or len(set(outputs)) < len(outputs) or not set(outputs) <= set(OUTPUTS):
+            raise ValueError(f"outputs are {list(outputs)}; expected one or both of {', '.join(OUTPUTS)}, once each")
+        if model.num_classes > 255:
+            raise ValueError(f"the network has {model.num_classes} classes; expected at most 255: class maps are uint8")
+        self.model, self.outputs, self.scale = deepcopy(model).requires_grad_(False), tuple(outputs), scale
+        for parent in list(self.model.modules()):
+            for name, child in parent.named_children():
+                if isinstance(child, nn.AdaptiveAvgPool2d):
+                    setattr(parent, name, RegionAverage(child.output_size))
+        self.dtype = torch.float16 if half else torch.float32
+        self.model.backbone.to(self.dtype)
+        self.model.head.to(self.dtype)
+        self.eval()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """B 3 H W uint8 RGB -> ``classes`` B H W uint8 and/or ``logits`` B K H W float32, bilinearly upsampled."""
+        size = images.shape[-2:]
+        if self.scale != 1:
+            scaled = [max(1, math.floor(length * self.scale + 0.5)) for length in size]
+            images = F.interpolate(images.float(), scaled, mode="bilinear", antialias=self.scale < 1)
+        stages = self.model.backbone(self.model.normalize(images).to(self.dtype))
+        logits, _ = self.model.head(stages)
+        logits = F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
+        given = {"logits": logits, "classes": logits.argmax(1).to(torch.uint8)}
+        return tuple(given[name] for name in self.outputs)
+
+
+class RegionAverage(nn.Module):
+    """``nn.AdaptiveAvgPool2d`` as two matrix products: the exported form of PyTorch's own holds for one size only.
+
+    Args:
+        bins: rows and columns of the result.
+    """
+
+    def __init__(self, bins: int | tuple[int, int]):
+        super().__init__()
+        self.bins = (bins, bins) if isinstance(bins, int) else bins
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """B C h w -> B C rows columns."""
+        rows, columns = (_averages(n, length, maps) for n, length in zip(self.bins, maps.shape[-2:], strict=True))
+        return rows @ maps @ columns.T
+
+
+def _averages(bins: int, length: int, like: Tensor) -> Tensor:
+    """bins x length: row i averages the positions from floor(i length / bins) up to ceil((i + 1) length / bins)."""
+    i = torch.arange(bins, device=like.device).unsqueeze(1)
+    start, end = i * length // bins, ((i + 1) * length + bins - 1) // bins
+    position = torch.arange(length, device=like.device)
+    inside = (position >= start) & (position < end)
+    return inside.to(like.dtype) / (end - start).to(like.dtype)

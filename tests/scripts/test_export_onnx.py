@@ -1,0 +1,327 @@
+"""The script as a user runs it on tiny networks, and the reader of its files."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from configs.schema import Experiment
+from datasets import build_dataset
+from models import build_model
+from scripts import export_onnx
+from utils.checkpoint import save_student
+from utils.config import dump_config, load_config
+from utils.evaluation import predict, predict_logits
+from utils.onnx import OnnxModel
+
+NETWORKS = {
+    "resnet": {"backbone": "test_resnet", "head": "deeplabv3", "output_stride": 16, "width": 8},
+    "pspnet": {"backbone": "test_resnet", "head": "pspnet", "output_stride": 16, "width": 8},
+    "mit": {"backbone": "mit_b0", "head": "segformer", "width": 16},
+    "efficientnet": {"backbone": "test_efficientnet", "head": "deeplabv3", "output_stride": 16, "width": 8},
+}
+
+
+@pytest.fixture(scope="module")
+def validation(streets):
+    return build_dataset("camvid", streets, "val.txt")
+
+
+@pytest.fixture(scope="module")
+def students(experiments, validation, tmp_path_factory):
+    """(config, checkpoint, network) by name; random weights, centred on an image so that it shows several classes."""
+    folder, made = tmp_path_factory.mktemp("students"), {}
+    for name, network in NETWORKS.items():
+        config, weights = folder / f"{name}.py", folder / f"{name}.safetensors"
+        config.write_text(f"_base_ = [{experiments['hmkd']!r}]\nstudent = dict(_delete_=True, **{network!r})\n")
+        torch.manual_seed(1)
+        model = build_model(num_classes=11, **network).eval()
+        with torch.no_grad():
+            torch.nn.init.normal_(model.head.classifier.weight)
+            model.head.classifier.bias -= model(validation[0]["image"].unsqueeze(0)).logits.mean((0, 2, 3))
+        save_student(weights, model.state_dict(), {"network": network, "step": 7, "miou": 0.25})
+        made[name] = str(config), weights, model
+    return made
+
+
+@pytest.fixture(scope="module")
+def exported(students, tmp_path_factory):
+    """The ResNet with both outputs, for one image of 48 x 64."""
+    out = tmp_path_factory.mktemp("exported") / "net.onnx"
+    run(*students["resnet"][:2], "--outputs", "classes", "logits", "--out", out)
+    return out
+
+
+@pytest.fixture
+def ready(exported, monkeypatch):
+    """The export itself is skipped: the network is the one already exported."""
+    monkeypatch.setattr(export_onnx, "export", lambda network, size, dynamic, file: shutil.copy(exported, file))
+
+
+def run(*arguments):
+    export_onnx.main([str(argument) for argument in arguments])
+
+
+def refused(*arguments):
+    with pytest.raises(SystemExit) as stop:
+        run(*arguments)
+    return str(stop.value)
+
+
+def test_every_validation_image_gives_the_networks_classes_and_logits(exported, students, validation):
+    model, onnx_model = students["resnet"][2], OnnxModel(exported)
+    for i in range(len(validation)):
+        images = validation[i]["image"].unsqueeze(0)
+        outputs = onnx_model.run(images)
+        with torch.inference_mode():
+            logits = predict_logits(model, images)
+        np.testing.assert_allclose(outputs["logits"], logits, rtol=1e-3, atol=1e-4)
+        assert outputs["classes"].dtype == np.uint8
+        assert (outputs["classes"] == predict(model, images).numpy()).mean() > 0.999
+        assert np.array_equal(onnx_model(images), outputs["classes"])
+        assert len(np.unique(outputs["classes"])) > 3
+
+
+def test_one_file_that_says_what_it_is(exported, students, validation, tmp_path):
+    assert [path.name for path in exported.parent.iterdir()] == ["net.onnx"]
+    about = OnnxModel(shutil.copy(exported, tmp_path)).about
+    config = load_config(students["resnet"][0], Experiment)
+    assert about == {
+        "class_names": list(validation.class_names),
+        "palette": validation.palette.tolist(),
+        "network": about["network"],
+        "normalization": {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375], "bgr": False},
+        "step": 7,
+        "miou": 0.25,
+        "config_sha256": hashlib.sha256(dump_config(config).encode()).hexdigest(),
+        "eval": None,
+        "scale": 1.0,
+        "outputs": ["classes", "logits"],
+        "precision": "float32",
+    }
+    assert NETWORKS["resnet"].items() <= about["network"].items()
+    model = build_model(num_classes=11, **about["network"])  # what it says rebuilds the network
+    model.load_state_dict(students["resnet"][2].state_dict())
+
+    proto = onnx.load(exported)
+    onnx.checker.check_model(proto)
+    assert all(tensor.data_location == onnx.TensorProto.DEFAULT for tensor in proto.graph.initializer)
+    assert os.path.dirname(export_onnx.__file__).encode() not in exported.read_bytes()  # no path of this machine
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mit", "pspnet", "efficientnet"])
+def test_dynamic_takes_any_batch_and_size(name, students, tmp_path, capsys):
+    config, weights, model = students[name]
+    run(config, weights, "--dynamic", "--out", tmp_path / "net.onnx")
+    assert "100.000% of pixels (1 of 3 x 3 x 37 x 49)" in capsys.readouterr().out
+    exported = OnnxModel(tmp_path / "net.onnx")
+    assert exported.shape == (None, 3, None, None)
+    for shape in ((1, 3, 48, 64), (3, 3, 50, 77), (2, 3, 100, 35), (1, 3, 64, 64)):
+        images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        assert (exported(images) == predict(model, images).numpy()).mean() > 0.999
+
+
+def test_a_size_of_ones_own(students, tmp_path):
+    config, weights, model = students["mit"]
+    run(config, weights, "--size", 40, 56, "--out", tmp_path / "net.onnx")
+    exported = OnnxModel(tmp_path / "net.onnx")
+    assert exported.shape == (1, 3, 40, 56)
+    images = torch.randint(0, 256, (1, 3, 40, 56), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert (exported(images) == predict(model, images).numpy()).mean() > 0.999
+
+
+def test_half_is_half_the_size_and_takes_the_same_images(exported, students, validation, tmp_path):
+    config, weights, model = students["resnet"]
+    copy = shutil.copy(weights, tmp_path / "student.safetensors")
+    run(config, copy, "--half")
+    half = OnnxModel(tmp_path / "student.half.onnx")
+    assert half.about["precision"] == "float16"
+    dtypes = {tensor.data_type for tensor in onnx.load(half.path).graph.initializer if len(tensor.dims) == 4}
+    assert onnx.TensorProto.FLOAT16 in dtypes
+    assert half.path.stat().st_size < 0.7 * exported.stat().st_size
+    images = validation[0]["image"].unsqueeze(0)
+    assert (half(images) == predict(model, images).numpy()).mean() > 0.99
+
+
+def test_the_teacher(experiments, teacher_weights, validation, tmp_path):
+    run(experiments["hmkd"], "--teacher", "--out", tmp_path / "teacher.onnx")
+    exported, images = OnnxModel(tmp_path / "teacher.onnx"), validation[1]["image"].unsqueeze(0)
+    assert exported.about["network"]["backbone"] == "test_resnet"
+    model = build_model("test_resnet", "deeplabv3", 11, output_stride=16, width=8)
+    export_onnx.load_trained(model, export_onnx.read_weights(teacher_weights), validation.class_names)
+    assert (exported(images) == predict(model, images).numpy()).mean() > 0.999
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_int8_says_what_it_costs(kind, exported, students, validation, tmp_path, capsys):
+    run(*students["resnet"][:2], "--int8", kind, "--out", tmp_path / "int8.onnx")
+    out, quantized = capsys.readouterr().out, OnnxModel(tmp_path / "int8.onnx")
+    about = quantized.about
+    assert about["precision"] == "int8"
+    assert about["quantization"]["kind"] == kind
+    assert about["quantization"]["calibration_images"] == (8 if kind == "static" else 0)  # all that there are
+    assert about["miou"] == about["quantization"]["miou_int8"]
+    integers = {node.op_type for node in onnx.load(quantized.path).graph.node}
+    assert integers & {"ConvInteger", "QuantizeLinear"}
+
+    # Both figures again, counted naively.
+    for name, model in (("float", OnnxModel(exported)), ("int8", quantized)):
+        hits, union = np.zeros(11), np.zeros(11)
+        for i in range(len(validation)):
+            image, label = validation.load(i)
+            prediction = model(image.transpose(2, 0, 1)[None])[0]
+            prediction[label == 255] = 255
+            for k in range(11):
+                hits[k] += ((prediction == k) & (label == k)).sum()
+                union[k] += ((prediction == k) | (label == k)).sum()
+        miou = np.mean(hits[union > 0] / union[union > 0])
+        assert about["quantization"][f"miou_{name}"] == pytest.approx(miou, abs=1e-9)
+        assert f"mIoU {100 * miou:.2f} on 5 validation images" in out
+    change = 100 * (about["quantization"]["miou_int8"] - about["quantization"]["miou_float"])
+    assert f"changes the mIoU by {change:+.2f} points" in out
+
+
+def test_the_configs_scale_is_built_in(students, validation, tmp_path, capsys):
+    config, weights, model = students["resnet"]
+    run(config, weights, "--out", tmp_path / "net.onnx", "--cfg-options", "eval.scales=(0.5,)")
+    assert "note:" not in capsys.readouterr().out
+    exported, images = OnnxModel(tmp_path / "net.onnx"), validation[0]["image"].unsqueeze(0)
+    assert exported.about["scale"] == 0.5
+    assert (exported(images) == predict(model, images, scales=(0.5,)).numpy()).mean() > 0.999
+    assert (exported(images) == predict(model, images).numpy()).mean() < 0.99
+
+
+def test_a_config_that_evaluates_otherwise_is_noted(ready, students, tmp_path, capsys):
+    options = ["--cfg-options", "eval.scales=(0.5, 1.0)", "eval.flip=True"]
+    run(*students["resnet"][:2], "--out", tmp_path / "net.onnx", *options)
+    said = capsys.readouterr().out
+    assert (
+        "note: the config evaluates with mode=whole, scales=(0.5, 1.0), flip=True; the file sees whole images" in said
+    )
+
+
+def test_a_full_disk_leaves_the_old_file_whole(ready, students, tmp_path, monkeypatch):
+    old = tmp_path / "net.onnx"
+    old.write_bytes(b"the old file")
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    message = refused(*students["resnet"][:2], "--out", old)
+    assert message == f"error: cannot write {old} (No space left on device); what was there is as it was"
+    assert old.read_bytes() == b"the old file"
+    assert list(tmp_path.iterdir()) == [old]
+
+
+def test_a_file_that_disagrees_is_not_written(ready, students, tmp_path, monkeypatch):
+    old = tmp_path / "net.onnx"
+    old.write_bytes(b"the old file")
+    monkeypatch.setattr(export_onnx, "predict", lambda model, images, scales: (predict(model, images) + 1) % 11)
+    message = refused(*students["resnet"][:2], "--out", old)
+    assert "agree on 0.000% of pixels (5 of 1 x 3 x 48 x 64); expected 99.9% or more: nothing was written" in message
+    assert old.read_bytes() == b"the old file"
+
+
+def test_wrong_checkpoints_and_configs_are_refused(experiments, students, tmp_path):
+    config, weights, _ = students["resnet"]
+    assert "gone.pt does not exist" in refused(config, tmp_path / "gone.pt")
+    (tmp_path / "short.safetensors").write_bytes(weights.read_bytes()[:1000])
+    assert "short.safetensors cannot be read as" in refused(config, tmp_path / "short.safetensors")
+    model = build_model(num_classes=3, **NETWORKS["resnet"])
+    save_student(tmp_path / "three.safetensors", model.state_dict(), {})
+    assert "trained on 3 classes; the network has 11" in refused(config, tmp_path / "three.safetensors")
+    alone = experiments["alone"]
+    assert "teacher is None: there is no teacher to export" in refused(alone, "--teacher", "--out", tmp_path / "t.onnx")
+    assert "config gone.py does not exist" in refused("gone.py", weights)
+    message = refused(*students["mit"][:2], "--size", 8, 8, "--out", tmp_path / "tiny.onnx")
+    assert message == "error: the image is (8, 8); MiT needs 29 pixels a side"
+    assert not list(tmp_path.glob("*.onnx"))
+
+
+def test_contradicting_arguments_are_refused(capsys):
+    for arguments, complaint in (
+        ("c.py", "either a CHECKPOINT or --teacher"),
+        ("c.py x.pt --teacher", "either a CHECKPOINT or --teacher"),
+        ("c.py --teacher", "--teacher needs --out FILE"),
+        ("c.py x.pt --out x.pt", "--out x.pt: expected a name that ends in .onnx"),
+        ("c.py x.pt --size 0 8", "--size 0 8: expected 1 or more pixels"),
+        ("c.py x.pt --size 8 8 --dynamic", "not allowed with argument --size"),
+        ("c.py x.pt --half --int8 static", "not allowed with argument --half"),
+        ("c.py x.pt --check-images 0", "--check-images 0: expected 1 or more"),
+        ("c.py x.pt --outputs labels", "invalid choice: 'labels'"),
+    ):
+        assert refused(*arguments.split()) == "2"
+        assert complaint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
+def test_a_missing_package_says_how_to_get_it(package, students, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)  # import raises
+    message = refused(*students["resnet"][:2], "--out", tmp_path / "net.onnx")
+    assert message.startswith(f"error: {package} cannot be imported")
+    assert message.endswith('pip install ".[onnx]"')
+
+
+def test_other_files_are_refused_by_the_reader(exported, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"ONNX file .*gone\.onnx does not exist"):
+        OnnxModel(tmp_path / "gone.onnx")
+    content = exported.read_bytes()
+    for name, damaged in {"empty": b"", "text": b"not a network", "half": content[: len(content) // 2]}.items():
+        (tmp_path / f"{name}.onnx").write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"{name}\.onnx cannot be read as an ONNX file \(damaged, or not one\)"):
+            OnnxModel(tmp_path / f"{name}.onnx")
+
+    foreign = onnx.load(exported)
+    for metadata in ({}, {"author": "someone else"}, {"class_names": json.dumps(["road"])}):
+        onnx.helper.set_model_props(foreign, metadata)
+        onnx.save(foreign, tmp_path / "foreign.onnx")
+        with pytest.raises(ValueError, match="does not say what it predicts .*palette, outputs in its metadata"):
+            OnnxModel(tmp_path / "foreign.onnx")
+
+
+def test_other_images_are_refused_by_the_reader(exported):
+    model = OnnxModel(exported)
+    with pytest.raises(
+        ValueError, match=r"for images of 1 x 3 x 48 x 64; these are 1 x 3 x 50 x 64: .*--size 50 64, or"
+    ):
+        model(np.zeros((1, 3, 50, 64), np.uint8))
+    with pytest.raises(ValueError, match=r"these are 2 x 3 x 48 x 64: .* with --dynamic for any batch and size"):
+        model(np.zeros((2, 3, 48, 64), np.uint8))
+    for wrong in (np.zeros((1, 3, 48, 64), np.float32), np.zeros((1, 48, 64, 3), np.uint8), np.zeros((3, 48, 64))):
+        with pytest.raises(ValueError, match="expected B x 3 x H x W uint8, RGB"):
+            model(wrong)
+
+
+def test_a_size_at_which_the_file_fails_is_named(exported, tmp_path):
+    """A network that is dynamic in name alone: its graph flattens the image to the length of 48 x 64."""
+    helper, uint8, int64 = onnx.helper, onnx.TensorProto.UINT8, onnx.TensorProto.INT64
+    graph = helper.make_graph(
+        [helper.make_node("Reshape", ["images", "length"], ["classes"])],
+        "broken",
+        [helper.make_tensor_value_info("images", uint8, ["B", 3, "H", "W"])],
+        [helper.make_tensor_value_info("classes", uint8, None)],
+        [helper.make_tensor("length", int64, [3], [3, 48, 64])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    helper.set_model_props(model, {name: json.dumps(value) for name, value in OnnxModel(exported).about.items()})
+    onnx.save(model, tmp_path / "broken.onnx")
+    broken = OnnxModel(tmp_path / "broken.onnx")
+    assert broken(np.zeros((1, 3, 48, 64), np.uint8)).shape == (3, 48, 64)
+    with pytest.raises(ValueError, match=r"broken\.onnx fails on images of 1 x 3 x 50 x 64: "):
+        broken(np.zeros((1, 3, 50, 64), np.uint8))
+
+
+def test_help_shows_examples(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run("--help")
+    assert stop.value.code == 0
+    assert "python scripts/export_onnx.py configs/camvid_cpu/r18.py work_dirs/camvid_cpu/r18" in capsys.readouterr().out

@@ -1,0 +1,206 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.models import get_model_weights
+
+import models.mit
+from configs.schema import Experiment
+from models import build_model
+from scripts import model_info
+from scripts.model_info import class_names, describe, gain, main, measure_latency, take_turns
+from utils.config import load_config
+from utils.report import multiply_adds
+
+ROOT = Path(__file__).resolve().parents[2]
+ABSENT = ["data.root=nowhere", "teacher.weights=nowhere.safetensors"]
+
+
+@pytest.fixture
+def without_onnx(monkeypatch):
+    """A machine without the optional packages, which is faster too."""
+
+    def refuse(name):
+        raise ValueError(f'{name} cannot be imported (it is not there): pip install ".[onnx]"')
+
+    monkeypatch.setattr(model_info, "require_extra", refuse)
+
+
+def published_gmacs(name):
+    return get_model_weights(name).DEFAULT.meta["_ops"]
+
+
+@pytest.mark.parametrize("backbone", ["resnet50", "resnet101"])
+def test_multiply_adds_are_those_torchvision_publishes_for_deeplabv3(backbone):
+    found = multiply_adds(build_model(backbone, "deeplabv3", 21), (520, 520))
+    # Its networks run their auxiliary head always: 3x3 from 1024 to 256 and 1x1 to 21 channels, on a grid of 65 x 65.
+    auxiliary = 65 * 65 * (9 * 1024 * 256 + 256 * 21)
+    assert (found["total"] + auxiliary) / 1e9 == pytest.approx(published_gmacs(f"deeplabv3_{backbone}"), abs=6e-4)
+    assert found["backbone"] + found["head"] == found["total"]
+
+
+def test_multiply_adds_are_those_torchvision_publishes_for_resnet18():
+    found = multiply_adds(build_model("resnet18", "segformer", 2, width=8), (224, 224))
+    assert (found["backbone"] + 512 * 1000) / 1e9 == pytest.approx(published_gmacs("resnet18"), abs=6e-4)
+
+
+def test_multiply_adds_are_those_of_the_segformer_paper():
+    """Table 1 of Xie et al., NeurIPS 2021: 8.4 G for B0 on 512 x 512 with 150 classes."""
+    found = multiply_adds(build_model("mit_b0", "segformer", 150, width=256), (512, 512))
+    assert round(found["total"] / 1e9, 1) == 8.4
+
+
+def test_both_products_of_attention_are_counted(monkeypatch):
+    network = build_model("mit_b0", "segformer", 2, width=8)
+    whole = multiply_adds(network, (64, 64))["total"]
+    monkeypatch.setattr(models.mit.F, "scaled_dot_product_attention", lambda q, k, v: q)
+    # Two blocks a stage, two products a block: tokens x 4 keys x channels.
+    attention = 2 * 2 * (256 * 4 * 32 + 64 * 4 * 64 + 16 * 4 * 160 + 4 * 4 * 256)
+    assert whole - multiply_adds(network, (64, 64))["total"] == attention
+
+
+def test_a_network_described_is_the_network_that_runs():
+    network = build_model("resnet18", "deeplabv3", 5, output_stride=16, width=8, aux=True).eval()
+    about, device = describe(network, (45, 61)), next(network.parameters()).device
+    with torch.inference_mode():
+        taps = network(torch.zeros(1, 3, 45, 61, dtype=torch.uint8)).taps
+    assert {name: [tap["channels"], *tap["grid"]] for name, tap in about["taps"].items()} == {
+        name: list(maps.shape[1:]) for name, maps in taps.items()
+    }
+    # torchvision's ResNet-18 without its classifier; the auxiliary head: 3x3 from 256 to 64, BatchNorm, 1x1 to 5.
+    assert about["parameters"]["backbone"] == 11_689_512 - 513 * 1000
+    assert about["parameters"]["auxiliary"] == 9 * 256 * 64 + 2 * 64 + 65 * 5
+    assert about["parameters"]["deployed"] == about["parameters"]["backbone"] + about["parameters"]["head"]
+    assert device == torch.device("cpu"), "counting took the network itself to another device"
+
+
+def test_classes_are_known_without_data(tmp_path, experiments):
+    for name, count in (("camvid_b4_r18", 11), ("cityscapes_r101_b0", 19)):
+        source = str(ROOT / "configs" / "hmkd" / f"{name}.py")
+        config = load_config(source, Experiment, ["data.root=nowhere"])
+        assert len(class_names(config, source)) == count
+    (tmp_path / "mine.py").write_text(
+        f"_base_ = [{experiments['alone']!r}]\n"
+        "data = dict(type='list', root='nowhere', class_names=['no', 'yes'], id_table={0: 0, 9: 1})\n"
+    )
+    source = str(tmp_path / "mine.py")
+    assert class_names(load_config(source, Experiment), source) == ("no", "yes")
+
+
+def test_the_networks_take_turns():
+    order = []
+    calls = {"teacher": lambda: order.append("t"), "student": lambda: order.append("s")}
+    times = take_turns(calls, 3, torch.device("cpu"))
+    assert "".join(order) == "ttss" + "ts" * 3
+    assert [len(measured) for measured in times.values()] == [3, 3]
+
+
+def test_times_are_milliseconds_of_the_run_alone(monkeypatch):
+    clock = iter([1.0, 1.25, 7.0, 7.5])
+    monkeypatch.setattr(model_info.time, "perf_counter", lambda: next(clock))
+    assert take_turns({"student": lambda: None}, 2, torch.device("cpu")) == {"student": [250.0, 500.0]}
+
+
+def test_a_gain_is_said_in_words():
+    assert gain({"teacher": 30.0, "student": 4.0}, "fewer", "more") == "7.5x fewer"
+    assert gain({"teacher": 4.0, "student": 10.0}, "fewer", "more") == "2.5x more"
+    assert gain({"student": 4.0}, "fewer", "more") == ""
+
+
+def test_a_pair_without_weights_or_data(experiments, without_onnx, tmp_path, capsys):
+    file = tmp_path / "info.json"
+    main([experiments["hmkd"], "--device", "cpu", "--runs", "2", "--json", str(file), "--cfg-options", *ABSENT])
+    said, result = capsys.readouterr().out, json.loads(file.read_text())
+    assert "11 classes, image 32x48 (data.crop_size: nowhere/val.txt does not exist)" in said
+    assert max(map(len, said.splitlines()[1:])) <= 100
+    onnx = result["latency_ms"].pop("ONNX Runtime")
+    assert onnx == 'onnxruntime cannot be imported (it is not there): pip install ".[onnx]"'
+    assert list(result["latency_ms"]) == ["eager fp32", "channels_last fp32", "channels_last bf16"]
+    for times in result["latency_ms"].values():
+        assert [len(measured) for measured in times.values()] == [2, 2]
+        assert min(map(min, times.values())) > 0
+    operations = {name: network["multiply_adds"]["total"] for name, network in result["networks"].items()}
+    assert f"{gain(operations, 'fewer', 'more')} GFLOPs" in said.splitlines()[-1]
+    expected = build_model("test_resnet", "deeplabv3", 11, output_stride=16, width=8)
+    teacher = result["networks"]["teacher"]["parameters"]
+    assert teacher["deployed"] == sum(parameter.numel() for parameter in expected.parameters())
+    assert result["image_size"] == [32, 48]
+    assert result["config"]["teacher"]["backbone"] == "test_resnet"
+    assert torch.__version__.startswith(result["environment"]["torch"])
+
+
+@pytest.mark.slow
+def test_onnx_runtime_is_timed_too():
+    pytest.importorskip("onnxruntime")
+    networks = {"student": build_model("test_resnet", "deeplabv3", 2, output_stride=16, width=4)}
+    form, times = list(measure_latency(networks, (32, 48), torch.device("cpu"), runs=2))[-1]
+    assert form.startswith("ONNX Runtime 1.")
+    assert len(times["student"]) == 2
+
+
+def test_a_student_alone_at_the_size_of_its_data(experiments, without_onnx, capsys):
+    main([experiments["alone"], "--device", "cpu", "--runs", "1"])
+    said = capsys.readouterr().out
+    assert "image 48x64 (first image of" in said
+    assert "teacher" not in said
+    assert "faster" not in said
+
+
+def test_what_is_timed_is_the_whole(experiments, without_onnx, monkeypatch):
+    """A uint8 image in, a class map of its size out, in each form."""
+    seen, forward = [], model_info.Deployable.forward
+
+    def watch(self, images):
+        outputs = forward(self, images)
+        seen.append((images.dtype, [(output.dtype, tuple(output.shape)) for output in outputs]))
+        return outputs
+
+    monkeypatch.setattr(model_info.Deployable, "forward", watch)
+    main([experiments["alone"], "--device", "cpu", "--runs", "1", "--size", "40", "56"])
+    assert seen == 3 * (model_info.WARM_UP + 1) * [(torch.uint8, [(torch.uint8, (1, 40, 56))])]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--size", "8", "8"], "the image is .*MiT needs 29 pixels a side"),
+        (["--cfg-options", "student.backbone=mit_b9"], r"alone\.py: student: unknown backbone 'mit_b9'"),
+        (["--device", "cuda"], "sees no GPU on this machine; use --device cpu"),
+    ],
+)
+def test_what_cannot_be_is_one_clear_message(experiments, monkeypatch, arguments, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match=f"^error: .*{message}"):
+        main([experiments["alone"], *arguments])
+
+
+@pytest.mark.parametrize("arguments", [["--runs", "0"], ["--size", "0", "5"]])
+def test_impossible_arguments_are_refused(experiments, arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([experiments["alone"], *arguments])
+    assert stop.value.code == 2
+    assert " ".join(arguments) in capsys.readouterr().err
+
+
+def test_data_that_is_there_but_damaged_is_an_error(experiments, tmp_path):
+    (tmp_path / "val.txt").write_text("gone.png\n")
+    with pytest.raises(SystemExit, match="1 of the files that .* lists are missing"):
+        main([experiments["alone"], "--cfg-options", f"data.root={tmp_path}"])
+
+
+@pytest.mark.parametrize(("problem", "ends"), [("CUDA out of memory. Tried", SystemExit), ("a bug", RuntimeError)])
+def test_a_full_memory_is_told_from_a_bug(experiments, monkeypatch, problem, ends):
+    def fail(*_):
+        raise RuntimeError(problem)
+
+    monkeypatch.setattr(model_info, "measure_latency", fail)
+    with pytest.raises(ends, match=problem):
+        main([experiments["alone"], "--device", "cpu"])
+
+
+def test_help_shows_examples(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    assert "python scripts/model_info.py configs/camvid_cpu/r18_b0.py" in capsys.readouterr().out
