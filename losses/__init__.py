@@ -1,13 +1,14 @@
 """Losses on the labels and distillation methods, by name."""
 
 from losses.base import Method
+from losses.cirkd import CIRKD
 from losses.composed import Composed
 from losses.hmkd import HMKD
 from models.base import ModelSpec, unknown_name
 
 __all__ = ["METHODS", "Composed", "Method", "build_method"]
 
-METHODS: dict[str, type[Method]] = {"hmkd": HMKD}
+METHODS: dict[str, type[Method]] = {"cirkd": CIRKD, "hmkd": HMKD}
 
 
 def build_method(type: str, student: ModelSpec, teacher: ModelSpec, **options) -> Method:

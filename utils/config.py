@@ -146,6 +146,8 @@ def _explain(problem: dict[str, Any], schema: type[BaseModel]) -> str:
             models = tagged  # the tag of a discriminated union is a value, not a key: it only narrows the models
             continue
         keys.append(str(part))
+        if isinstance(part, int):
+            continue  # a place in a list: what it may hold is known already
         owners = models
         models = [
             nested

@@ -1,0 +1,258 @@
+"""CIRKD: the relations of each pixel to the pixels of other images, and to memories of pixels and regions."""
+
+import math
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from losses.alignment import LogitAlignment
+from losses.base import Method
+from losses.functional import IGNORE_INDEX, as_float, full_precision, resize, shrink_labels, tap_grid, valid_cells
+from models.base import ModelSpec, SegOutput, unknown_name
+
+PIXELS = 16  # of a class that enter the pixel memory from one image, at most
+
+
+def unit(x: Tensor) -> Tensor:
+    """Rows (last dimension) divided by their L2 norms; a row of zeros stays, with a finite gradient."""
+    norms = x.norm(dim=-1, keepdim=True)
+    return x / norms.where(norms > 0, 1)
+
+
+def relation_divergence(
+    student: Tensor, teacher: Tensor, student_keys: Tensor, teacher_keys: Tensor, tau: float
+) -> Tensor:
+    """Sum over rows a of KL(softmax(T_a K_t^T / tau) || softmax(S_a K_s^T / tau)); 0 where there are no keys.
+
+    The n m similarities are computed anew in the backward pass, so that those of no two calls are held at a time.
+
+    Args:
+        student, teacher: n C_s and n C_t, rows of length 1.
+        student_keys, teacher_keys: m C_s and m C_t, the same.
+        tau: temperature of the similarities, > 0.
+    """
+
+    def divergence(s: Tensor, t: Tensor, s_keys: Tensor, t_keys: Tensor) -> Tensor:
+        log_s, log_t = F.log_softmax(s @ s_keys.T / tau, dim=1), F.log_softmax(t @ t_keys.T / tau, dim=1)
+        return (log_t.exp() * (log_t - log_s)).sum()
+
+    tensors = (student, teacher, student_keys, teacher_keys)
+    return checkpoint(divergence, *tensors, use_reentrant=False, preserve_rng_state=False)
+
+
+def pool_factor(size: tuple[int, int], cells: int) -> int:
+    """The smallest p for which the grid ``size``, pooled p x p, has at most ``cells`` (1 or more) cells."""
+    p = 1
+    while math.prod(-(-n // p) for n in size) > cells:
+        p += 1
+    return p
+
+
+def pool_valid(valid: Tensor, p: int) -> Tensor:
+    """B h w bool -> B ceil(h / p) ceil(w / p): whether any of the p x p cells is valid."""
+    return F.max_pool2d(valid[:, None].float(), p, ceil_mode=True)[:, 0] > 0
+
+
+def unit_rows(x: Tensor, valid: Tensor) -> list[Tensor]:
+    """B C h w, B h w bool -> for each image n_i C: the valid cells' vectors, of length 1."""
+    return [unit(image.flatten(1).T[inside.flatten()]) for image, inside in zip(x, valid, strict=True)]
+
+
+def gather_ranks(x: Tensor) -> Tensor:
+    """``x`` of all ranks one after the other along the first dimension; ``x`` itself without a process group."""
+    if not dist.is_initialized():
+        return x
+    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, x)
+    return torch.cat(parts)
+
+
+class ClassMemory(nn.Module):
+    """A ring of the newest unit vectors of each class.
+
+    Args:
+        num_classes, size, channels: K classes of at most ``size`` vectors of C channels.
+        keys: how many are drawn at a time, over all classes: ``keys // K + 1`` of each.
+    """
+
+    def __init__(self, num_classes: int, size: int, channels: int, keys: int):
+        super().__init__()
+        self.draws = keys // num_classes + 1
+        self.register_buffer("vectors", torch.zeros(num_classes, size, channels))
+        self.register_buffer("written", torch.zeros(num_classes, dtype=torch.int64))  # in all, overwritten or not
+
+    @torch.no_grad()
+    def write(self, vectors: Tensor, found: Tensor) -> None:
+        """Of every rank, the B K n C ``vectors`` that ``found`` (B K n bool) marks, over the oldest."""
+        vectors, found = (gather_ranks(x.contiguous()).transpose(0, 1).flatten(1, 2) for x in (vectors, found))
+        size, number = self.vectors.shape[1], found.cumsum(1)
+        k, i = (found & (number > number[:, -1:] - size)).nonzero(as_tuple=True)  # no slot twice
+        self.vectors[k, (self.written[k] + number[k, i] - 1) % size] = vectors[k, i].to(self.vectors)
+        self.written += number[:, -1]
+
+    def draw(self) -> Tensor:
+        """m C: vectors of each class seen so far, the same number of each, with replacement."""
+        K, size, C = self.vectors.shape
+        filled = self.written.clamp(max=size)[:, None]
+        slots = torch.randint(2**31, (K, self.draws), device=filled.device) % filled.clamp(min=1)
+        drawn = self.vectors.gather(1, slots[..., None].expand(-1, -1, C))
+        return drawn[self.written > 0].flatten(0, 1)
+
+
+class CIRKD(Method):
+    """Cross-image relations of the teacher's features, for the student's to copy.
+
+        L = L_task + kd * L_kd + batch * L_batch + pixel * L_pixel + region * L_region
+
+    With S and T the student's and the teacher's feature vectors, each divided by its length:
+
+    - L_batch = KL(softmax(T_i T_j^T / tau) || softmax(S_i S_j^T / tau)), mean over image i's cells and all pairs of
+      images (i, j) of the batch;
+    - L_pixel, L_region: the same, but the keys, of both sides, are drawn from a memory of the teacher's pixels, or of
+      its regions (mean of a class in an image). S first passes conv-BN-ReLU-conv (1x1) to the teacher's width, and
+      this is all that is learnt. The memories hold K (pixel_queue + region_queue) C_t float32 and are saved;
+    - L_kd: pixel-wise distillation of the logits, T^2 KL.
+
+    Yang et al., "Cross-Image Relational Knowledge Distillation for Semantic Segmentation", CVPR 2022: mini-batch
+    pixel-to-pixel, memory-based pixel-to-pixel and pixel-to-region distillation. On one grid, without void and with
+    the same keys each term is that of github.com/winycg/CIRKD (ratio 1, measured). Where we differ:
+
+    - No term and no memory holds void (there: L_kd and L_batch do).
+    - A class's pixel memory holds that class only. There ``perm[:K]`` stands for ``idxs[perm[:K]]``: any pixels.
+    - Memories are rings, at first empty, drawn from class by class with replacement. There they hold random vectors
+      at first, one draw of slots serves every class, and at the ring's end newest vectors replace newest.
+    - The ranks share each image's 16 pixels and mean of each class, not its whole map.
+    - L_batch recomputes similarities in the backward pass, so that one pair of images' N x N at a time are held, and
+      grids of more than ``batch_cells`` cells are averaged, p x p with the least p that will do (there 4 x 4 from
+      256 x 256 on).
+
+    L_batch compares the images that one process sees at once, so it depends on how a batch is split. The memories
+    grow in training mode only, by each micro-batch of all ranks before it is compared.
+
+    Args:
+        student, teacher: what the two networks declare.
+        kd, batch, pixel, region: weights of the terms ``'cirkd_kd'``, ``'cirkd_batch'``, ..., 0 or more.
+        pair: (teacher's tap, student's tap).
+        temperature: T of L_kd.
+        tau: temperature of the similarities.
+        pixel_queue, region_queue: how many vectors of each class the memories hold.
+        pixel_keys, region_keys: how many are drawn for a batch, over all classes.
+        batch_cells: the largest grid that is compared cell by cell within the batch.
+
+    Raises:
+        ValueError: if a tap is unknown, a value makes no sense, or ``kd`` has to compare different classes.
+    """
+
+    def __init__(
+        self,
+        student: ModelSpec,
+        teacher: ModelSpec,
+        kd: float = 1.0,
+        batch: float = 1.0,
+        pixel: float = 0.1,
+        region: float = 0.1,
+        pair: tuple[str, str] = ("head", "head"),
+        temperature: float = 1.0,
+        tau: float = 0.1,
+        pixel_queue: int = 20000,
+        region_queue: int = 2000,
+        pixel_keys: int = 4096,
+        region_keys: int = 1024,
+        batch_cells: int = 8192,
+    ):
+        super().__init__()
+        weights = {"kd": kd, "batch": batch, "pixel": pixel, "region": region}
+        if min(weights.values()) < 0 or max(weights.values()) == 0:
+            raise ValueError(f"weights are {weights}: none may be negative and one at least must be positive")
+        if temperature <= 0 or tau <= 0:
+            raise ValueError(f"temperature is {temperature}, tau {tau}; expected both > 0")
+        sizes = {"pixel_queue": pixel_queue, "region_queue": region_queue, "batch_cells": batch_cells}
+        sizes |= {"pixel_keys": pixel_keys, "region_keys": region_keys}
+        if min(sizes.values()) < 1:
+            raise ValueError(f"{min(sizes, key=sizes.get)} is {min(sizes.values())}; expected 1 or more")
+        for side, tap, taps in zip(("teacher", "student"), pair, (teacher.taps, student.taps), strict=True):
+            if tap not in taps:
+                raise unknown_name(f"{side} tap in pair", tap, taps)
+        K = student.num_classes
+        if kd and teacher.num_classes != K:
+            raise ValueError(
+                f"the student has {K} classes and the teacher {teacher.num_classes}, so their logits cannot be "
+                "compared: set kd=0"
+            )
+        self.weights = {f"cirkd_{name}": float(weight) for name, weight in weights.items() if weight}
+        self.pair, self.num_classes, self.tau, self.batch_cells = pair, K, tau, batch_cells
+        self.stride = student.taps[pair[1]].stride
+        self.align = LogitAlignment(K, student.taps["head"].stride, temperature)
+        width = teacher.taps[pair[0]].channels
+        self.memories = nn.ModuleDict()  # term -> its memory
+        for term, size, keys in (
+            ("cirkd_pixel", pixel_queue, pixel_keys),
+            ("cirkd_region", region_queue, region_keys),
+        ):
+            if term in self.weights:
+                self.memories[term] = ClassMemory(K, size, width, keys)
+        if self.memories:
+            self.project = nn.Sequential(
+                nn.Conv2d(student.taps[pair[1]].channels, width, 1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(width, width, 1, bias=False),
+            )
+
+    def forward(self, student: SegOutput, teacher: SegOutput, labels: Tensor) -> dict[str, Tensor]:
+        """Unweighted terms (see ``Method.forward``); in training mode the memories take the teacher's features."""
+        terms = {}
+        if "cirkd_kd" in self.weights:
+            terms["cirkd_kd"] = self.align(student.logits, teacher.logits, labels)
+        s, t = student.taps[self.pair[1]], teacher.taps[self.pair[0]].detach()
+        cells = shrink_labels(labels, s.shape[-2:])
+        valid = cells != IGNORE_INDEX
+        with full_precision(s):
+            s, t = (x.masked_fill(~valid[:, None], 0) for x in (as_float(s), resize(as_float(t), s.shape[-2:])))
+            if "cirkd_batch" in self.weights:
+                terms["cirkd_batch"] = self._across_the_batch(s, t, valid)
+            if self.memories:
+                if self.training:
+                    self._remember(t, cells)
+                rows = list(zip(unit_rows(self.project(s), valid), unit_rows(t, valid), strict=True))
+                for term, memory in self.memories.items():
+                    keys = memory.draw().to(t)
+                    total = sum(relation_divergence(*image, keys, keys, self.tau) for image in rows)
+                    terms[term] = total / valid.sum().clamp(min=1)
+        return terms
+
+    def _across_the_batch(self, s: Tensor, t: Tensor, valid: Tensor) -> Tensor:
+        p = pool_factor(valid.shape[-2:], self.batch_cells)
+        valid = pool_valid(valid, p)
+        # Void cells are 0 and a mean's length does not matter: this is the direction of the valid cells' mean.
+        S, T = (unit_rows(F.avg_pool2d(x, p, ceil_mode=True), valid) for x in (s, t))
+        total = sum(relation_divergence(S[i], T[i], S[j], T[j], self.tau) for i in range(len(S)) for j in range(len(S)))
+        return total / (valid.sum() * valid.flatten(1).any(1).sum()).clamp(min=1)
+
+    def _remember(self, t: Tensor, cells: Tensor) -> None:
+        classes = torch.arange(self.num_classes, device=cells.device)
+        members = cells.flatten(1)[:, None] == classes[:, None]  # B K N
+        rows = unit(t.flatten(2).transpose(1, 2))  # B N C
+        if "cirkd_pixel" in self.memories:
+            noise = torch.rand_like(rows[:, None, :, 0])
+            score, chosen = noise.where(members, -1).topk(min(PIXELS, members.shape[-1]))
+            images = torch.arange(len(rows), device=rows.device)[:, None, None]
+            self.memories["cirkd_pixel"].write(rows[images, chosen], score >= 0)
+        if "cirkd_region" in self.memories:
+            regions = unit(members.to(rows.dtype) @ rows)  # a sum has the direction of the mean
+            self.memories["cirkd_region"].write(regions[:, :, None], members.any(-1, keepdim=True))
+
+    def counts(self, labels: Tensor) -> dict[str, Tensor]:
+        """Valid cells: of the logits' grid, of the grid compared within the batch, and of the student's tap."""
+        size = tap_grid(labels, self.stride)
+        valid = valid_cells(labels, size)
+        counts = {
+            "cirkd_kd": self.align.count(labels),
+            "cirkd_batch": pool_valid(valid, pool_factor(size, self.batch_cells)).sum().float(),
+            "cirkd_pixel": valid.sum().float(),
+            "cirkd_region": valid.sum().float(),
+        }
+        return {term: counts[term] for term in self.weights}
