@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from models.base import Backbone, Tap, unknown_name
+from models.base import Backbone, Normalization, Tap, unknown_name
 from models.mit import VARIANTS, MixTransformer
 
 # timm has ResNets with stems of three convolutions, 'c' of width 32 as mmsegmentation's and 's' of 64 as CIRKD's, from
@@ -125,6 +125,15 @@ def timm_names(backbone: TimmBackbone) -> dict[str, str | None]:
     features = {key.removeprefix("model.").replace(".", "_"): key for key in backbone.net.state_dict()}
     name, options = DEEP_STEMS.get(backbone.name, (backbone.name, {}))
     return {key: features.get(key.replace(".", "_")) for key in timm.create_model(name, **options).state_dict()}
+
+
+def timm_normalization(backbone: TimmBackbone) -> Normalization | None:
+    """Of the images that timm's own weights of this network were trained on; None where it has none."""
+    config = timm.get_pretrained_cfg(backbone.name) if timm.is_model(backbone.name) else None
+    if config is None or not config.has_weights:
+        return None
+    mean, std = (tuple(round(255 * value, 3) for value in values) for values in (config.mean, config.std))
+    return Normalization(mean, std)
 
 
 def _pools_unpadded(module: nn.Module) -> bool:

@@ -13,9 +13,11 @@ import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
+from models.backbones import TimmBackbone, timm_normalization
 from models.base import NORMALIZATIONS, Normalization, SegModel
+from models.description import check_description
 from models.mit import HEADS, MLP_RATIO, REDUCTIONS, VARIANTS
 
 State = dict[str, Tensor]
@@ -25,6 +27,15 @@ WRAPPERS = ("student", "state_dict", "model", "module")
 HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
 PROCESSOR = "preprocessor_config.json"
 HUGGING_FACE_SETTINGS = ("config.json", PROCESSOR)
+# What no tensor of theirs shows: those of the networks here. Older configs lack some of these keys.
+HUGGING_FACE_NETWORK = {
+    "num_attention_heads": list(HEADS),
+    "sr_ratios": list(REDUCTIONS),
+    "mlp_ratios": [MLP_RATIO] * 4,
+    "strides": [4, 2, 2, 2],
+    "hidden_act": "gelu",
+    "reshape_last_stage": True,
+}
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -109,20 +120,19 @@ def timm_weights(model: SegModel) -> Weights:
         ValueError: timm has no weights of this network.
         FileNotFoundError: the hub cannot be reached; names the file to fetch by hand.
     """
-    name = getattr(model.backbone, "name", "mit")
-    config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
-    if config is None or not config.has_weights:
+    name = getattr(model.backbone, "name", "a Mix Transformer")
+    normalization = timm_normalization(model.backbone) if isinstance(model.backbone, TimmBackbone) else None
+    if normalization is None:
         raise ValueError(f"timm has no pretrained weights of this backbone ({name}): name a file in place of 'timm'")
+    hub = timm.get_pretrained_cfg(name).hf_hub_id
     try:
         tensors = timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:  # the hub's client, and the network below it, raise many types
         raise FileNotFoundError(
             f"timm's weights of {name!r} cannot be fetched ({_first_line(error)}). By hand: save model.safetensors of "
-            f"https://huggingface.co/{config.hf_hub_id} as pretrained/{name}.safetensors, and name that file in place "
-            f"of 'timm'"
+            f"https://huggingface.co/{hub} as pretrained/{name}.safetensors, and name that file in place of 'timm'"
         ) from error
-    mean, std = (tuple(round(255 * value, 3) for value in values) for values in (config.mean, config.std))
-    return Weights(f"timm ({config.hf_hub_id})", tensors, {"normalization": Normalization(mean, std)._asdict()}, None)
+    return Weights(f"timm ({hub})", tensors, {"normalization": normalization._asdict()}, None)
 
 
 def read_tensors(path: Path, trust: bool = False) -> tuple[State, dict[str, Any]]:
@@ -137,37 +147,68 @@ def read_tensors(path: Path, trust: bool = False) -> tuple[State, dict[str, Any]
         ValueError: it is damaged, would execute code, or holds no weights.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"weights file {path} does not exist")
+        hub = f"; one of Hugging Face's hub is named hf:{path}" if re.fullmatch(r"[\w-]+/[\w-]+", str(path)) else ""
+        raise FileNotFoundError(f"weights file {path} does not exist{hub}")
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-                metadata = file.metadata() or {}
-                ours = {"network", "normalization"} & metadata.keys()
-                about = {name: json.loads(value) for name, value in metadata.items()} if ours else {}
+                about = _decode(file.metadata() or {})
         else:
             content = torch.load(path, map_location="cpu", weights_only=not trust)
             about = content.get("about", {}) if isinstance(content, Mapping) else {}
     except Exception as error:  # a damaged file can fail in any of a dozen ways, all of which mean the same
-        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if isinstance(error, pickle.UnpicklingError) and wanted:
-            raise ValueError(
-                f"{path} holds more than tensors: reading it would execute code ({wanted[1]}), which is "
-                f"refused. If you trust its source: python scripts/convert_checkpoint.py {path} OUT.safetensors "
-                f"--trust, then name OUT.safetensors"
-            ) from error
-        raise ValueError(
-            f"{path} cannot be read as a checkpoint (damaged, or not one): {_first_line(error)}"
-        ) from error
+        raise ValueError(f"{path} {_why_unreadable(path, error)}") from error
+    check_description(about, str(path))
 
     inner = content
-    while isinstance(inner, Mapping):
+    while isinstance(inner, Mapping | nn.Module):
+        if isinstance(inner, nn.Module):  # a whole pickled network, which only trust lets in
+            inner = inner.state_dict()
         if inner and all(isinstance(value, Tensor) for value in inner.values()):
-            return {str(key).removeprefix("module."): tensor for key, tensor in inner.items()}, about  # DDP's prefix
-        inner = next((inner[key] for key in WRAPPERS if isinstance(inner.get(key), Mapping)), None)
+            state = {str(key).removeprefix("module."): tensor for key, tensor in inner.items()}  # DDP's prefix
+            if len(state) < len(inner):
+                raise ValueError(f"{path} holds tensors of one name with and without 'module.': which are meant?")
+            return state, about
+        inner = next((inner[key] for key in WRAPPERS if isinstance(inner.get(key), Mapping | nn.Module)), None)
     keys = ", ".join([str(key) for key in content][:10]) if isinstance(content, Mapping) else ""
-    found = f"keys {keys}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
-    raise ValueError(f"{path} holds {found}; expected tensors by name, bare or under one of {', '.join(WRAPPERS)}")
+    found = f"keys {keys or '(none)'}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+    raise ValueError(
+        f"{path} holds {found}; expected tensors by name and nothing else, bare or under one of {', '.join(WRAPPERS)}"
+    )
+
+
+def _decode(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Metadata of a ``.safetensors`` file of ours, JSON by name; another program's means nothing here."""
+    if not {"network", "normalization"} & metadata.keys():
+        return {}
+    try:
+        return {name: json.loads(value) for name, value in metadata.items()}
+    except ValueError:
+        return {}
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    """The end of a sentence that begins with the file's name."""
+    start = path.read_bytes()[:64].lstrip()
+    if start.startswith(b"<"):
+        return "is a web page, not weights: its link is dead, or wants a login"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS, not the file itself: run git lfs pull where it came from"
+    wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
+    way_out = (
+        f"If you trust its source: python scripts/convert_checkpoint.py {path} OUT.safetensors --trust, then name "
+        "OUT.safetensors"
+    )
+    if isinstance(error, pickle.UnpicklingError) and wanted:
+        return f"holds more than tensors: reading it would execute code ({wanted[1]}), which is refused. {way_out}"
+    if "TorchScript" in str(error):
+        return f"is a TorchScript program, not tensors: reading it would execute code, which is refused. {way_out}"
+    if isinstance(error, pickle.UnpicklingError) and re.search(r"Unsupported operand 14\d", str(error)):
+        return f"is pickled by a protocol that PyTorch does not read safely. {way_out}"
+    if isinstance(error, ModuleNotFoundError):
+        return f"needs a package that is not installed: {error}"
+    return f"cannot be read as a checkpoint (damaged, or not one): {_first_line(error)}"
 
 
 def _first_line(error: Exception) -> str:
@@ -180,6 +221,8 @@ def _check_values(weights: Weights) -> None:
     for key, tensor in weights.tensors.items():
         if key.endswith("num_batches_tracked"):
             continue
+        if tensor.layout is not torch.strided or tensor.is_meta:
+            raise ValueError(f"{weights.source}: tensor {key} is sparse or without values; expected a plain tensor")
         if tensor.dtype not in FLOATS:
             raise ValueError(
                 f"{weights.source}: tensor {key} is {str(tensor.dtype).removeprefix('torch.')}; expected float32, or "
@@ -247,32 +290,53 @@ def _read_hugging_face(source: str, files: Mapping[str, Path]) -> Weights:
     config, processor = (_read_json(files[name]) if name in files else {} for name in HUGGING_FACE_SETTINGS)
     if config.get("model_type") != "segformer":
         raise ValueError(f"{files['config.json']}: model_type is {config.get('model_type')!r}; expected 'segformer'")
-    fixed = {"num_attention_heads": HEADS, "sr_ratios": REDUCTIONS, "mlp_ratios": (MLP_RATIO,) * 4}
-    lacking = [key for key in ("hidden_sizes", "depths", "decoder_hidden_size", *fixed) if key not in config]
+    known = tuple(json.loads(json.dumps(entry)) for entry in VARIANTS.values())  # tuples as lists, as in JSON
+    needed = {"hidden_sizes", "depths", "decoder_hidden_size"}
+    lacking = sorted(needed - config.keys())
     if lacking:
         raise ValueError(f"{files['config.json']} lacks {', '.join(lacking)}: it does not say how the network is built")
-    sizes = tuple(map(tuple, (config["hidden_sizes"], config["depths"])))
-    names = [name for name, variant in VARIANTS.items() if variant == sizes]
-    for key, value in fixed.items():
-        if tuple(config[key]) != value:
-            raise ValueError(f"{files['config.json']}: {key} is {config[key]}; the networks here have {list(value)}")
-    if not names:
-        raise ValueError(f"{files['config.json']}: sizes {sizes} are none of {', '.join(VARIANTS)}")
+    for key, value in HUGGING_FACE_NETWORK.items():
+        if config.get(key, value) != value:
+            raise ValueError(f"{files['config.json']}: {key} is {config[key]}; the networks here have {value}")
+    sizes = [config["hidden_sizes"], config["depths"]]
+    if sizes not in known or not isinstance(config["decoder_hidden_size"], int):
+        raise ValueError(f"{files['config.json']}: hidden_sizes and depths {sizes} are none of {', '.join(VARIANTS)}")
+    backbone = list(VARIANTS)[known.index(sizes)]
     about: dict[str, Any] = {
-        "network": {"backbone": names[0], "head": "segformer", "width": config["decoder_hidden_size"]}
+        "network": {"backbone": backbone, "head": "segformer", "width": config["decoder_hidden_size"]}
     }
-    if processor.get("do_normalize"):
-        mean, std = (tuple(round(255 * value, 3) for value in processor[f"image_{name}"]) for name in ("mean", "std"))
-        about["normalization"] = Normalization(mean, std)._asdict()
-    labels = config.get("id2label", {})
-    class_names = [labels[key] for key in sorted(labels, key=int)]
-    if class_names and not class_names[0].startswith("LABEL_"):  # what the library writes where nobody gave names
-        about["class_names"] = class_names
+    if PROCESSOR in files:
+        about["normalization"] = _normalization_of(processor, files[PROCESSOR])
+    labels = config.get("id2label")
+    if isinstance(labels, dict) and labels:
+        if set(labels) != {str(i) for i in range(len(labels))}:
+            raise ValueError(f"{files['config.json']}: id2label has the ids {list(labels)}; expected 0..K-1")
+        class_names = [labels[str(i)] for i in range(len(labels))]
+        if class_names != [f"LABEL_{i}" for i in range(len(labels))]:  # what is written where nobody gave names
+            about["class_names"] = class_names
+    check_description(about, str(files["config.json"]))
     return Weights(source, tensors, about, files["weights"])
+
+
+def _normalization_of(processor: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """What an image processor of Hugging Face does to images; where it says nothing, its library's defaults hold."""
+    if not (processor.get("do_normalize", True) and processor.get("do_rescale", True)):
+        raise ValueError(f"{path}: do_normalize or do_rescale is false; the networks here are fed normalised images")
+    if abs(255 * processor.get("rescale_factor", 1 / 255) - 1) > 1e-6:
+        raise ValueError(f"{path}: rescale_factor is {processor['rescale_factor']}; expected 1/255")
+    defaults = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+    try:
+        mean, std = ([round(255 * value, 3) for value in processor.get(key, defaults[key])] for key in defaults)
+    except TypeError as error:
+        raise ValueError(f"{path}: image_mean or image_std are no lists of numbers") from error
+    return {"mean": mean, "std": std, "bgr": False}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}; expected a JSON object")
+    return content

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from models.backbones import TimmBackbone, timm_names
+from models.backbones import TimmBackbone, timm_names, timm_normalization
 from models.base import NORMALIZATIONS, SegModel
 from models.layouts import LAYOUTS, Layout, State
 from models.sources import PACKAGES, Weights, read_weights, timm_weights
@@ -127,6 +127,7 @@ def _timm_layout(backbone: TimmBackbone) -> Layout:
         f"ImageNet {backbone.name} (timm)",
         "backbone",
         frozenset(names),
+        normalization=timm_normalization(backbone),
         expects=f"backbone={backbone.name!r}",
         finish=lambda state: {f"backbone.net.{names.get(key, key)}": tensor for key, tensor in state.items()},
         skip=tuple(key for key, name in names.items() if name is None),
@@ -158,7 +159,7 @@ def _check_classes(model: SegModel, state: State, weights: Weights) -> None:
 
 def _check_settings(model: SegModel, weights: Weights, layout: Layout, part: str) -> None:
     """Settings that no tensor shows, and that change what the tensors compute."""
-    said = source_settings(weights)
+    said = source_settings(weights, layout)
     theirs = _lists(said.get("normalization", {}))
     if any(theirs.get(key, value) != value for key, value in _lists(model.normalization._asdict()).items()):
         names = [name for name, value in NORMALIZATIONS.items() if _lists(value._asdict()) == theirs]
@@ -176,21 +177,21 @@ def _check_settings(model: SegModel, weights: Weights, layout: Layout, part: str
                 f"{weights.source} was trained with tap {name} = {theirs.get(name)}; the network has {tap}: "
                 f"correct its backbone, head, width or output_stride"
             )
-    stride = model.tap_info["stage4"].stride
-    if part == "all" and layout.output_stride not in (None, stride):
-        raise ValueError(
-            f"{weights.source}: networks of the {layout.name} layout run at output_stride={layout.output_stride}; the "
-            f"network has {stride}"
-        )
+    stride, network = model.tap_info["stage4"].stride, said.get("network", {})
+    backbone = getattr(model.backbone, "name", network.get("backbone"))
+    if network.get("backbone", backbone) != backbone:
+        raise ValueError(f"{weights.source} holds a {network['backbone']}; the network's backbone is {backbone}")
+    theirs = network.get("output_stride") or layout.output_stride
+    if part == "all" and theirs not in (None, stride):
+        raise ValueError(f"{weights.source} was trained at output_stride={theirs}; the network has {stride}")
 
 
-def source_settings(weights: Weights) -> dict[str, Any]:
+def source_settings(weights: Weights, layout: Layout | None = None) -> dict[str, Any]:
     """What a source says of itself, and what its layout says where it does not: see ``Weights.about``."""
-    layout = known_layout(weights)
-    of_layout = (
-        {} if layout is None or layout.normalization is None else {"normalization": layout.normalization._asdict()}
-    )
-    return {**of_layout, **weights.about}
+    layout = layout or known_layout(weights)
+    if layout is None or layout.normalization is None:
+        return weights.about
+    return {"normalization": layout.normalization._asdict(), **weights.about}
 
 
 def _lists(value: Any) -> Any:

@@ -52,6 +52,8 @@ def main(arguments: list[str] | None = None) -> None:
             about = {**about, "normalization": NORMALIZATIONS[args.normalization]._asdict()}
         # Clones: a file may name one tensor twice, which .safetensors cannot.
         save_student(args.out, {key: tensor.clone() for key, tensor in tensors.items()}, about)
+    except TypeError as error:  # of JSON
+        sys.exit(f"error: {args.checkpoint}: what it says of itself holds more than plain data: {error}")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(f"{args.out}: {len(tensors)} tensors of {args.checkpoint}")

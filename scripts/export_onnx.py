@@ -299,6 +299,10 @@ def main(arguments: list[str] | None = None) -> None:
         run(args)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    except RuntimeError as error:
+        if "memory" not in str(error):
+            raise
+        sys.exit(f"error: not enough memory for this size: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted")
 

@@ -185,8 +185,9 @@ class Predictor:
         self.model.to(self.device, memory_format=layout)
 
     def __str__(self) -> str:
-        built_in = f" of the file's own {self.about['scale']:g}" if "scale" in self.about else ""
-        known = "" if built_in or "config" in self.about else " (the file does not say how it was validated)"
+        scale = self.about.get("scale", 1)
+        built_in = f", after the {scale:g} that is built into the file" if scale != 1 else ""
+        known = "" if {"scale", "config"} & self.about.keys() else " (the file does not say how it was validated)"
         scales = ",".join(f"{scale:g}" for scale in self.settings.scales)
         flip = ", flip" if self.settings.flip else ""
         classes = len(self.about["class_names"])

@@ -64,6 +64,11 @@ class OnnxModel:
                 f"{self.path} does not say what it predicts (no {', '.join(lacking)} in its metadata): expected a file "
                 f"that scripts/export_onnx.py wrote"
             )
+        names, palette = self.about["class_names"], self.about["palette"]
+        colors = isinstance(palette, list) and all(isinstance(color, list) and len(color) == 3 for color in palette)
+        outputs = {output.name for output in self.session.get_outputs()}
+        if not (isinstance(names, list) and colors and len(names) == len(palette) and outputs <= {"classes", "logits"}):
+            raise ValueError(f"{self.path}: its metadata are damaged: expected a colour for each name in class_names")
         # ONNX Runtime gives a free dimension as its name, or as None.
         shape = self.session.get_inputs()[0].shape
         self.shape = tuple(length if isinstance(length, int) else None for length in shape)

@@ -41,7 +41,7 @@ def test_hugging_face_says_sizes_classes_and_normalization(hugging_face, name):
     assert weights.path == folder / "model.safetensors"
     assert weights.about == {
         "network": {"backbone": "mit_b0", "head": "segformer", "width": 16},
-        "normalization": {"mean": (127.5,) * 3, "std": (127.5,) * 3, "bgr": False},
+        "normalization": {"mean": [127.5] * 3, "std": [127.5] * 3, "bgr": False},
         "class_names": ["road", "sky", "car"],
     }
     model = build_model(num_classes=3, normalization="inception", **weights.about["network"]).eval()
@@ -70,7 +70,13 @@ def test_names_that_nobody_gave_are_no_class_names(hugging_face, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"depths": [2, 2, 2, 9]}, r"config\.json: sizes .*\(2, 2, 2, 9\).* are none of mit_b0"),
+        ({"depths": [2, 2, 2, 9]}, r"config\.json: hidden_sizes and depths .*\[2, 2, 2, 9\].* are none of mit_b0"),
+        ({"depths": 5}, r"config\.json: hidden_sizes and depths .*5.* are none of mit_b0"),
+        ({"decoder_hidden_size": "16"}, r"config\.json: hidden_sizes and depths"),
+        ({"hidden_act": "relu"}, r"config\.json: hidden_act is relu; the networks here have gelu"),
+        ({"strides": [2, 2, 2, 2]}, r"config\.json: strides is \[2, 2, 2, 2\]"),
+        ({"id2label": {"x": "road"}}, r"config\.json: id2label has the ids \['x'\]; expected 0\.\.K-1"),
+        ({"id2label": {"0": 3}}, r"config\.json: what it says of itself is damaged: class_names is \[3\]"),
         ({"sr_ratios": [4, 4, 2, 1]}, r"config\.json: sr_ratios is \[4, 4, 2, 1\]; .*\[8, 4, 2, 1\]"),
         ({"model_type": "upernet"}, r"config\.json: model_type is 'upernet'; expected 'segformer'"),
         ({"hidden_sizes": None}, r"config\.json lacks hidden_sizes"),
@@ -82,6 +88,38 @@ def test_a_network_that_is_none_of_ours_is_refused(hugging_face, tmp_path, chang
     (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
     with pytest.raises(ValueError, match=message):
         read_weights(folder)
+
+
+@pytest.mark.parametrize(
+    ("processor", "message"),
+    [
+        ({"do_normalize": False}, "do_normalize or do_rescale is false"),
+        ({"do_rescale": False}, "do_normalize or do_rescale is false"),
+        ({"rescale_factor": 1.0}, "rescale_factor is 1.0; expected 1/255"),
+        ({"image_mean": 0.5}, "image_mean or image_std are no lists of numbers"),
+        ({"image_mean": [0.5]}, "what it says of itself is damaged: normalization is"),
+        ({"image_std": [0, 0, 0]}, "what it says of itself is damaged: normalization is"),
+        ([1], "holds a list; expected a JSON object"),
+    ],
+)
+def test_preprocessing_that_is_none_of_ours_is_refused(hugging_face, tmp_path, processor, message):
+    folder = copy(hugging_face[0], tmp_path / "folder")
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    with pytest.raises(ValueError, match=rf"config\.json.* {message}"):
+        read_weights(folder)
+
+
+def test_a_processor_that_says_nothing_has_its_librarys_defaults(hugging_face, tmp_path):
+    folder = copy(hugging_face[0], tmp_path / "folder")
+    (folder / "preprocessor_config.json").write_text("{}")
+    assert read_weights(folder).about["normalization"]["std"] == [58.395, 57.12, 57.375]
+
+
+def test_timms_file_by_hand_is_normalised_as_timm_says(tmp_path):
+    save_file(timm.create_model("tf_efficientnet_lite0").state_dict(), tmp_path / "lite0.safetensors")
+    model = build_model("tf_efficientnet_lite0", "deeplabv3", 5, 16, width=8)
+    with pytest.raises(ValueError, match=r"lite0\.safetensors was trained on images .*: set normalization='inception'"):
+        load_weights(model, tmp_path / "lite0.safetensors", part="backbone")
 
 
 def test_broken_json_is_named(hugging_face, tmp_path):
@@ -154,7 +192,7 @@ def test_timm_hub_without_network_says_which_file_to_put_where(monkeypatch):
 
 @pytest.mark.parametrize("backbone", ["mit_b0", "resnet18s", "test_resnet.r160_in1k"])
 def test_timm_hub_has_not_every_backbone(backbone, monkeypatch):
-    monkeypatch.setattr(sources.timm, "get_pretrained_cfg", lambda name: None)
+    monkeypatch.setattr(timm, "get_pretrained_cfg", lambda name: None)
     model = build_model(backbone, "segformer", 5, width=8)
     with pytest.raises(ValueError, match="timm has no pretrained weights of this backbone"):
         load_weights(model, "timm", part="backbone")

@@ -178,13 +178,76 @@ def test_missing_file_is_named(tmp_path, segformer):
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 @pytest.mark.parametrize(
-    "content", [b"", b"<!DOCTYPE html>", b"version https://git-lfs.github.com/spec/v1\n", b"\0" * 99]
+    ("content", "reason"),
+    [
+        (b"", "cannot be read as a checkpoint"),
+        (b"\0" * 99, "cannot be read as a checkpoint"),
+        (b"\n<!DOCTYPE html>", "is a web page, not weights: its link is dead"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS"),
+    ],
 )
-def test_a_file_that_is_no_checkpoint_is_named(tmp_path, segformer, suffix, content):
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path, segformer, suffix, content, reason):
     path = tmp_path / f"x.{suffix}"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"x\.{suffix} cannot be read as a checkpoint"):
+    with pytest.raises(ValueError, match=rf"x\.{suffix} {reason}"):
         load_weights(segformer, path)
+
+
+def test_whole_networks_and_programs_are_refused_with_the_reason(tmp_path, segformer):
+    torch.save(segformer, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match=r"model\.pth holds more than tensors: .*SegModel.*--trust"):
+        load_weights(segformer, tmp_path / "model.pth")
+    torch.jit.script(torch.nn.Linear(2, 3)).save(tmp_path / "program.pt")
+    with pytest.raises(ValueError, match=r"program\.pt is a TorchScript program"):
+        load_weights(segformer, tmp_path / "program.pt")
+    torch.save(segformer.state_dict(), tmp_path / "four.pth", pickle_protocol=4)
+    with pytest.raises(ValueError, match=r"four\.pth is pickled by a protocol .*--trust"):
+        load_weights(segformer, tmp_path / "four.pth")
+
+
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        ("x", "found 'x'; expected a dict"),
+        ({"network": "x"}, "network is 'x'; expected backbone, head"),
+        ({"network": {"backbone": "mit_b0"}}, "network is"),
+        ({"network": {"backbone": "mit_b0", "head": "segformer", "width": "16"}}, "network is"),
+        ({"network": {"backbone": "mit_b0", "head": "segformer", "evil": 1}}, "network is"),
+        ({"normalization": "imagenet"}, "normalization is 'imagenet'; expected mean and std"),
+        ({"normalization": {"mean": [0, 0, 0], "std": [1, 1, 0], "bgr": False}}, "normalization is"),
+        ({"normalization": {"mean": [0, 0, float("nan")], "std": [1, 1, 1], "bgr": False}}, "normalization is"),
+        ({"taps": 3}, "taps is 3; expected channels and stride"),
+        ({"class_names": 5}, "class_names is 5; expected a list of names"),
+        ({"palette": [[999, 0, 0]]}, "palette is .*; expected a list of RGB colours"),
+        ({"class_names": ["a", "b"], "palette": [[0, 0, 0]]}, "2 class_names and 1 colours"),
+        ({"config": {"eval": 5}}, "config is .*; expected the run's config"),
+    ],
+)
+def test_a_damaged_description_is_named(tmp_path, segformer, segformer_state, about, message):
+    before = snapshot(segformer)
+    with pytest.raises(ValueError, match=rf"x\.pt: what it says of itself is damaged: .*{message}"):
+        load_weights(segformer, save(tmp_path / "x.pt", {"student": segformer_state, "about": about}))
+    assert_same(segformer.state_dict(), before)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        ({"backbone": "resnetaa50"}, "holds a resnetaa50; the network's backbone is resnet18"),
+        ({"output_stride": 8}, "was trained at output_stride=8; the network has 16"),
+    ],
+)
+def test_what_no_tensor_shows_is_compared(tmp_path, network, message):
+    model = build_model("resnet18", "deeplabv3", 5, 16, width=8)
+    about = {"network": {"backbone": "resnet18", "head": "deeplabv3", "output_stride": 16} | network}
+    with pytest.raises(ValueError, match=message):
+        load_weights(model, save(tmp_path / "x.pt", {"student": model.state_dict(), "about": about}))
+
+
+def test_one_name_with_and_without_a_prefix(tmp_path, segformer, segformer_state):
+    both = {**segformer_state, "module.head.classifier.weight": torch.zeros(5, 16, 1, 1)}
+    with pytest.raises(ValueError, match=r"x\.pt holds tensors of one name with and without 'module\.'"):
+        load_weights(segformer, save(tmp_path / "x.pt", both))
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])

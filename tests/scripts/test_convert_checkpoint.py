@@ -66,6 +66,13 @@ def test_an_exception_to_a_layouts_normalization(tmp_path):
     assert read_weights(out).about["normalization"]["mean"] == [123.675, 116.28, 103.53]
 
 
+def test_a_whole_pickled_network(tmp_path):
+    network = torch.nn.Linear(2, 3)
+    torch.save({"model": network}, tmp_path / "model.pth")
+    main([str(tmp_path / "model.pth"), str(tmp_path / "out.safetensors"), "--trust"])
+    assert torch.equal(read_weights(tmp_path / "out.safetensors").tensors["weight"], network.weight)
+
+
 def test_one_tensor_under_two_names(tmp_path):
     tensor = torch.arange(3.0)
     torch.save({"a": tensor, "b": tensor}, tmp_path / "tied.pth")
