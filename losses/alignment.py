@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from losses.checks import check_shape
 from losses.functional import (
     IGNORE_INDEX,
     as_float,
@@ -35,16 +36,6 @@ from losses.functional import (
     warp,
 )
 from models.base import ModelSpec, Tap
-
-
-def _check_shape(what: str, x: Tensor, channels: int, stride: int, labels: Tensor) -> None:
-    """Counts are taken from the labels alone, so a map on another grid than declared would be normalised wrongly."""
-    expected = (len(labels), channels, *tap_grid(labels, stride))
-    if tuple(x.shape) != expected:
-        raise ValueError(
-            f"{what} is {tuple(x.shape)}; {channels} channels at stride {stride} on labels {tuple(labels.shape)} "
-            f"declare {expected}: correct the network's tap_info or the labels' size"
-        )
 
 
 class RefinementBlock(nn.Module):
@@ -132,8 +123,8 @@ class FeatureAlignment(nn.Module):
             teacher: B C_t h_t w_t; detached.
             labels: B H W.
         """
-        _check_shape("the student's map", student, *self.student, labels)
-        _check_shape("the teacher's map", teacher, *self.teacher, labels)
+        check_shape("the student's map", student, *self.student, labels)
+        check_shape("the teacher's map", teacher, *self.teacher, labels)
         with full_precision(student):
             cells = shrink_labels(labels, student.shape[-2:])
             valid = cells != IGNORE_INDEX
@@ -171,7 +162,7 @@ class LogitAlignment(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         """Scalar loss from logits B K h w (student), B K h' w' (teacher; detached) and labels B H W."""
-        _check_shape("the student's logits", student, self.num_classes, self.stride, labels)
+        check_shape("the student's logits", student, self.num_classes, self.stride, labels)
         size = student.shape[-2:]
         target = resize(as_float(teacher.detach()), size)
         return kl_divergence(student, target, valid_cells(labels, size), self.temperature)
@@ -278,8 +269,8 @@ class RelationAlignment(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Distillation loss and anchor loss (None in the released form); arguments as in ``FeatureAlignment``."""
-        _check_shape("the student's map", student, *self.student, labels)
-        _check_shape("the teacher's map", teacher, *self.teacher, labels)
+        check_shape("the student's map", student, *self.student, labels)
+        check_shape("the teacher's map", teacher, *self.teacher, labels)
         h, w = student.shape[-2:]
         patches = patch_labels(labels, (h, w), self.patch)
         valid = (patches != IGNORE_INDEX).any(-1)

@@ -10,16 +10,20 @@ from torch.utils.checkpoint import checkpoint
 
 from losses.alignment import LogitAlignment
 from losses.base import Method
-from losses.functional import IGNORE_INDEX, as_float, full_precision, resize, shrink_labels, tap_grid, valid_cells
+from losses.functional import (
+    IGNORE_INDEX,
+    as_float,
+    full_precision,
+    pool_valid,
+    resize,
+    shrink_labels,
+    tap_grid,
+    unit,
+    valid_cells,
+)
 from models.base import ModelSpec, SegOutput, unknown_name
 
 PIXELS = 16  # of a class that enter the pixel memory from one image, at most
-
-
-def unit(x: Tensor) -> Tensor:
-    """Rows (last dimension) divided by their L2 norms; a row of zeros stays, with a finite gradient."""
-    norms = x.norm(dim=-1, keepdim=True)
-    return x / norms.where(norms > 0, 1)
 
 
 def relation_divergence(
@@ -49,11 +53,6 @@ def pool_factor(size: tuple[int, int], cells: int) -> int:
     while math.prod(-(-n // p) for n in size) > cells:
         p += 1
     return p
-
-
-def pool_valid(valid: Tensor, p: int) -> Tensor:
-    """B h w bool -> B ceil(h / p) ceil(w / p): whether any of the p x p cells is valid."""
-    return F.max_pool2d(valid[:, None].float(), p, ceil_mode=True)[:, 0] > 0
 
 
 def unit_rows(x: Tensor, valid: Tensor) -> list[Tensor]:

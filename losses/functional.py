@@ -137,6 +137,17 @@ def hard_pixel_cross_entropy(
     return (means * share).sum() / torch.where(share.sum() > 0, share.sum(), 1)
 
 
+def unit(x: Tensor) -> Tensor:
+    """Rows (last dimension) divided by their L2 norms; a row of zeros stays, with a finite gradient."""
+    norms = x.norm(dim=-1, keepdim=True)
+    return x / norms.where(norms > 0, 1)
+
+
+def pool_valid(valid: Tensor, p: int) -> Tensor:
+    """B h w bool -> B ceil(h / p) ceil(w / p): whether any of the p x p cells is valid."""
+    return F.max_pool2d(valid[:, None].float(), p, ceil_mode=True)[:, 0] > 0
+
+
 def kl_divergence(student_logits: Tensor, teacher_logits: Tensor, valid: Tensor, temperature: float = 1.0) -> Tensor:
     """T^2 KL(softmax(z_t / T) || softmax(z_s / T)) over classes, mean over valid cells (Hinton et al. 2015).
 

@@ -1,14 +1,11 @@
 """HMKD: heterogeneous distillation by dual alignment, in feature space and in logit space."""
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 
 from losses.alignment import FeatureAlignment, LogitAlignment, RelationAlignment, StageLogitAlignment
 from losses.base import Method
+from losses.checks import Pairs, check_classes, check_pairs, check_weights
 from models.base import ModelSpec, SegOutput, unknown_name
-
-Pairs = Sequence[tuple[str, str]]
 
 
 class HMKD(Method):
@@ -55,13 +52,13 @@ class HMKD(Method):
         patch: int = 8,
     ):
         super().__init__()
-        _check_classes(student, teacher)
-        _check_weights(feature=feature, logit=logit, relation=relation, stage_logit=stage_logit)
+        check_classes(student, teacher)
+        check_weights(feature=feature, logit=logit, relation=relation, stage_logit=stage_logit)
         _check_anchor(anchor, anchor_weight)
         if temperature <= 0 or patch < 1:
             raise ValueError(f"temperature is {temperature}, patch {patch}; expected temperature > 0 and patch >= 1")
-        _check_pairs("feature_pairs", feature_pairs, student, teacher)
-        _check_pairs("relation_pairs", relation_pairs, student, teacher)
+        check_pairs("feature_pairs", feature_pairs, student, teacher)
+        check_pairs("relation_pairs", relation_pairs, student, teacher)
         classes = student.num_classes if anchor else None
         context = None
         if student.family != teacher.family:
@@ -124,19 +121,6 @@ class HMKD(Method):
         return counts | {anchor: counts[name] for name, anchor in self.anchors.items()}
 
 
-def _check_classes(student: ModelSpec, teacher: ModelSpec) -> None:
-    if student.num_classes != teacher.num_classes:
-        raise ValueError(
-            f"the student has {student.num_classes} classes and the teacher {teacher.num_classes}: HMKD compares their "
-            "logits class by class, so both must predict the same classes"
-        )
-
-
-def _check_weights(**weights: float) -> None:
-    if min(weights.values()) < 0 or max(weights.values()) == 0:
-        raise ValueError(f"weights are {weights}: none may be negative and one at least must be positive")
-
-
 def _check_anchor(anchor: str | None, anchor_weight: float) -> None:
     if anchor is None:
         return
@@ -147,13 +131,3 @@ def _check_anchor(anchor: str | None, anchor_weight: float) -> None:
             f"anchor_weight is {anchor_weight}, so the teacher side would never learn: give it a positive weight, or "
             "anchor=None for the released form"
         )
-
-
-def _check_pairs(what: str, pairs: Pairs, student: ModelSpec, teacher: ModelSpec) -> None:
-    malformed = any(isinstance(pair, str) or len(pair) != 2 for pair in pairs)
-    if not pairs or malformed or len({tuple(pair) for pair in pairs}) != len(pairs):
-        raise ValueError(f"{what} is {pairs}: expected a list of one or more different (teacher's tap, student's tap)")
-    for teacher_tap, student_tap in pairs:
-        for side, tap, taps in (("teacher", teacher_tap, teacher.taps), ("student", student_tap, student.taps)):
-            if tap not in taps:
-                raise unknown_name(f"{side} tap in {what}", tap, taps)

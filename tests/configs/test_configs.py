@@ -8,9 +8,10 @@ import torch
 from configs.build import build_distiller, build_student, build_teacher
 from configs.schema import Experiment
 from datasets import DATASETS
+from losses import METHODS
 from models import build_model
 from utils.checkpoint import save_student
-from utils.config import ConfigError, dump_config, load_config, validate
+from utils.config import ConfigError, dump_config, load_config, load_section, validate
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").glob("*/*.py") if path.parent.name != "_base_")
@@ -224,3 +225,15 @@ def test_several_methods_are_one(tmp_path):
     assert distiller.weights == {"task": 1.0, "aux": 0.4, "logit": 2.0}
     (tmp_path / "config.py").write_text(dump_config(config))
     assert load_config(tmp_path / "config.py", Experiment) == config
+
+
+@pytest.mark.parametrize("pair", ["camvid_b4_r18", "cityscapes_r101_b0"])
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_one_config_away(name, pair):
+    """``configs/_base_/methods/NAME.py`` in place of HMKD builds, between both families, with the defaults' weights."""
+    section = load_section(ROOT / f"configs/_base_/methods/{name}.py", "distill")
+    assert section["type"] == name
+    config = load(f"configs/hmkd/{pair}.py", f"distill={ {'_delete_': True, **section}!r}")
+    student, teacher, distiller = build(config)
+    assert len(distiller.weights) > len(distiller.task.weights)
+    assert distiller.method.weights == METHODS[name](student.spec, teacher.spec).weights

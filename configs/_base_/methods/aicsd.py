@@ -1,0 +1,8 @@
+# L = L_task + relation * L_relation + pixel * L_pixel: relation is the authors' 9500 in our units (losses/aicsd.py).
+# Their adaptive weights are a curriculum over the whole training, ITERS = schedule.max_iters:
+#   curriculum = dict(
+#       task=dict(type="linear", iters=ITERS),
+#       aicsd_relation=dict(type="linear", iters=ITERS),
+#       aicsd_pixel=dict(type="linear", start=1.0, end=0.0, iters=ITERS),
+#   )
+distill = dict(type="aicsd", relation=250.0, pixel=10.0, temperature=1.0)

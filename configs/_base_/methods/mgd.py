@@ -1,0 +1,2 @@
+# L = L_task + weight * mean (G(M * align(S)) - T)^2: published as 2e-5 on the sum, which is 2e-5 * 2048 * 64 * 64 here.
+distill = dict(type="mgd", weight=168.0, pairs=[("stage4", "stage4")], mask_ratio=0.75)

@@ -1,0 +1,91 @@
+"""AICSD: how alike the places are where the classes are seen, for each pair of classes."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from losses.functional import IGNORE_INDEX, masked_mean
+from losses.kd import LogitMethod, pixel_divergence
+from models.base import ModelSpec
+
+
+def class_relation(logits: Tensor, valid: Tensor, temperature: float) -> Tensor:
+    """B K K: KL(P_i || P_j) of the classes' distributions over an image's valid cells, row i divided by its length.
+
+    P_k = softmax(z_k / T) over cells: where in the image class k is. A row shorter than 1 (nat) stays as it is: at the
+    start of training all P_k are nearly uniform, and gradients would grow as rows shrink. (Trained networks' are 10 or
+    more on CamVid.)
+
+    Args:
+        logits: B K h w.
+        valid: B h w bool.
+        temperature: T > 0.
+    """
+    void = ~valid.flatten(1)[:, None]
+    scores = (logits.flatten(2) / temperature).masked_fill(void, torch.finfo(logits.dtype).min)
+    log_p = F.log_softmax(scores, dim=-1)
+    cross = log_p.exp() @ log_p.masked_fill(void, 0).mT  # sum over cells of P_i log P_j: no K x K x N tensor
+    divergence = cross.diagonal(dim1=1, dim2=2)[..., None] - cross
+    return F.normalize(divergence, dim=-1, eps=1.0)  # eps: the least length to divide by
+
+
+def relation_distance(student: Tensor, teacher: Tensor, cells: Tensor, temperature: float) -> Tensor:
+    """Mean squared difference of the two ``class_relation``, over pairs of classes, then images.
+
+    Arguments as of every ``losses.kd.Comparison``. Images without a valid cell do not count.
+    """
+    valid = cells != IGNORE_INDEX
+    S, T = (class_relation(x, valid, temperature) for x in (student, teacher))
+    return masked_mean((S - T).square().mean((1, 2)), valid.flatten(1).any(1))
+
+
+def class_mean_divergence(student: Tensor, teacher: Tensor, cells: Tensor, temperature: float) -> Tensor:
+    """``pixel_divergence`` / K: a mean over valid cells and classes."""
+    return pixel_divergence(student, teacher, cells, temperature) / student.shape[1]
+
+
+class AICSD(LogitMethod):
+    """Inter-class similarity distillation, and of each pixel's classes.
+
+        L = L_task + relation * L_relation + pixel * L_pixel
+
+    with ``relation_distance`` and ``class_mean_divergence``. L_relation is blind to any constant added to a class's
+    map.
+
+    Mansourian, Ahmadi, Kasaei: "AICSD: Adaptive inter-class similarity distillation for semantic segmentation",
+    Multimedia Tools and Applications 2025, arXiv:2308.04243. After its abstract (its text was not at hand) and
+    github.com/AmirMansurian/AICSD (``distiller.py``), whose L_pixel has the same value (ratio 1, measured). Where
+    L_relation differs from that code:
+
+    - KL(P_i || P_j) of all pairs i, j. There probabilities enter in the place of log-probabilities, the softmax is over
+      the rows of each column of cells, and i > j repeats i < j, so that the order of the classes matters. With these
+      three mended there, and no row below 1, one image has the same value (ratio 1, measured).
+    - A matrix of each image, so that it does not depend on how a batch is split; there the mean matrix of B images, and
+      the loss is divided by B once more (B equal images: ours / B, measured).
+    - So its weight, 9500, is in another unit: rows hardly differ there. On networks trained on CamVid the gradient, of
+      four images, is 25 to 40 times larger here: 250 is about as much as 9500 there. L_pixel's 10 is the same.
+
+    What makes it *adaptive*, weights that go from L_pixel to L_task and L_relation over the training, is a
+    ``curriculum`` here: factors from 1 to 0 for ``'aicsd_pixel'``, from 0 to 1 for ``'aicsd_relation'`` and ``'task'``.
+
+    Args:
+        student, teacher: what the two networks declare.
+        relation, pixel: weights of the terms ``'aicsd_relation'`` and ``'aicsd_pixel'``, 0 or more.
+        temperature: T of both.
+
+    Raises:
+        ValueError: if the class counts differ, or a value makes no sense.
+    """
+
+    comparisons = {"aicsd_relation": relation_distance, "aicsd_pixel": class_mean_divergence}
+    per_image = {"aicsd_relation"}
+
+    def __init__(
+        self,
+        student: ModelSpec,
+        teacher: ModelSpec,
+        relation: float = 250.0,
+        pixel: float = 10.0,
+        temperature: float = 1.0,
+    ):
+        super().__init__(student, teacher, {"aicsd_relation": relation, "aicsd_pixel": pixel}, temperature)

@@ -1,0 +1,108 @@
+"""CWD: channel-wise distillation, of where in an image each channel is active."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from losses.checks import Pairs, check_weights
+from losses.fitnet import FeatureMethod, on_student_grid
+from losses.functional import full_precision, masked_mean, tap_grid, valid_cells
+from models.base import ModelSpec, SegOutput, Tap
+
+
+def channel_divergence(student: Tensor, teacher: Tensor, valid: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(softmax(t_c / T) || softmax(s_c / T)) over an image's valid cells, mean over channels c and images.
+
+    Images without a valid cell are left out.
+
+    Args:
+        student, teacher: B C h w on one grid.
+        valid: B h w bool.
+        temperature: T > 0.
+    """
+    void = ~valid[:, None]
+    log_s, log_t = (
+        # The lowest finite number, not -inf: an image of nothing but void then has a uniform softmax, not NaN.
+        F.log_softmax((x / temperature).masked_fill(void, torch.finfo(x.dtype).min).flatten(2), dim=2)
+        for x in (student, teacher)
+    )
+    divergence = (log_t.exp() * (log_t - log_s)).sum(2).mean(1)
+    return temperature**2 * masked_mean(divergence, valid.flatten(1).any(1))
+
+
+class CWD(FeatureMethod):
+    """Channel-wise distillation of features and of logits, both by ``channel_divergence``.
+
+        L = L_task + feature * L_feature + logit * L_logit
+
+    Where the widths of a pair differ, the student's features first pass a learnt 1x1 convolution. The value depends
+    neither on a constant added to a channel (which is why the convolution has no bias) nor on the grid's resolution.
+
+    Shu et al., "Channel-wise Knowledge Distillation for Dense Prediction", ICCV 2021, Sec. 3 (T^2 / C times the sum
+    of the channels' divergences). Without void, on one grid and of equal widths our values are those of the authors'
+    code, github.com/irfanICMLL/TorchDistiller, and of github.com/winycg/CIRKD (ratio 1, measured). Where we differ:
+
+    - Of other widths, the feature term of CIRKD is C_t / C_s times ours, for it divides by the student's width. The
+      authors divide by the teacher's, as we do, but project by conv-BN-ReLU.
+    - Both take the logarithm of the softmax, which underflow makes infinite; here it is ``log_softmax``.
+    - CIRKD has weights of 5 and .3 for SegFormer. Its recipe adds ``kd`` at 1 and an adversarial loss.
+
+    Args:
+        student, teacher: what the two networks declare.
+        feature, logit: weights of the terms ``'cwd_feature'`` and ``'cwd_logit'``, 0 or more.
+        pairs: (teacher's tap, student's tap) of each feature term; see ``FeatureMethod``.
+        temperature: T of both.
+
+    Raises:
+        ValueError: if a tap is unknown, a pair is repeated or missing, a value makes no sense, or ``logit`` has to
+            compare different classes.
+    """
+
+    def __init__(
+        self,
+        student: ModelSpec,
+        teacher: ModelSpec,
+        feature: float = 50.0,
+        logit: float = 3.0,
+        pairs: Pairs = (("head", "head"),),
+        temperature: float = 4.0,
+    ):
+        check_weights(feature=feature, logit=logit)
+        if temperature <= 0:
+            raise ValueError(f"temperature is {temperature}; expected more than 0")
+        if logit and student.num_classes != teacher.num_classes:
+            raise ValueError(
+                f"the student has {student.num_classes} classes and the teacher {teacher.num_classes}, so their logits "
+                "cannot be compared: set logit=0"
+            )
+        super().__init__(student, teacher, "cwd_feature", feature, pairs)
+        self.temperature = temperature
+        self.project = nn.ModuleDict(
+            {
+                name: nn.Identity() if s.channels == t.channels else nn.Conv2d(s.channels, t.channels, 1, bias=False)
+                for name, (s, t) in self.taps.items()
+            }
+        )
+        if logit:
+            self.weights["cwd_logit"] = float(logit)
+        self.logits = tuple(Tap(spec.num_classes, spec.taps["head"].stride) for spec in (student, teacher))
+
+    def forward(self, student: SegOutput, teacher: SegOutput, labels: Tensor) -> dict[str, Tensor]:
+        """Unweighted terms (see ``Method.forward``)."""
+        terms = super().forward(student, teacher, labels)
+        if "cwd_logit" in self.weights:
+            with full_precision(student.logits):
+                maps = on_student_grid(student.logits, teacher.logits, labels, self.logits)
+                terms["cwd_logit"] = channel_divergence(*maps, self.temperature)
+        return terms
+
+    def compare(self, name: str, student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
+        return channel_divergence(self.project[name](student), teacher, valid, self.temperature)
+
+    def counts(self, labels: Tensor) -> dict[str, Tensor]:
+        """Images with a valid cell on the student's grid."""
+        strides = {name: self.taps.get(name, self.logits)[0].stride for name in self.weights}
+        return {
+            name: valid_cells(labels, tap_grid(labels, stride)).flatten(1).any(1).sum().float()
+            for name, stride in strides.items()
+        }

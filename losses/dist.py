@@ -1,0 +1,71 @@
+"""DIST: probabilities that go together with the teacher's, over classes and over pixels, instead of equal to them."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from losses.functional import IGNORE_INDEX, masked_mean
+from losses.kd import LogitMethod
+from models.base import ModelSpec
+
+FLAT = 1e-4  # a centred vector shorter than this is divided by this: where nothing varies, nothing correlates
+
+
+def inter_class_distance(student: Tensor, teacher: Tensor, cells: Tensor, temperature: float) -> Tensor:
+    """T^2 (1 - Pearson correlation over the classes of softmax(z / T)), mean over valid cells.
+
+    Arguments as of every ``losses.kd.Comparison``.
+    """
+    p, q = (F.softmax(x / temperature, dim=1) for x in (student, teacher))
+    p, q = (x - x.mean(1, keepdim=True) for x in (p, q))
+    return temperature**2 * masked_mean(1 - F.cosine_similarity(p, q, dim=1, eps=FLAT), cells != IGNORE_INDEX)
+
+
+def intra_class_distance(student: Tensor, teacher: Tensor, cells: Tensor, temperature: float) -> Tensor:
+    """T^2 (1 - Pearson correlation over an image's valid cells of softmax(z / T)), mean over classes, then images.
+
+    Arguments as of every ``losses.kd.Comparison``. Images without a valid cell do not count.
+    """
+    valid = (cells != IGNORE_INDEX).flatten(1)[:, None]
+    number = valid.sum(-1, keepdim=True).clamp(min=1)
+    p, q = (F.softmax(x / temperature, dim=1).flatten(2) * valid for x in (student, teacher))
+    p, q = ((x - x.sum(-1, keepdim=True) / number) * valid for x in (p, q))
+    return temperature**2 * masked_mean((1 - F.cosine_similarity(p, q, dim=-1, eps=FLAT)).mean(1), valid[:, 0].any(-1))
+
+
+class DIST(LogitMethod):
+    """Correlation with a stronger teacher's probabilities.
+
+        L = L_task + inter * L_inter + intra * L_intra
+
+    with ``inter_class_distance`` and ``intra_class_distance``. Both are between 0 (correlation 1) and 2 T^2, and ask
+    for nothing that a linear map of the probabilities takes away.
+
+    Huang, You, Wang, Qian, Xu: "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, eq. 8 to 10. In
+    github.com/hunto/DIST_KD (``segmentation/losses/dist_kd.py``; weights 1 and 1, T = 1) all cells of a process's batch
+    are samples of one relation. Without void L_inter is that (ratio 1, measured). L_intra there correlates over the
+    cells of all images at once, here over each image's own, so that it does not depend on how a batch is split: the
+    same for one image (ratio 1, measured), not for several. There 1e-8 is added to the product of two lengths, here no
+    length counts as less than 1e-4: the same to 1e-7 (measured) but where the gradient would overflow half precision.
+    The code adds .4 of the loss of the auxiliary heads; we do not, for our teachers' do not run.
+
+    Args:
+        student, teacher: what the two networks declare.
+        inter, intra: weights of the terms ``'dist_inter'`` and ``'dist_intra'``, 0 or more.
+        temperature: T.
+
+    Raises:
+        ValueError: if the class counts differ, or a value makes no sense.
+    """
+
+    comparisons = {"dist_inter": inter_class_distance, "dist_intra": intra_class_distance}
+    per_image = {"dist_intra"}
+
+    def __init__(
+        self,
+        student: ModelSpec,
+        teacher: ModelSpec,
+        inter: float = 1.0,
+        intra: float = 1.0,
+        temperature: float = 1.0,
+    ):
+        super().__init__(student, teacher, {"dist_inter": inter, "dist_intra": intra}, temperature)

@@ -1,0 +1,77 @@
+"""MGD: masked generative distillation, from a part of the student's features to all of the teacher's."""
+
+import torch
+from torch import Tensor, nn
+
+from losses.checks import Pairs, check_weights
+from losses.fitnet import FeatureMethod
+from losses.functional import masked_mean
+from models.base import ModelSpec, Tap
+
+
+class MaskedGeneration(nn.Module):
+    """The teacher's map, guessed from a random part of the student's cells: G(M * align(S)).
+
+    align is a 1x1 convolution (nothing, where the widths agree), G is conv3x3-ReLU-conv3x3 and M keeps each cell with
+    probability 1 - ``mask_ratio``, drawn from PyTorch's global generator in training and evaluation alike.
+
+    Args:
+        student, teacher: the declared taps.
+        mask_ratio: share of the cells that are masked, in [0, 1).
+    """
+
+    def __init__(self, student: Tap, teacher: Tap, mask_ratio: float):
+        super().__init__()
+        if not 0 <= mask_ratio < 1:
+            raise ValueError(f"mask_ratio is {mask_ratio}; expected 0 or more and less than 1")
+        C = teacher.channels
+        self.mask_ratio = mask_ratio
+        self.align = nn.Identity() if student.channels == C else nn.Conv2d(student.channels, C, 1)
+        self.generate = nn.Sequential(
+            nn.Conv2d(C, C, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(C, C, 3, padding=1)
+        )
+
+    def forward(self, student: Tensor, valid: Tensor) -> Tensor:
+        """B C_s h w, B h w bool -> B C_t h w; void cells are masked too."""
+        kept = valid & (torch.rand(valid.shape, device=valid.device) <= 1 - self.mask_ratio)
+        return self.generate(self.align(student).masked_fill(~kept[:, None], 0))
+
+
+class MGD(FeatureMethod):
+    """Mean squared distance of the teacher's map from what ``MaskedGeneration`` makes of the student's.
+
+        L = L_task + weight * mean (G(M * align(S)) - T)^2
+
+    over valid cells, masked or not, and the teacher's channels. G has 18 C_t^2 weights: 75 million for C_t = 2048.
+    The masks, and they alone, depend on how a batch is split.
+
+    Yang et al., "Masked Generative Distillation", ECCV 2022, Sec. 3. The authors sum over cells and channels and take
+    the mean over images: without void, on one grid and with the same masks C_t h w times ours (measured with
+    github.com/yzd-v/MGD). Their weight of 2e-5 on C_t = 2048 and crops of 512 x 512 at stride 8 is ours of
+    2e-5 * 2048 * 64 * 64 = 168. Their segmentation code adds the logit term of ``cwd`` at 3: compose the two, with
+    ``feature=0`` there.
+
+    Args:
+        student, teacher: what the two networks declare.
+        weight: of the term ``'mgd'``; positive.
+        pairs: (teacher's tap, student's tap) of each comparison; see ``FeatureMethod``.
+        mask_ratio: share of the cells that are masked, in [0, 1).
+
+    Raises:
+        ValueError: if a value makes no sense, a tap is unknown, or a pair is repeated or missing.
+    """
+
+    def __init__(
+        self,
+        student: ModelSpec,
+        teacher: ModelSpec,
+        weight: float = 168.0,
+        pairs: Pairs = (("stage4", "stage4"),),
+        mask_ratio: float = 0.75,
+    ):
+        check_weights(weight=weight)
+        super().__init__(student, teacher, "mgd", weight, pairs)
+        self.generation = nn.ModuleDict({name: MaskedGeneration(*taps, mask_ratio) for name, taps in self.taps.items()})
+
+    def compare(self, name: str, student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
+        return masked_mean((self.generation[name](student, valid) - teacher).square().mean(1), valid)
