@@ -181,9 +181,12 @@ def _check_settings(model: SegModel, weights: Weights, layout: Layout, part: str
     backbone = getattr(model.backbone, "name", network.get("backbone"))
     if network.get("backbone", backbone) != backbone:
         raise ValueError(f"{weights.source} holds a {network['backbone']}; the network's backbone is {backbone}")
-    theirs = network.get("output_stride") or layout.output_stride
-    if part == "all" and theirs not in (None, stride):
-        raise ValueError(f"{weights.source} was trained at output_stride={theirs}; the network has {stride}")
+    for theirs, who in (
+        (network.get("output_stride"), f"{weights.source} was trained"),
+        (layout.output_stride, f"{weights.source}: networks of the {layout.name} layout run"),
+    ):
+        if part == "all" and theirs not in (None, stride):
+            raise ValueError(f"{who} at output_stride={theirs}; the network has {stride}")
 
 
 def source_settings(weights: Weights, layout: Layout | None = None) -> dict[str, Any]:

@@ -308,10 +308,10 @@ ENCODERS = [
         skipped=4,  # the last norm, the classifier
     ),
     Encoder(
-        "ImageNet tf_efficientnet_lite0 (timm)",
-        partial(timm.create_model, "tf_efficientnet_lite0"),
+        "ImageNet efficientnet_b0 (timm)",
+        partial(timm.create_model, "efficientnet_b0"),
         run_timm,
-        {"backbone": "tf_efficientnet_lite0", "head": "segformer"},
+        {"backbone": "efficientnet_b0", "head": "segformer"},
         skipped=8,  # the last convolution, its norm, the classifier
     ),
     Encoder("ImageNet MiT (NVlabs)", partial(foreign.NVlabsMiT, "b0"), run, MIT_B0, ("head.weight", "head.bias")),
