@@ -36,10 +36,10 @@ from utils.schedule import gradient_norms
 EXAMPLES = """examples:
   python scripts/diagnose_method.py configs/demo/hmkd.py
   python scripts/diagnose_method.py configs/demo/hmkd.py --cfg-options distill.anchor=None
-  python scripts/diagnose_method.py configs/demo/hmkd.py --methods configs/_base_/methods/*.py --json collapse.json
+  python scripts/diagnose_method.py configs/demo/hmkd.py --methods configs/_base_/methods/{kd,cwd}.py --json found.json
 """
 HELD_OUT = 4  # batches on which the terms are measured
-COLLAPSE = 0.8  # a term that falls below this share of its start on random features is marked
+COLLAPSE = 0.8  # a term of the student's that falls below this share of its start on random features is marked
 Outputs = tuple[SegOutput, SegOutput, Tensor]  # the student's, the teacher's, labels
 
 
@@ -122,13 +122,18 @@ def share(facts: dict[str, float], kind: str) -> float:
     return after / before if before else 1.0
 
 
+def collapses(facts: dict[str, float]) -> bool:
+    """Of the terms that teach the student: an anchor learns from the labels, and may fall."""
+    return share(facts, "random") < COLLAPSE and facts["grad_norm"] > 0
+
+
 def rows(name: str, found: dict[str, dict[str, float]]) -> list[list[str]]:
     return [
         [
             name, term, f"{facts['weight']:g}",
             *(f"{facts[f'{kind}_before']:.4g} -> {facts[f'{kind}_after']:.4g}" for kind in ("real", "random")),
             f"{share(facts, 'real'):.3f}",
-            f"{share(facts, 'random'):.3f}{' !' if share(facts, 'random') < COLLAPSE else ''}",
+            f"{share(facts, 'random'):.3f}{' !' if collapses(facts) else ''}",
             f"{facts['grad_norm']:.4g}",
         ]
         for term, facts in found.items()
