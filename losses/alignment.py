@@ -7,10 +7,11 @@ on the teacher side learns from the labels, and the student chases the detached 
 gradient into a teacher-side module, and no anchor sends any into the student. The released form remains available.
 
 Void: every map is set to 0 at void cells of the student's grid before any module reads it, and void cells are left out
-of every mean. So what the student computes at void cells changes nothing; nor what the teacher computes there, if its
-grid is the student's. A teacher map of another grid is resized first, which mixes each void cell into its neighbours.
+of every mean. So what a network computes at void cells changes nothing, if its grid is the one that is compared on. A
+map of another grid is resized first, which mixes each void cell into its neighbours.
 
-Everything here runs in float32 under autocast, and a loss over nothing but void is exactly 0.
+Under autocast the feature alignment's convolutions and attention run in half precision, as the networks' own do;
+normalisations, softmax, warp, classifiers and every mean are float32. A loss over nothing but void is exactly 0.
 """
 
 import torch
@@ -59,7 +60,7 @@ class RefinementBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         u = self.enter(x)
-        return self.norm(u + self.bottleneck(u))
+        return self.norm(as_float(u + self.bottleneck(u)))
 
 
 class OffsetField(nn.Module):
@@ -85,12 +86,17 @@ class OffsetField(nn.Module):
 class FeatureAlignment(nn.Module):
     """Mean squared distance between a refined student map S and a projected, refined, warped teacher map T'.
 
-        T = refine(project(resize(f_t)));  S = refine(f_s);  T' = warp(T, D(S * T));  loss = mean (T' - S)^2
+        T = refine(project(resize(f_t)));  S = refine(resize(f_s));  T' = warp(T, D(S * T));  loss = mean (T' - S)^2
 
-    over valid cells and channels of the student's grid. Anchored, S and T' are both standardised over the batch by a
-    normalisation without scale and shift (T' after the warp too, whose interpolation smooths), so neither side can
-    shrink its way to a small loss: without void it is 2 (1 - correlation), mean over channels, and 2 for unrelated
-    sides. S enters D detached and T' enters the loss detached.
+    over valid cells and channels of the coarser of the two taps' grids: the finer map is resized bilinearly, which at a
+    ratio of two is the mean of four cells. (The release compares on the student's grid. Where that is the finer, a
+    dilated student's, the teacher's map has nothing to say between its cells, and four times the convolutions and
+    sixteen times the attention cost a fifth to a third of a whole step.)
+
+    Anchored, S and T' are both standardised over the batch by a normalisation without scale and shift (T' after the
+    warp too, whose interpolation smooths), so neither side can shrink its way to a small loss: without void it is
+    2 (1 - correlation), mean over channels, and 2 for unrelated sides. S enters D detached and T' enters the loss
+    detached.
 
     Args:
         student, teacher: the declared taps.
@@ -104,6 +110,7 @@ class FeatureAlignment(nn.Module):
         super().__init__()
         anchored = anchor_classes is not None
         self.student, self.teacher, self.context = student, teacher, context
+        self.stride = max(student.stride, teacher.stride)
         self.project = nn.Conv2d(teacher.channels, student.channels, 1, bias=False)  # no bias: void stays 0
         self.refine_student = RefinementBlock(student.channels, affine=not anchored)
         self.refine_teacher = RefinementBlock(student.channels, affine=not anchored)
@@ -112,8 +119,8 @@ class FeatureAlignment(nn.Module):
         self.classify = nn.Conv2d(student.channels, anchor_classes, 1) if anchored else None
 
     def count(self, labels: Tensor) -> Tensor:
-        """Valid cells of the student's grid: what both terms are means over."""
-        return count_valid(shrink_labels(labels, tap_grid(labels, self.student.stride)))
+        """Valid cells of the coarser grid: what both terms are means over."""
+        return count_valid(shrink_labels(labels, tap_grid(labels, self.stride)))
 
     def forward(self, student: Tensor, teacher: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Distillation loss and anchor loss (None in the released form).
@@ -125,23 +132,26 @@ class FeatureAlignment(nn.Module):
         """
         check_shape("the student's map", student, *self.student, labels)
         check_shape("the teacher's map", teacher, *self.teacher, labels)
-        with full_precision(student):
-            cells = shrink_labels(labels, student.shape[-2:])
-            valid = cells != IGNORE_INDEX
-            void = ~valid[:, None]
-            S = as_float(student).masked_fill(void, 0)
-            T = self.project(resize(as_float(teacher.detach()), student.shape[-2:]).masked_fill(void, 0))
-            if self.context == "student":
-                S = self_attention_context(S)
-            elif self.context == "teacher":
-                T = self_attention_context(T)
-            S, T = self.refine_student(S), self.refine_teacher(T)
-            if self.classify is None:
-                target, anchor = warp(T, self.offsets(S * T)), None
-            else:
-                warped = self.standardize(warp(T, self.offsets(S.detach() * T)))
-                target, anchor = warped.detach(), cross_entropy(self.classify(warped), cells)
-            return masked_mean((target - S).square().mean(1), valid), anchor
+        grid = tap_grid(labels, self.stride)
+        cells = shrink_labels(labels, grid)
+        valid = cells != IGNORE_INDEX
+        void = ~valid[:, None]
+        S = resize(student, grid).masked_fill(void, 0)
+        T = self.project(resize(teacher.detach(), grid).masked_fill(void, 0))
+        if self.context == "student":
+            S = self_attention_context(S)
+        elif self.context == "teacher":
+            T = self_attention_context(T)
+        S, T = self.refine_student(S), self.refine_teacher(T)
+        anchor = None
+        if self.classify is None:
+            target = warp(T, self.offsets(S * T))
+        else:
+            warped = self.standardize(warp(T, self.offsets(S.detach() * T)))
+            target = warped.detach()
+            with full_precision(warped):
+                anchor = cross_entropy(self.classify(warped), cells)
+        return masked_mean((target - S).square().mean(1), valid), anchor
 
 
 class LogitAlignment(nn.Module):

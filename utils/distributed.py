@@ -24,7 +24,8 @@ class World(NamedTuple):
 def init_world(timeout: timedelta = timedelta(minutes=30)) -> World:
     """Joins the process group that torchrun's variables describe; alone where there are none.
 
-    Every rank takes the GPU of its local rank and NCCL; without GPUs, the CPU and gloo.
+    Every rank takes the GPU of its local rank and NCCL, and gloo for what lies on the host, so that a word between
+    hosts does not wait for what GPUs have in hand; without GPUs, the CPU and gloo.
 
     Raises:
         ValueError: if there are GPUs, but fewer than processes on this node.
@@ -41,8 +42,9 @@ def init_world(timeout: timedelta = timedelta(minutes=30)) -> World:
         torch.cuda.set_device(device)
     if "RANK" not in os.environ:
         return World(0, 1, device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timeout, device_id=device if backend == "nccl" else None)
+    on_gpu = device.type == "cuda"
+    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+    dist.init_process_group(backend, timeout=timeout, device_id=device if on_gpu else None)
     return World(dist.get_rank(), dist.get_world_size(), device)
 
 
@@ -54,10 +56,10 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 
 
 def largest(value: int, world: World) -> int:
-    """The largest of all ranks' ``value``, on every rank."""
+    """The largest of all ranks' ``value``, on every rank; from host to host, whatever the GPUs are doing."""
     if world.size == 1:
         return value
-    tensor = torch.tensor(value, device=world.device)
+    tensor = torch.tensor(value)
     dist.all_reduce(tensor, dist.ReduceOp.MAX)
     return int(tensor)
 

@@ -68,11 +68,11 @@ def parameter_groups(
 def build_optimizer(
     type: str, groups: list[dict], *, momentum: float, betas: tuple[float, float]
 ) -> torch.optim.Optimizer:
-    """SGD with momentum or AdamW over ``groups``; learning rates and weight decay are the groups' own."""
+    """SGD with momentum or AdamW over ``groups``, fused; learning rates and weight decay are the groups' own."""
     if type == "sgd":
-        return torch.optim.SGD(groups, lr=0.0, momentum=momentum)
+        return torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=True)
     if type == "adamw":
-        return torch.optim.AdamW(groups, lr=0.0, betas=betas)
+        return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
     raise ValueError(f"unknown optimizer {type!r}; choices: adamw, sgd")
 
 

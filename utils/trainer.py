@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,29 @@ from utils.schedule import (
     set_learning_rate,
     weight_factor,
 )
+
+
+def cast_weights(module: nn.Module, dtype: torch.dtype) -> None:
+    """Casts the weights of convolutions and linear layers once and for all, as autocast does anew in every forward."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.to(dtype)
+
+
+def read_later(tensor: Tensor) -> Callable[[], list[float]]:
+    """Starts to copy a tensor's present values to the host; what is returned waits for this copy alone."""
+    if tensor.device.type != "cuda":
+        values = tensor.tolist()
+        return lambda: values
+    host = torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def read() -> list[float]:
+        copied.synchronize()
+        return host.tolist()
+
+    return read
 
 
 class Trainer:
@@ -62,7 +85,15 @@ class Trainer:
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.distiller = distiller.to(world.device, memory_format=layout)
         self.teacher = teacher.to(world.device, memory_format=layout) if teacher is not None else None
-        self.wrapped = DistributedDataParallel(self.distiller) if world.size > 1 else self.distiller
+        if teacher is not None and autocast_dtype is not None:
+            cast_weights(teacher, autocast_dtype)
+        self.wrapped = self.distiller
+        if world.size > 1:
+            # No broadcast of buffers: memory banks are filled alike on all ranks, and of the running statistics only
+            # rank 0's are ever read (evaluation hands them out).
+            self.wrapped = DistributedDataParallel(
+                self.distiller, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
 
         names = ("lr", "head_lr_mult", "weight_decay", "decay_norm_bias")
         groups = parameter_groups(self.student.backbone, self.distiller, **{name: optimizer[name] for name in names})
@@ -133,11 +164,13 @@ class Trainer:
                 if measure_gradients and i == 0:
                     norms = gradient_norms(terms, weights, self.student, self.scaler.get_scale())
                 values = torch.stack([terms[k] for k in weights])
+                sums += shares[i] * values.detach()
+                if i == last:  # on their way before the backward pass is queued: reading them does not wait for it
+                    read_local = read_later(sums)
+                    read_totals = read_later(all_reduce_sum(sums))
                 # DDP averages gradients over the ranks; the shares already sum to one over them.
                 self.scaler.scale((factors[i] * values).sum() * self.world.size).backward()
-            sums += shares[i] * values.detach()
-        local = sums.tolist()
-        totals = dict(zip(weights, all_reduce_sum(sums).tolist(), strict=True))
+        local, totals = read_local(), dict(zip(weights, read_totals(), strict=True))
         if not all(map(math.isfinite, totals.values())):
             names = [] if all(map(math.isfinite, local)) else [name for batch in batches for name in batch["name"]]
             raise FloatingPointError(

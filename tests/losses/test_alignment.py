@@ -94,15 +94,26 @@ def test_feature_unrelated_sides_score_two_whatever_the_offsets():
     assert abs(loss.item() - 2) < 0.05
 
 
-def test_teacher_of_another_grid_is_resized_to_the_students():
+def test_a_finer_teacher_is_compared_on_the_students_grid():
     align = plain_feature_alignment()
-    align.teacher = Tap(1, 2)
-    student, coarse = torch.randn(1, 1, 4, 4), torch.randn(1, 1, 2, 2)
-    fine = F.interpolate(coarse, (4, 4), mode="bilinear", align_corners=False)
+    align.student, align.stride = Tap(1, 2), 2
+    student, fine = torch.randn(1, 1, 2, 2), torch.randn(1, 1, 4, 4)
     y = torch.zeros(1, 4, 4, dtype=torch.uint8)
-    loss, anchor = align(student, coarse, y)
-    align.teacher = ONE
-    torch.testing.assert_close((loss, anchor), align(student, fine, y))
+    loss, anchor = align(student, fine, y)
+    coarse = fine.unflatten(2, (2, 2)).unflatten(4, (2, 2)).mean((3, 5))
+    align.student, align.teacher, align.stride = ONE, ONE, 1
+    torch.testing.assert_close((loss, anchor), align(student, coarse, y[:, :2, :2]))
+
+
+def test_a_finer_student_is_compared_on_the_teachers_grid():
+    align = plain_feature_alignment()
+    align.teacher, align.stride = Tap(1, 2), 2
+    student = torch.arange(16.0).view(1, 1, 4, 4)  # means of 2x2 cells: 2.5 4.5 10.5 12.5
+    cells = torch.tensor([[[0, 0, 1, 1], [0, 0, 1, 1], [1, 1, 255, 255], [1, 1, 255, 255]]], dtype=torch.uint8)
+    found, _ = align(student, grid(3.0, 3.0, -3.0, -3.0), cells)
+    coarse, _ = plain_feature_alignment()(grid(2.5, 4.5, 10.5, 12.5), grid(3.0, 3.0, -3.0, -3.0), labels(0, 1, 1, 255))
+    torch.testing.assert_close(found, coarse)
+    assert align.count(cells).item() == 3
 
 
 def test_logit_resizes_the_teacher_and_shrinks_labels():
