@@ -7,7 +7,7 @@ import torch
 
 from configs.build import build_distiller, build_student, build_teacher
 from configs.schema import Experiment
-from datasets import DATASETS
+from datasets import DATASETS, camvid, cityscapes
 from losses import METHODS
 from models import build_model
 from utils.checkpoint import save_student
@@ -15,11 +15,8 @@ from utils.config import ConfigError, dump_config, load_config, load_section, va
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").glob("*/*.py") if path.parent.name != "_base_")
-CLASSES = {"camvid": 11, "cityscapes": 19}  # how many
-
-
-def names(dataset):
-    return [f"class {k}" for k in range(CLASSES[dataset])]
+METHOD_FOLDER = ROOT / "configs/_base_/methods"
+CLASSES = {"camvid": tuple(camvid.GROUPS), "cityscapes": tuple(name for name, _, _ in cityscapes.CLASSES)}
 
 
 def load(path, *options):
@@ -29,8 +26,8 @@ def load(path, *options):
 def build(config, source="config.py"):
     """The networks and the distiller of ``config`` as shapes alone."""
     with torch.device("meta"):
-        student, _ = build_student(config, source, names(config.data.type), pretrained=False)
-        teacher, _ = build_teacher(config, source, names(config.data.type), pretrained=False)
+        student, _ = build_student(config, source, CLASSES[config.data.type], pretrained=False)
+        teacher, _ = build_teacher(config, source, CLASSES[config.data.type], pretrained=False)
         return student, teacher, build_distiller(config, source, student, teacher)
 
 
@@ -109,9 +106,9 @@ def test_missing_weights_say_which_file_and_what_to_do():
     config = load(PAIR, "student.pretrained=pretrained/none.pth", "teacher.weights=pretrained/none.safetensors")
     with torch.device("meta"):
         with pytest.raises(ConfigError, match=r"student.pretrained: .*pretrained/none.pth does not exist.*README"):
-            build_student(config, PAIR, names("camvid"))
+            build_student(config, PAIR, CLASSES["camvid"])
         with pytest.raises(ConfigError, match=r"teacher.weights: .*pretrained/none.safetensors does not exist.*train"):
-            build_teacher(config, PAIR, names("camvid"))
+            build_teacher(config, PAIR, CLASSES["camvid"])
 
 
 @pytest.fixture
@@ -120,7 +117,7 @@ def described(tmp_path):
     network = {"backbone": "test_resnet", "head": "pspnet", "output_stride": 16, "width": 24, "dropout": 0.3,
                "drop_path": 0.0, "normalization": "caffe_bgr", "aux": True}  # fmt: skip
     model = build_model(num_classes=11, **network)
-    about = {"network": network, "normalization": model.normalization._asdict(), "class_names": names("camvid")}
+    about = {"network": network, "normalization": model.normalization._asdict(), "class_names": CLASSES["camvid"]}
     save_student(tmp_path / "teacher.safetensors", model.state_dict(), about)
     return str(tmp_path / "teacher.safetensors"), model
 
@@ -132,7 +129,7 @@ def teacher_config(**teacher):
 
 def test_a_teacher_is_built_as_its_weights_say(described):
     weights, expected = described
-    teacher, report = build_teacher(teacher_config(weights=weights), "x.py", names("camvid"))
+    teacher, report = build_teacher(teacher_config(weights=weights), "x.py", CLASSES["camvid"])
     assert report.loaded == len([key for key in expected.state_dict() if not key.startswith("aux_head.")])
     assert (teacher.backbone.name, teacher.spec) == ("test_resnet", expected.spec)
     assert teacher.normalization == expected.normalization
@@ -149,7 +146,7 @@ def test_a_teacher_is_built_as_its_weights_say(described):
 )
 def test_what_the_config_says_of_a_teacher_is_not_overruled(described, teacher, message):
     with pytest.raises(ConfigError, match=message):
-        build_teacher(teacher_config(weights=described[0], **teacher), "x.py", names("camvid"))
+        build_teacher(teacher_config(weights=described[0], **teacher), "x.py", CLASSES["camvid"])
 
 
 def test_a_teacher_of_which_nobody_says_how_it_is_built(tmp_path):
@@ -158,7 +155,7 @@ def test_a_teacher_of_which_nobody_says_how_it_is_built(tmp_path):
     with pytest.raises(
         ConfigError, match=r"x\.py: teacher\.weights: .*does not say how its network is built: give back"
     ):
-        build_teacher(config, "x.py", names("camvid"))
+        build_teacher(config, "x.py", CLASSES["camvid"])
     with pytest.raises(ConfigError, match="teacher: give both backbone and head, or neither"):
         teacher_config(weights="x", backbone="resnet18")
 
@@ -167,7 +164,7 @@ def test_a_teacher_of_which_nobody_says_how_it_is_built(tmp_path):
 def test_an_encoder_is_no_teacher(source):
     config = teacher_config(weights=source, backbone="tf_efficientnet_lite2", head="deeplabv3", output_stride=16)
     with pytest.raises(ConfigError, match=r"teacher\.weights: .*ImageNet encoder"):
-        build_teacher(config, "x.py", names("camvid"))
+        build_teacher(config, "x.py", CLASSES["camvid"])
 
 
 def test_a_teacher_of_other_classes(described):
@@ -227,13 +224,55 @@ def test_several_methods_are_one(tmp_path):
     assert load_config(tmp_path / "config.py", Experiment) == config
 
 
-@pytest.mark.parametrize("pair", ["camvid_b4_r18", "cityscapes_r101_b0"])
+def test_a_teacher_of_cityscapes_classes_on_camvid():
+    """Each of Cityscapes' classes goes where SegNet's grouping puts CamVid's original class of that meaning."""
+    original = {
+        "road": "Road", "sidewalk": "Sidewalk", "building": "Building", "wall": "Wall", "fence": "Fence",
+        "pole": "Column_Pole", "traffic light": "TrafficLight", "traffic sign": "SignSymbol", "vegetation": "Tree",
+        "terrain": "VegetationMisc", "sky": "Sky", "person": "Pedestrian", "rider": "Bicyclist", "car": "Car",
+        "truck": "Truck_Bus", "bus": "Truck_Bus", "train": "Train", "motorcycle": "MotorcycleScooter",
+        "bicycle": "Bicyclist",
+    }  # fmt: skip
+    group = {member: name for name, members in camvid.GROUPS.items() for member in members}
+    config = load("configs/hmkd/cityscapes_to_camvid_b4_r18.py")
+    assert config.teacher.class_map == tuple(group[original[name]] for name in CLASSES["cityscapes"])
+    _, teacher, _ = build(config)
+    assert (teacher.model.num_classes, teacher.num_classes) == (19, 11)
+
+
+def build_with(file, pair):
+    """A pair of ``configs/hmkd`` with the method of ``file`` in the place of HMKD."""
+    section = load_section(file, "distill")
+    return section, *build(load(f"configs/hmkd/{pair}.py", f"distill={ {'_delete_': True, **section}!r}"))
+
+
+PAIRS = pytest.mark.parametrize("pair", ["camvid_b4_r18", "cityscapes_r101_b0"])
+
+
+@PAIRS
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_is_one_config_away(name, pair):
     """``configs/_base_/methods/NAME.py`` in place of HMKD builds, between both families, with the defaults' weights."""
-    section = load_section(ROOT / f"configs/_base_/methods/{name}.py", "distill")
+    section, student, teacher, distiller = build_with(METHOD_FOLDER / f"{name}.py", pair)
     assert section["type"] == name
-    config = load(f"configs/hmkd/{pair}.py", f"distill={ {'_delete_': True, **section}!r}")
-    student, teacher, distiller = build(config)
     assert len(distiller.weights) > len(distiller.task.weights)
     assert distiller.method.weights == METHODS[name](student.spec, teacher.spec).weights
+
+
+VARIANTS = {
+    "hmkd_relation": {"feature", "anchor", "relation", "relation_anchor", "logit"},
+    "hmkd_released": {"feature", "relation", "logit"},
+    "hmkd_released_no_relation": {"feature", "logit"},
+    "hmkd_released_stages": {"feature", "relation", "logit", "stage_logit"},
+}
+
+
+@PAIRS
+@pytest.mark.parametrize("name", VARIANTS)
+def test_hmkds_variants_are_one_config_away(name, pair):
+    *_, distiller = build_with(METHOD_FOLDER / f"{name}.py", pair)
+    assert distiller.method.weights.keys() == VARIANTS[name]
+
+
+def test_every_file_of_a_method_is_tested():
+    assert {file.stem for file in METHOD_FOLDER.glob("*.py")} == METHODS.keys() | VARIANTS.keys()
