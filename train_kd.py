@@ -163,7 +163,10 @@ class Run:
         """
         state = load_checkpoint(path)
         # Where files are, how often is evaluated, saved and logged, and by how many workers, changes nothing learned.
-        free = ("eval.", "checkpoint.", "log.", "data.workers", "data.root", "student.pretrained", "train.accumulate")
+        free = (
+            "eval.", "checkpoint.", "log.", "data.workers", "data.root", "data.packed", "student.pretrained",
+            "train.accumulate",
+        )  # fmt: skip
         lines = changed_values(state["config"], self.config.model_dump())
         changed = [line for line in lines if not line.startswith(free)]
         micro_batches = self.world.size * self.config.train.accumulate

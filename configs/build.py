@@ -5,6 +5,7 @@ Every error of a component is blamed on the config file and section that asked f
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -44,8 +45,9 @@ def build_split(config: Experiment, source: str, split: str) -> SegDataset:
     list_file = getattr(config.data, f"{split}_list")
     if list_file is None:
         raise ConfigError(f"{source}: data.{split}_list is None: this config has no {split} split")
+    packed = None if config.data.packed is None else Path(config.data.packed) / split
     with blame(source, "data"):
-        return build_dataset(list_file=list_file, **config.data.options)
+        return build_dataset(list_file=list_file, packed=packed, **config.data.options)
 
 
 def build_train_stream(config: Experiment, source: str) -> TrainStream:

@@ -77,6 +77,7 @@ class DataSection(Section):
     train_list: str = "train.txt"
     val_list: str = "val.txt"
     test_list: str | None = None
+    packed: str | None = None  # folder that scripts/pack_dataset.py wrote; None: the files themselves are read
     crop_size: Size  # of the training crop
     scale_range: tuple[float, float] = (0.5, 2.0)
     cat_max_ratio: Annotated[float, Field(gt=0, le=1)] = 1.0

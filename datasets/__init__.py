@@ -12,19 +12,27 @@ from datasets.base import SegDataset, TrainStream
 from datasets.camvid import CamVid
 from datasets.cityscapes import Cityscapes
 from datasets.listed import ListedDataset
+from datasets.packed import PackedDataset
 
 GRACE = 30  # seconds that a worker lives on after SIGTERM
 
 DATASETS = {"cityscapes": Cityscapes, "camvid": CamVid, "list": ListedDataset}
 
 
-def build_dataset(type: str, root: str | Path, list_file: str | Path, **options) -> SegDataset:  # noqa: A002
+def build_dataset(
+    type: str,  # noqa: A002
+    root: str | Path,
+    list_file: str | Path,
+    packed: str | Path | None = None,
+    **options,
+) -> SegDataset:
     """Builds a data set by its name.
 
     Args:
         type: a key of ``DATASETS``.
         root: folder of the data set.
         list_file: list of ``image label`` lines, relative to ``root`` or absolute.
+        packed: folder of the same samples decoded, to read their pixels from.
         **options: what that data set takes besides (``list``: class_names, palette, id_table).
 
     Raises:
@@ -34,7 +42,8 @@ def build_dataset(type: str, root: str | Path, list_file: str | Path, **options)
         near = difflib.get_close_matches(str(type), DATASETS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"data set type {type!r}; expected one of {', '.join(DATASETS)}{hint}")
-    return DATASETS[type](root, list_file, **options)
+    dataset = DATASETS[type](root, list_file, **options)
+    return dataset if packed is None else PackedDataset(dataset, packed)
 
 
 def make_loader(

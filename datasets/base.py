@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from datasets.png import PngRows, open_rgb, undecodable
+
 IGNORE = 255  # void: the train id which no loss and no score counts
 UNKNOWN = 254  # in an id table: a raw id which no label file of the data set may hold
 
@@ -74,7 +76,7 @@ def read_pixels(path: Path, modes: Mapping[str, str]) -> np.ndarray:
         with Image.open(path) as picture:
             picture.load()
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, ... by format and by kind of damage
-        raise ValueError(f"{path} cannot be decoded ({error}); replace it by an undamaged copy") from error
+        raise undecodable(path, error) from error
     if picture.mode not in modes:
         raise ValueError(f"{path} has pixel format {picture.mode!r}; expected one of {', '.join(modes)}")
     return np.array(picture if picture.mode == modes[picture.mode] else picture.convert(modes[picture.mode]))
@@ -136,7 +138,13 @@ class SegDataset(Dataset):
 
     def load_image(self, index: int) -> np.ndarray:
         """H x W x 3 uint8 RGB, as stored (an EXIF rotation is not applied, since labels know of none)."""
-        return read_pixels(self.files[index][0], IMAGE_MODES)
+        return self.open_image(index)[:]
+
+    def open_image(self, index: int) -> np.ndarray | PngRows:
+        """As ``load_image``, but of most PNG files only the rows that are asked for are decoded, by ``[:n]``."""
+        path = self.files[index][0]
+        rows = open_rgb(path)
+        return read_pixels(path, IMAGE_MODES) if rows is None else rows
 
     def load_label(self, index: int) -> np.ndarray | None:
         """H x W uint8 train ids, or None where the sample has no label.
@@ -157,7 +165,12 @@ class SegDataset(Dataset):
         Raises:
             ValueError: a file cannot be decoded, the label holds an unknown raw id, or the two sizes differ.
         """
-        image, label = self.load_image(index), self.load_label(index)
+        image, label = self.open(index)
+        return image[:], label
+
+    def open(self, index: int) -> tuple[np.ndarray | PngRows, np.ndarray]:
+        """As ``load``, with the image as ``open_image`` gives it."""
+        image, label = self.open_image(index), self.load_label(index)
         if label is None:
             label = np.full(image.shape[:2], IGNORE, np.uint8)
         if label.shape != image.shape[:2]:
@@ -193,7 +206,8 @@ class TrainStream(Dataset):
 
     Args:
         dataset: where samples come from; all of them must have labels.
-        transform: ``(image H W 3 uint8, label H W uint8, rng) -> (image, label)``.
+        transform: ``(image H W 3 uint8, label H W uint8, rng) -> (image, label)``, which reads the image by
+            ``image[:n]``, its first n rows.
         seed: of the run.
 
     Raises:
@@ -217,7 +231,7 @@ class TrainStream(Dataset):
     def __getitem__(self, position: int) -> dict:
         """The transformed sample: ``image`` 3 h w uint8, ``label`` h w uint8, ``name``."""
         index = self.index(position)
-        image, label = self.transform(*self.dataset.load(index), self._generator(1, position))
+        image, label = self.transform(*self.dataset.open(index), self._generator(1, position))
         return as_sample(image, label, self.dataset.names[index])
 
     def _generator(self, purpose: int, number: int) -> np.random.Generator:
@@ -227,8 +241,8 @@ class TrainStream(Dataset):
 
 def as_sample(image: np.ndarray, label: np.ndarray, name: str) -> dict:
     """H W 3 and H W arrays -> ``image`` 3 H W uint8 tensor, ``label`` H W uint8 tensor, ``name``."""
-    planes = np.ascontiguousarray(image.transpose(2, 0, 1))
-    return {"image": torch.from_numpy(planes), "label": torch.from_numpy(label), "name": name}
+    planes = image.transpose(2, 0, 1).copy()  # copies, since a decoder's memory or a mapped file may not be written to
+    return {"image": torch.from_numpy(planes), "label": torch.from_numpy(label.copy()), "name": name}
 
 
 def map_ids(raw: np.ndarray, table: np.ndarray, path: Path) -> np.ndarray:

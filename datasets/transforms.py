@@ -1,5 +1,6 @@
 """Training augmentation of an image and its label together, crop first: only the crop is ever resampled."""
 
+import math
 from collections.abc import Sequence
 
 import cv2
@@ -49,7 +50,10 @@ class TrainTransform:
         self.flip, self.photometric = flip, photometric
 
     def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """H W 3 uint8 RGB and H W uint8 -> h w 3 and h w, contiguous; a function of the generator's state."""
+        """H W 3 uint8 RGB and H W uint8 -> h w 3 and h w, contiguous; a function of the generator's state.
+
+        Of the image only ``shape`` and the rows ``[:n]`` down to the crop's last are read.
+        """
         scale = rng.uniform(*self.scale_range)
         scaled = tuple(max(1, round(side * scale)) for side in label.shape)
         corner = self._draw_corner(scaled, rng)
@@ -93,8 +97,10 @@ class TrainTransform:
         start = [(first + 0.5) * by - 0.5 for first, by in zip(corner, step, strict=True)]
         matrix = np.array([[step[1], 0, start[1]], [0, step[0], start[0]]])
         height, width = (min(crop, new) for crop, new in zip(self.crop_size, scaled, strict=True))
+        last = math.floor(start[0] + step[0] * (height - 1))
+        rows = image[: last + 3]  # bilinear reads the next row too; rounding may lead to the one after
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        return cv2.warpAffine(image, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        return cv2.warpAffine(rows, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
     def _pad(self, array: np.ndarray, value: int | tuple[int, ...]) -> np.ndarray:
         """Extends h' w' (...) at the bottom and right to the crop size."""

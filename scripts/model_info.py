@@ -55,7 +55,7 @@ def class_names(config: Experiment, source: str) -> tuple[str, ...]:
     with TemporaryDirectory() as folder:
         (Path(folder) / "image.png").touch()
         (Path(folder) / "list.txt").write_text("image.png\n")
-        data = config.data.model_copy(update={"root": folder, "val_list": "list.txt"})
+        data = config.data.model_copy(update={"root": folder, "val_list": "list.txt", "packed": None})
         return build_split(config.model_copy(update={"data": data}), source, "val").class_names
 
 

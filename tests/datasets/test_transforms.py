@@ -49,6 +49,42 @@ def test_crop_first_equals_resizing_all_and_cropping(sample, scale):
             assert error.max() == 0
 
 
+class Recorder:
+    """An image that notes how many of its rows are read, and gives no others."""
+
+    def __init__(self, image):
+        self.image, self.shape, self.read = image, image.shape, 0
+
+    def __getitem__(self, rows):
+        assert (rows.start, rows.step) == (None, None)
+        self.read = min(rows.stop, len(self.image))
+        return self.image[rows].copy()
+
+
+def test_rows_below_the_crop_are_not_read_and_would_change_nothing():
+    """Against the whole image under the same transform: all bits equal, and reading stops with the crop."""
+    rng = np.random.default_rng(0)
+    image, label = rng.integers(0, 256, (H, W, 3), dtype=np.uint8), np.zeros((H, W), np.uint8)
+    spared = 0
+    for seed in range(300):
+        transform = TrainTransform((int(rng.integers(1, 40)), 32), photometric=True)
+        rows = Recorder(image)
+        crop, _ = transform(rows, label, np.random.default_rng(seed))
+        painted = image.copy()
+        painted[rows.read :] = 255
+        for other in (image, painted):
+            assert (transform(Whole(other), label, np.random.default_rng(seed))[0] == crop).all()
+        spared += H - rows.read
+    assert spared > 300 * H / 5
+
+
+class Whole(Recorder):
+    """An image that gives all of its rows whatever is asked for."""
+
+    def __getitem__(self, rows):
+        return self.image
+
+
 @pytest.mark.parametrize("scale", [0.61, 1.37])
 def test_label_is_the_exact_nearest_pixel(scale):
     """Against rational arithmetic: pixel i of n is pixel floor((i + 1/2) * size / n) of the source."""

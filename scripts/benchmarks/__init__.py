@@ -1,0 +1,1 @@
+"""What ``scripts/benchmark.py`` measures: each module gives rows of figures, both sides of a ratio in one run."""

@@ -1,0 +1,200 @@
+"""Decodes a config's data set once, into files that training and evaluation then read as ``data.packed``."""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+if not __package__:  # run as a file: its own folder is on the import path, the repository's root is not
+    from _as_module import restart_as_module
+
+    restart_as_module(__file__)
+
+from configs.build import build_split
+from configs.schema import Experiment
+from datasets.base import SegDataset
+from datasets.packed import INDEX, VERSION, PackedDataset, describe, describe_sample, digest, source_digests
+from utils.config import load_config
+from utils.files import write_atomically
+from utils.log import say
+
+EXAMPLES = """\
+examples, from the repository root:
+  python scripts/pack_dataset.py configs/hmkd/cityscapes_b4_r18.py --out data/cityscapes_packed
+  python scripts/pack_dataset.py configs/hmkd/cityscapes_b4_r18.py --out data/cityscapes_packed --verify
+  python train_kd.py configs/hmkd/cityscapes_b4_r18.py --cfg-options data.packed=data/cityscapes_packed
+A run that was stopped goes on where it was: give the same command again.
+"""
+SHARD = 256 * 2**20  # bytes, unless a single sample is larger
+SHOWN = 20  # problems printed
+
+
+class Packer:
+    """Packs one split into a folder, shard by shard.
+
+    A finished shard has its part of the index beside it, by which a later run knows it. When all parts are there they
+    become the index.
+
+    Args:
+        dataset: the split, read from its files.
+        folder: of this split.
+    """
+
+    def __init__(self, dataset: SegDataset, folder: Path):
+        self.dataset, self.folder = dataset, folder
+        self.finished = (folder / INDEX).is_file()
+        self.samples, self.shards = ([], []) if self.finished else plan(dataset)
+        self.todo = [number for number in range(len(self.shards)) if self._read_part(number) is None]
+
+    def size(self, number: int) -> int:
+        """Bytes of a shard."""
+        return sum(self.samples[index]["bytes"] for index in self.shards[number])
+
+    def run(self) -> None:
+        """Writes what is missing."""
+        if self.finished:
+            return
+        for left in self.folder.glob(".*.tmp"):  # by a run that was killed while it wrote
+            left.unlink()
+        total = sum(len(self.shards[number]) for number in self.todo)
+        with tqdm(total=total, desc=self.folder.name, leave=False, disable=None) as bar:
+            for number in self.todo:
+                self._write(number, bar)
+        numbers = range(len(self.shards))
+        index = {
+            "version": VERSION, **describe(self.dataset), "palette": self.dataset.palette.tolist(),
+            "shards": [{"file": self._shard(number).name, "bytes": self.size(number)} for number in numbers],
+            "samples": [sample for number in numbers for sample in self._read_part(number)],
+        }  # fmt: skip
+        write_atomically(self.folder / INDEX, json.dumps(index, indent=1).encode())
+        for number in numbers:
+            self._part(number).unlink()
+
+    def problems(self, sources: bool) -> list[str]:
+        """What is wrong with the packed split, all of which is read.
+
+        Args:
+            sources: compare the files, too, that it was packed from.
+
+        Raises:
+            FileNotFoundError, ValueError: as ``PackedDataset``.
+        """
+        packed = PackedDataset(self.dataset, self.folder)
+        bar = tqdm(range(len(packed)), f"verifying {self.folder.name}", leave=False, disable=None)
+        return [problem for problem in (packed.damage(index, sources) for index in bar) if problem is not None]
+
+    def _write(self, number: int, bar: tqdm) -> None:
+        content, samples = bytearray(), []
+        for index in self.shards[number]:
+            image, label = self.dataset.load(index)
+            pixels = image.tobytes() + (b"" if self.dataset.files[index][1] is None else label.tobytes())
+            content += pixels
+            hashes = {"sha256": digest(pixels), "source_sha256": source_digests(self.dataset, index)}
+            samples.append(self.samples[index] | hashes)
+            bar.update()
+        write_atomically(self._shard(number), content)
+        write_atomically(self._part(number), json.dumps({**describe(self.dataset), "samples": samples}).encode())
+
+    def _read_part(self, number: int) -> list[dict[str, Any]] | None:
+        """The index of a shard, if that is there, whole, and of what is to be packed now."""
+        shard, part = self._shard(number), self._part(number)
+        if not (part.is_file() and shard.is_file() and shard.stat().st_size == self.size(number)):
+            return None
+        found = json.loads(part.read_text(encoding="utf-8"))
+        samples = found.pop("samples")
+        planned = [self.samples[index] for index in self.shards[number]]
+        same = [{key: sample[key] for key in planned[0]} for sample in samples] == planned
+        return samples if same and found == describe(self.dataset) else None
+
+    def _shard(self, number: int) -> Path:
+        return self.folder / f"{number:05}.bin"
+
+    def _part(self, number: int) -> Path:
+        return self.folder / f"{number:05}.json"
+
+
+def plan(dataset: SegDataset) -> tuple[list[dict[str, Any]], list[range]]:
+    """What the index says of each sample before it is decoded, and which samples each shard holds."""
+    samples: list[dict[str, Any]] = []
+    shards, first, offset = [], 0, 0
+    for index, (image, label) in enumerate(dataset.files):
+        with Image.open(image) as picture:
+            width, height = picture.size
+        size = height * width * (3 if label is None else 4)
+        if offset and offset + size > SHARD:
+            shards.append(range(first, index))
+            first, offset = index, 0
+        place = {"size": [height, width], "shard": len(shards), "offset": offset, "bytes": size}
+        samples.append(describe_sample(dataset, index) | place)
+        offset += size
+    return samples, [*shards, range(first, len(dataset))]
+
+
+def pack(packers: Sequence[Packer]) -> None:
+    """Says how large the result will be, and writes it if the disk has room.
+
+    Raises:
+        OSError: it has not.
+    """
+    missing = 0
+    for packer in packers:
+        total, todo = (sum(map(packer.size, shards)) for shards in (range(len(packer.shards)), packer.todo))
+        state = "packed already" if packer.finished else f"{_size(total)}, of which {_size(todo)} are to be written"
+        say(f"{packer.folder}: {len(packer.dataset)} samples, {state}")
+        missing += todo
+    for packer in packers:
+        packer.folder.mkdir(parents=True, exist_ok=True)
+    folder = packers[0].folder.parent
+    free = shutil.disk_usage(folder).free
+    if missing > free:
+        raise OSError(
+            f"{folder} has {_size(free)} free, {_size(missing)} are to be written; make room, or give another --out"
+        )
+    for packer in packers:
+        packer.run()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns 0 where the packed data set is sound, 1 where it is not or could not be written."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="whose data section is packed")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder; each split gets its own in it")
+    parser.add_argument("--splits", nargs="+", choices=("train", "val", "test"), default=["train", "val"])
+    parser.add_argument(
+        "--verify", action="store_true", help="write nothing; compare with what was packed and with today's files"
+    )
+    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="a.b=c", help="override config values")
+    args = parser.parse_args(arguments)
+    try:
+        config = load_config(args.config, Experiment, [*args.cfg_options, "data.packed=None"])
+        packers = [Packer(build_split(config, args.config, split), args.out / split) for split in args.splits]
+        if not args.verify:
+            pack(packers)
+        problems = [problem for packer in packers for problem in packer.problems(sources=args.verify)]
+    except (ValueError, OSError) as error:
+        problems = [str(error)]
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on from the last finished shard")
+    for problem in problems[:SHOWN]:
+        print(f"error: {problem}", file=sys.stderr)
+    if len(problems) > SHOWN:
+        print(f"error: {len(problems) - SHOWN} more", file=sys.stderr)
+    if not problems:
+        say(f"{args.out}: {', '.join(args.splits)} verified; read it by data.packed={str(args.out)!r}")
+    return 1 if problems else 0
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.2f} MiB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
