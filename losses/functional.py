@@ -4,11 +4,16 @@ All of them compute in float32 (float64 if given float64) whatever autocast says
 and features that a network reaches early in training.
 """
 
+import itertools
 import math
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 IGNORE_INDEX = 255
 
@@ -54,12 +59,15 @@ def valid_cells(labels: Tensor, size: tuple[int, int], ignore_index: int = IGNOR
     return shrink_labels(labels, size) != ignore_index
 
 
+def pixel_weights(labels: Tensor, ignore_index: int = IGNORE_INDEX, class_weights: Tensor | None = None) -> Tensor:
+    """B H W: False where void and True elsewhere; with class weights (K), 0 and the weight of the pixel's class."""
+    valid = labels != ignore_index
+    return valid if class_weights is None else class_weights[labels.masked_fill(~valid, 0).int()] * valid
+
+
 def count_valid(labels: Tensor, ignore_index: int = IGNORE_INDEX, class_weights: Tensor | None = None) -> Tensor:
     """float32 scalar: labels that are not void, each counted as its class's weight where weights (K) are given."""
-    valid = labels != ignore_index
-    if class_weights is None:
-        return valid.sum().float()
-    return (class_weights[labels.long().masked_fill(~valid, 0)] * valid).sum()
+    return pixel_weights(labels, ignore_index, class_weights).sum().float()
 
 
 def patch_labels(labels: Tensor, size: tuple[int, int], patch: int) -> Tensor:
@@ -82,6 +90,89 @@ def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
     return values.masked_fill(~valid, 0).sum() / valid.sum().clamp(min=1)
 
 
+class Band(NamedTuple):
+    """Part of an axis that ``resize`` made: its cells are weights @ sources."""
+
+    cells: slice
+    sources: slice
+    weights: Tensor  # cells x sources
+
+
+@lru_cache(maxsize=64)
+def _bands(n: int, size: int, length: int, dtype: torch.dtype, device: torch.device) -> tuple[Band, ...]:
+    """An axis of ``n`` cells, resized to ``size``, in even bands of at most ``length`` cells."""
+    weights = resize(torch.eye(n, dtype=dtype)[None, None], (size, n))[0, 0]
+    bands = []
+    for rows in weights.tensor_split(-(-size // length)):
+        sources = rows.any(0).nonzero()
+        sources = slice(int(sources[0]), int(sources[-1]) + 1)
+        start = bands[-1].cells.stop if bands else 0
+        bands.append(Band(slice(start, start + len(rows)), sources, rows[:, sources].to(device)))
+    return tuple(bands)
+
+
+def _tiles(logits: Tensor, labels: Tensor, weights: Tensor) -> Iterator[tuple[Band, Band, Tensor, Tensor, Tensor]]:
+    """Log-probabilities at the resolution of the labels, tile after tile.
+
+    Bilinear interpolation is a product on either side, rows @ logits @ columns^T, of which a band of rows and one of
+    columns make a tile. Products are faster than ``F.interpolate`` on a CPU and, transposed, add gradients up in a
+    fixed order on a GPU too (in TF32 where that is what float32 products are set to).
+
+    Yields:
+        Rows, columns, and of their tile: log-probabilities B K r c, labels B 1 r c (0 where the weight is), weights.
+    """
+    (B, K, h, w), (H, W) = logits.shape, labels.shape[-2:]
+    # Elements of a tile: on a CPU each core's share stays in its cache, on a GPU a kernel outlasts its launch.
+    elements = 2**19 * torch.get_num_threads() if logits.device.type == "cpu" else 2**24
+    length = max(1, math.isqrt(elements // (B * K)))
+    axes = (_bands(*axis, length, logits.dtype, logits.device) for axis in ((h, H), (w, W)))
+    for rows, columns in itertools.product(*axes):
+        tile = rows.weights @ (logits[:, :, rows.sources, columns.sources] @ columns.weights.T)
+        y, weight = (x[:, None, rows.cells, columns.cells] for x in (labels, weights))
+        yield rows, columns, tile.log_softmax(1), y.long().masked_fill(weight == 0, 0), weight
+
+
+class _UpsampledCrossEntropy(torch.autograd.Function):
+    """``upsampled_cross_entropy``, whose gradient is made with the value, tile by tile, and kept on the coarse grid."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        gradient = torch.zeros_like(logits) if ctx.needs_input_grad[0] else None
+        sums = []
+        for rows, columns, log_p, y, weight in _tiles(logits, labels, weights):
+            true = log_p.gather(1, y)
+            sums.append((true * weight).sum())
+            if gradient is not None:
+                slope = log_p.exp_().scatter_(1, y, true.expm1()).mul_(weight)  # p, less 1 at the true class
+                gradient[:, :, rows.sources, columns.sources] += rows.weights.T @ slope @ columns.weights
+        ctx.save_for_backward(gradient)
+        return -torch.stack(sums).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_output, None, None
+
+
+def upsampled_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sum over pixels of the cross-entropy of logits resized bilinearly to the labels, in little memory.
+
+    Resized logits and their gradient, 64 times the size of logits at 1/8, would be the largest tensors of a training
+    step: neither ever exists as a whole here.
+
+    Args:
+        logits: B K h w, float32 or float64.
+        labels: B H W class ids, anything where the weight is 0.
+        weights: B H W bool or float, without gradient.
+    """
+    if logits.shape[-2:] == labels.shape[-2:]:
+        losses = F.cross_entropy(logits, labels.long().masked_fill(weights == 0, 0), reduction="none")
+        return (losses * weights).sum()
+    with full_precision(logits):
+        return _UpsampledCrossEntropy.apply(logits if torch.is_grad_enabled() else logits.detach(), labels, weights)
+
+
 def cross_entropy(
     logits: Tensor, labels: Tensor, ignore_index: int = IGNORE_INDEX, class_weights: Tensor | None = None
 ) -> Tensor:
@@ -98,11 +189,9 @@ def cross_entropy(
     """
     if class_weights is not None and len(class_weights) != logits.shape[1]:
         raise ValueError(f"{len(class_weights)} class weights for {logits.shape[1]} classes; give one for each class")
-    logits = resize(as_float(logits), labels.shape[-2:])
-    weight = None if class_weights is None else class_weights.to(logits.dtype)
-    total = F.cross_entropy(logits, labels.long(), weight, ignore_index=ignore_index, reduction="sum")
-    count = count_valid(labels, ignore_index, class_weights)
-    return total / torch.where(count > 0, count, 1)
+    weights = pixel_weights(labels, ignore_index, class_weights)
+    count = weights.sum()
+    return upsampled_cross_entropy(as_float(logits), labels, weights) / torch.where(count > 0, count, 1)
 
 
 def hard_pixel_cross_entropy(
@@ -121,20 +210,27 @@ def hard_pixel_cross_entropy(
         min_kept: share in (0, 1].
         class_weights: K, or None for equal weights.
     """
-    logits = resize(as_float(logits), labels.shape[-2:])
-    losses = F.cross_entropy(logits, labels.long(), ignore_index=IGNORE_INDEX, reduction="none").flatten(1)
-    labels = labels.flatten(1).long()
-    valid = labels != IGNORE_INDEX
-    ones = torch.ones_like(losses) if class_weights is None else class_weights.to(losses)[labels.masked_fill(~valid, 0)]
-    weights = ones * valid
-    with torch.no_grad():
-        hardest = losses.masked_fill(~valid, -torch.inf).sort(descending=True).values
-        last = (valid.sum(1, keepdim=True) * min_kept).ceil().long().clamp(min=1) - 1
-        bar = hardest.gather(1, last).clamp(max=-math.log(threshold))
-        kept = weights * (losses >= bar)
-    means = (losses * kept).sum(1) / torch.where(kept.sum(1) > 0, kept.sum(1), 1)
-    share = weights.sum(1)
-    return (means * share).sum() / torch.where(share.sum() > 0, share.sum(), 1)
+    logits, valid = as_float(logits), labels != IGNORE_INDEX
+    losses = _pixel_losses(logits, labels, valid).flatten(1)
+    most = math.ceil(losses.shape[1] * min_kept)
+    last = (valid.flatten(1).sum(1, keepdim=True) * min_kept).ceil().long().clamp(1, most) - 1
+    bar = losses.topk(most).values.gather(1, last).clamp(max=-math.log(threshold))
+    weights = pixel_weights(labels, class_weights=class_weights).flatten(1).to(losses.dtype)
+    kept, share = weights * (losses >= bar), weights.sum(1, keepdim=True)
+    total, counts = share.sum(), kept.sum(1, keepdim=True)
+    kept *= share / (torch.where(counts > 0, counts, 1) * torch.where(total > 0, total, 1))
+    return upsampled_cross_entropy(logits, labels, kept.view_as(labels))
+
+
+@torch.no_grad()
+def _pixel_losses(logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
+    """B H W: cross-entropy of each pixel as in ``upsampled_cross_entropy``, -inf where it is not valid."""
+    losses = logits.new_empty(labels.shape)
+    with full_precision(logits):
+        for rows, columns, log_p, y, weight in _tiles(logits, labels, valid):
+            tile = -log_p.gather(1, y).masked_fill_(~weight, torch.inf)
+            losses[:, rows.cells, columns.cells] = tile[:, 0]
+    return losses
 
 
 def unit(x: Tensor) -> Tensor:
@@ -160,8 +256,8 @@ def kl_divergence(student_logits: Tensor, teacher_logits: Tensor, valid: Tensor,
     """
     # Cut void before the softmax, not after: a non-finite logit there would come back as NaN in the gradient.
     void = ~valid[:, None]
-    log_s = F.log_softmax(as_float(student_logits).masked_fill(void, 0) / temperature, dim=1)
-    log_t = F.log_softmax(as_float(teacher_logits).masked_fill(void, 0) / temperature, dim=1)
+    cut = (as_float(x).masked_fill(void, 0).div_(temperature) for x in (student_logits, teacher_logits))
+    log_s, log_t = (x.log_softmax(1) for x in cut)
     return temperature**2 * masked_mean((log_t.exp() * (log_t - log_s)).sum(1), valid)
 
 
@@ -169,11 +265,10 @@ def self_attention_context(x: Tensor) -> Tensor:
     """B C h w -> B C h w: parameter-free self-attention over positions, softmax(X^T X / sqrt(C)) X.
 
     Gives a CNN's map the global context that a transformer's has. The scale keeps the softmax from saturating to the
-    identity; the fused kernel never forms the N x N matrix.
+    identity; the fused kernel never forms the N x N matrix. Under autocast it reads half precision and sums in float32.
     """
-    with full_precision(x):
-        tokens = as_float(x).flatten(2).transpose(1, 2).unsqueeze(1)  # B 1 N C: one head
-        context = F.scaled_dot_product_attention(tokens, tokens, tokens)
+    tokens = x.flatten(2).transpose(1, 2).unsqueeze(1)  # B 1 N C: one head
+    context = F.scaled_dot_product_attention(tokens, tokens, tokens)
     return context.squeeze(1).transpose(1, 2).reshape(x.shape)
 
 

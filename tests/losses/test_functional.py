@@ -140,12 +140,13 @@ def test_self_attention_context_equals_its_formula():
     torch.testing.assert_close(LF.self_attention_context(x), expected)
 
 
-def test_self_attention_context_survives_autocast_and_half_precision():
-    x = (torch.randn(1, 8, 3, 3) * 1e4).half()
+def test_self_attention_context_in_half_precision():
+    x = torch.randn(1, 8, 3, 3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        context = LF.self_attention_context(x)
-    assert context.dtype == torch.float32
-    assert context.isfinite().all()
+        torch.testing.assert_close(
+            LF.self_attention_context(x.bfloat16()).float(), LF.self_attention_context(x), rtol=0.02, atol=0.02
+        )
+        assert LF.self_attention_context((1e4 * x).half()).isfinite().all()  # squares are far beyond float16's 65504
 
 
 # Warp
