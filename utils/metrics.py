@@ -3,11 +3,14 @@
 import math
 from dataclasses import asdict, dataclass
 
+import cv2
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 IGNORE = 255
+EXACT = 2**24  # pixels that OpenCV counts without rounding: its histograms are float32
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,9 @@ class ConfusionMatrix:
         for name, tensor in (("prediction", prediction), ("label", label)):
             if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
                 raise ValueError(f"{name} is {tensor.dtype}; expected integer class indices (logits need argmax first)")
+        if label.device.type == "cpu" and label.dtype == prediction.dtype == torch.uint8:
+            self._count_bytes(prediction, label)
+            return
         K = self.num_classes
         label, prediction = label.long(), prediction.long()
         row = torch.where((label >= 0) & (label < K), label, K + 1).masked_fill(label == IGNORE, K)
@@ -111,6 +117,18 @@ class ConfusionMatrix:
         bins = (row * (K + 1) + column).flatten()
         # Not torch.bincount: it asks a GPU for the largest bin and so waits for it at every image.
         self.counts.view(-1).scatter_add_(0, bins, torch.ones_like(bins))
+
+    def _count_bytes(self, prediction: Tensor, label: Tensor) -> None:
+        """The same for uint8 maps on the CPU, where one pass over the bytes takes a fiftieth of the time."""
+        K = self.num_classes
+        joint = np.zeros((256, 256), np.int64)
+        maps = label.reshape(-1).numpy(), prediction.reshape(-1).numpy()
+        for start in range(0, label.numel(), EXACT):
+            planes = [pixels[start : start + EXACT] for pixels in maps]
+            joint += cv2.calcHist(planes, [0, 1], None, [256, 256], [0, 256, 0, 256]).astype(np.int64)
+        joint = np.concatenate([joint[:, :K], joint[:, K:].sum(1, keepdims=True)], axis=1)
+        out_of_range = joint[K:IGNORE].sum(0, keepdims=True)
+        self.counts += torch.from_numpy(np.concatenate([joint[:K], joint[IGNORE:], out_of_range]))
 
     def all_reduce(self) -> None:
         """Sums the counts over all ranks, in place: call it once, after the last update. Nothing to do on one rank."""

@@ -7,7 +7,8 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.evaluation import evaluate, predict, predict_logits, window_starts
+from utils import evaluation
+from utils.evaluation import class_map, evaluate, predict, predict_logits, resize, row_tiles, window_starts
 from utils.metrics import ConfusionMatrix
 
 K = 4
@@ -85,6 +86,48 @@ def test_whole_is_the_argmax_of_the_upsampled_logits(images):
     assert prediction.dtype == torch.uint8
     assert torch.equal(prediction, logits.argmax(1).to(torch.uint8))
     assert len(prediction.unique()) == K
+
+
+SIZES = [(12, 16), (24, 64), (37, 41), (7, 50), (30, 9), (5, 6), (1, 16), (12, 1)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", SIZES)
+def test_bands_together_are_the_resized_logits(monkeypatch, size, layout, dtype):
+    monkeypatch.setattr(evaluation, "TILE", 2 * K * size[1] * 5)
+    logits = torch.randn(2, K, 12, 16, generator=torch.Generator().manual_seed(0)).to(dtype, memory_format=layout)
+    rows, tiles = zip(*row_tiles(logits, size), strict=True)
+    assert [row for band in rows for row in range(band.start, band.stop)] == list(range(size[0]))
+    assert max(tile.shape[2] for tile in tiles) == min(5, size[0])
+    expected = resize(logits, size)
+    torch.testing.assert_close(torch.cat(tiles, dim=2), expected)
+    assert torch.equal(class_map(logits, size), expected.argmax(1).to(torch.uint8))
+
+
+def test_the_first_of_equal_classes_wins():
+    logits = torch.tensor([1.0, 3.0, 3.0, 2.0]).view(1, K, 1, 1).expand(1, K, 3, 5)
+    assert class_map(logits, (9, 10)).unique().tolist() == [1]
+
+
+def test_more_classes_than_bytes_are_refused():
+    with pytest.raises(ValueError, match="256 classes; expected at most 255"):
+        class_map(torch.zeros(1, 256, 2, 2), (4, 4))
+
+
+@pytest.mark.parametrize("options", [{}, {"scales": (0.5, 1.5), "flip": True}, {"size": (10, 47), "flip": True}])
+@pytest.mark.parametrize("mode", [{}, {"mode": "slide", "crop_size": (8, 11), "stride": (5, 7)}])
+def test_views_are_averaged_band_by_band_as_at_once(images, monkeypatch, options, mode):
+    net, size = CoarseNet(), options.get("size", (21, 30))
+    total = 0
+    for scale in options.get("scales", (1.0,)):
+        view = resize(images, (int(21 * scale + 0.5), int(30 * scale + 0.5)))
+        for mirrored in (False, True) if options.get("flip") else (False,):
+            with torch.no_grad():
+                logits = predict_logits(net.eval(), view.flip(-1) if mirrored else view, size=size, **mode)
+            total = total + (logits.flip(-1) if mirrored else logits).softmax(1)
+    monkeypatch.setattr(evaluation, "TILE", 1)
+    assert torch.equal(predict(net, images, **options, **mode), total.argmax(1).to(torch.uint8))
 
 
 def test_a_single_image_is_a_batch_of_one(images):

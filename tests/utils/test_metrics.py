@@ -74,6 +74,24 @@ def test_parts_batches_and_integer_types_give_the_same_counts():
     assert int(whole.counts.sum()) == label.numel()
 
 
+@pytest.mark.parametrize("classes", [1, K, 255])
+def test_bytes_are_counted_as_other_integers_are_whatever_they_hold(classes):
+    prediction, label = random_maps(shape=(2, 90, 70), classes=256)
+    as_bytes, as_longs = ConfusionMatrix(classes), ConfusionMatrix(classes)
+    as_bytes.update(prediction.transpose(1, 2), label.transpose(1, 2))
+    as_longs.update(prediction.long(), label.long())
+    assert torch.equal(as_bytes.counts, as_longs.counts)
+    assert int(as_bytes.counts.sum()) == label.numel()
+
+
+def test_counts_beyond_what_float32_holds_are_exact():
+    pixels = torch.ones(2**24 + 4, dtype=torch.uint8)
+    pixels[-1] = 0
+    confusion = ConfusionMatrix(2)
+    confusion.update(pixels, pixels)
+    assert confusion.counts[:2, :2].tolist() == [[1, 0], [0, 2**24 + 3]]
+
+
 def test_absent_classes_are_nan_and_left_out_of_the_means():
     # Class 2 is nowhere; class 3 is predicted once and never true: an IoU of 0, but no accuracy.
     metrics = figures(torch.tensor([[0, 1, 3]]), torch.tensor([[0, 1, 1]]), classes=4)

@@ -1,0 +1,133 @@
+"""Measures speed and memory, side by side with the field's published recipe re-created with this project's modules.
+
+  loader   training samples a second from one process, of PNG files and of a packed dataset
+  step     the distillation step of --config (default: two real pairs), its parts, its overhead over teacher + student
+  losses   the step of every method over teacher + student alone, and whether all stays finite, by precision
+  metric   the confusion matrix of one image
+  eval     whole-image evaluation
+  all      everything
+
+Published means: float32, NCHW, eager; whole images decoded and resized, label ids mapped one by one; teacher logits
+upsampled and copied; attention with its matrix held; class maps from full-resolution logits; a histogram for a class.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a file: its own folder is on the import path, the repository's root is not
+    from _as_module import restart_as_module
+
+    restart_as_module(__file__)
+
+import torch
+
+from scripts.benchmarks import evaluation, loader, metric, step
+from utils.config import ConfigError
+from utils.files import write_atomically
+from utils.log import environment, say
+from utils.report import table
+
+SECTIONS = ("loader", "step", "losses", "metric", "eval")
+METHODS = Path("configs/_base_/methods")
+QUICK_METHODS = ("kd", "cwd", "hmkd")
+EXAMPLES = """examples:
+  python scripts/benchmark.py all --quick
+  python scripts/benchmark.py step --config configs/hmkd/camvid_b4_r18.py --batch 4 --size 360 480 --json step.json
+  python scripts/benchmark.py losses --precisions bf16 fp16 --size 512 512
+"""
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("section", choices=[*SECTIONS, "all"])
+    parser.add_argument("--config", nargs="+", default=list(step.PAIRS), help="pairs for step; losses takes the last")
+    parser.add_argument("--methods", nargs="+", help="method files for losses (default: every one in configs/_base_)")
+    parser.add_argument("--precisions", nargs="+", default=["bf16"], choices=["fp32", "bf16", "fp16"], help="of losses")
+    parser.add_argument("--against", choices=["published"], default="published", help="what is measured beside ours")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch", type=int, help="images a step (default: 8 on a GPU, 1 on a CPU)")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="crop (default: 512 1024)")
+    parser.add_argument("--rounds", type=int, help="timed rounds of step and losses (default: 20 on a GPU, 5 on a CPU)")
+    parser.add_argument("--quick", action="store_true", help="small sizes, few rounds and methods: does it run at all?")
+    parser.add_argument("--json", type=Path, help="write every figure here")
+    args = parser.parse_args(arguments)
+    args.device = torch.device(args.device)
+    gpu = args.device.type == "cuda"
+    args.batch = args.batch or (8 if gpu and not args.quick else 1)
+    args.size = tuple(args.size or ((64, 128) if args.quick else (512, 1024)))
+    args.rounds = args.rounds or (2 if args.quick else 20 if gpu else 5)
+    names = QUICK_METHODS if args.quick else sorted(path.stem for path in METHODS.glob("*.py"))
+    args.methods = args.methods or [str(METHODS / f"{name}.py") for name in names]
+    return args
+
+
+def measure(section: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows of a section."""
+    if section == "step":
+        return [step.step_row(file, args.device, args.batch, args.size, args.rounds) for file in args.config]
+    if section == "losses":
+        return step.method_rows(
+            args.config[-1], args.methods, args.precisions, args.device, args.batch, args.size, args.rounds
+        )
+    return {"loader": loader, "metric": metric, "eval": evaluation}[section].run(args.quick, args.device)
+
+
+def show(section: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """A section's figures as text."""
+    if section == "losses":
+        return table(
+            ["method", "precision", "ms a step", "spread", "/ (teacher + alone)", "peak MiB", "alone", "finite"],
+            [
+                [Path(row["method"]).stem, row["precision"], *(
+                    [f"error: {row['error']}", *[""] * 5] if "error" in row else [
+                        f"{row['ms']:.1f}", f"{row['spread']:.0%}", f"{row['overhead']:.3f}",
+                        f"{row['memory_mib']:.0f}", f"{row['memory_alone_mib']:.0f}",
+                        "yes" if row["finite"] else "NO",
+                    ])]
+                for row in rows
+            ],
+        )  # fmt: skip
+    text = table(
+        ["what", "ours (ms)", "published (ms)", "published / ours", "spread", ""],
+        [
+            [row["what"], f"{1e3 * row['ours']:.2f}", f"{1e3 * row['published']:.2f}", f"{row['ratio']:.2f}",
+             f"{row['spread']:.0%}", row.get("note", "")]
+            for row in rows
+        ],
+    )  # fmt: skip
+    if section == "step":
+        parts = list(rows[0]["parts"])
+        text += "\n\n" + table(
+            ["where ours goes (ms)", *parts],
+            [[row["what"], *(f"{1e3 * row['parts'][part]:.1f}" for part in parts)] for row in rows],
+        )
+    return text
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse_arguments(arguments)
+    try:
+        found = {}
+        for section in SECTIONS if args.section == "all" else (args.section,):
+            start = time.perf_counter()
+            found[section] = measure(section, args)
+            say(f"{section}, in {time.perf_counter() - start:.0f} s:\n\n{show(section, found[section])}\n")
+        device = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else "CPU"
+        say(f"{device}, {torch.get_num_threads()} thread(s), torch {torch.__version__}; medians; spread: half the")
+        say("distance of the quartiles over the median, of ours")
+        if args.json:
+            facts = {"environment": environment(), "device": device, "threads": torch.get_num_threads()}
+            write_atomically(args.json, (json.dumps({**facts, **found}, indent=2) + "\n").encode())
+    except (ConfigError, ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

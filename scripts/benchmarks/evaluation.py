@@ -1,0 +1,114 @@
+"""Evaluation of whole images at the size of Cityscapes': the field's loop against ``utils.evaluation.evaluate``."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from models import build_model
+from scripts.benchmarks.metric import CLASSES, SIZE, PublishedMetric, random_maps, without_void
+from scripts.benchmarks.timing import peak_memory, time_each
+from utils.evaluation import class_map, evaluate
+from utils.metrics import ConfusionMatrix
+
+NETWORKS = (("mit_b0", "segformer"), ("resnet18", "deeplabv3"))
+
+
+class Noise(Dataset):
+    """One image of noise and one label, ``length`` times over, in memory: loading is not what is measured."""
+
+    num_classes = CLASSES
+
+    def __init__(self, length: int, size: tuple[int, int]):
+        self.length = length
+        self.image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        _, self.label = random_maps(size)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": self.image, "label": self.label, "name": f"noise {index}"}
+
+
+def published_counts(logits: Tensor, label: Tensor, metric: PublishedMetric) -> None:
+    """From B K h w to counts: the full-resolution logits are added to a buffer for the views, of which there is one."""
+    total = torch.zeros(1, CLASSES, *label.shape[-2:], device=logits.device)
+    total += F.interpolate(logits, label.shape[-2:], mode="bilinear")
+    total /= 1
+    metric.update_logits(total, label)
+
+
+@torch.no_grad()
+def published_evaluate(model: nn.Module, image: Tensor, label: Tensor, images: int, device: torch.device) -> float:
+    """mIoU in float32, NCHW, an image at a time, the figures read for the log after each.
+
+    Args:
+        model: on the device.
+        image: 1 3 H W float32, pinned for a GPU, as the loader gives it.
+        label: 1 H W with -1 for void, likewise.
+        images: how often it is seen.
+        device: where the network runs.
+    """
+    metric, miou = PublishedMetric(CLASSES), 0.0
+    for _ in range(images):
+        pixels, truth = image.to(device), label.long().to(device)
+        published_counts(model(pixels).logits, truth, metric)
+        _, miou = metric.compute()
+    return miou
+
+
+def compare(
+    what: str, alternatives: dict[str, Callable[[], object]], device: torch.device, rounds: int, images: int, note: str
+) -> dict[str, Any]:
+    """Seconds an image of ``'ours'`` and ``'published'``, and what each holds at its peak."""
+    times = time_each(alternatives, device, rounds, warmup=1)
+    memory = {name: peak_memory(call, device) for name, call in alternatives.items()}
+    return {
+        "what": what, "ours": times["ours"].median / images, "published": times["published"].median / images,
+        "ratio": times["published"].median / times["ours"].median, "spread": times["ours"].spread,
+        "memory": memory["ours"], "memory_published": memory["published"],
+        "note": f"{note}; peak {memory['ours'] / 2**20:.0f} MiB against {memory['published'] / 2**20:.0f}",
+    }  # fmt: skip
+
+
+def counting_row(stride: int, quick: bool, device: torch.device) -> dict[str, Any]:
+    """All that follows the network: from its logits to the counts."""
+    logits = torch.randn(1, CLASSES, SIZE[0] // stride, SIZE[1] // stride, device=device)
+    label = random_maps()[1].to(device)[None]
+    longs = without_void(label)
+    ours, theirs = ConfusionMatrix(CLASSES, device), PublishedMetric(CLASSES)
+    alternatives = {
+        "ours": lambda: ours.update(class_map(logits, SIZE), label),
+        "published": lambda: published_counts(logits, longs, theirs),
+    }
+    what = f"logits to counts {SIZE[0]}x{SIZE[1]}"
+    return compare(what, alternatives, device, 1 if quick else 10, 1, f"{CLASSES} classes, logits at stride {stride}")
+
+
+def network_row(backbone: str, head: str, quick: bool, device: torch.device) -> dict[str, Any]:
+    """The whole evaluation: ours as the shipped configs have it, in bfloat16 and channels last."""
+    size = (128, 256) if quick else SIZE
+    images, rounds = (20, 5) if device.type == "cuda" else (1, 1 if quick else 3)
+    torch.manual_seed(0)
+    model = build_model(backbone, head, CLASSES).eval().to(device)
+    fast = build_model(backbone, head, CLASSES).eval().to(device, memory_format=torch.channels_last)
+    fast.load_state_dict(model.state_dict())
+    data = Noise(images, size)
+    image, label = data.image.float()[None], without_void(data.label)[None]
+    if device.type == "cuda":
+        image, label = image.pin_memory(), label.pin_memory()
+    alternatives = {
+        "ours": lambda: evaluate(fast, data, device=device, autocast_dtype=torch.bfloat16, progress=False),
+        "published": lambda: published_evaluate(model, image, label, images, device),
+    }
+    what = f"whole-image evaluation {size[0]}x{size[1]}, {backbone} {head}"
+    return compare(what, alternatives, device, rounds, images, "ours bf16 channels last, published float32 NCHW")
+
+
+def run(quick: bool, device: torch.device) -> list[dict[str, Any]]:
+    """What follows the network at the full size, then whole evaluations (``quick``: of small images)."""
+    return [counting_row(4, quick, device), *(network_row(*network, quick, device) for network in NETWORKS)]

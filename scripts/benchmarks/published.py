@@ -1,0 +1,69 @@
+"""The field's training step, re-created from its description with this project's own modules, to measure against."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from losses.alignment import FeatureAlignment
+from losses.hmkd import HMKD
+from models import SegModel
+from utils.schedule import build_optimizer, parameter_groups
+
+
+def unscaled_attention(x: Tensor) -> Tensor:
+    """softmax(X^T X) X over the positions of B C h w, with the N x N matrix held, as HMKD's release computes it."""
+    tokens = x.flatten(2)
+    return (tokens @ (tokens.transpose(1, 2) @ tokens).softmax(-1).transpose(1, 2)).view_as(x)
+
+
+class PublishedStep:
+    """One step of dual alignment in float32, NCHW, eager, one process.
+
+    Images arrive as normalised float32 and are copied while the step waits. The teacher's logits are upsampled to the
+    labels' size and copied; cross-entropy and KL read both networks' full-resolution logits. The feature term is the
+    released form: self-attention on the CNN's map before it is resized, then projection, refinement, warp. Each loss is
+    read out in every step, for the log.
+
+    Args:
+        student, teacher: on the device; the teacher frozen.
+        optimizer: settings of ``parameter_groups`` and ``build_optimizer``.
+        tap: the stage whose features are compared.
+    """
+
+    def __init__(self, student: SegModel, teacher: SegModel, optimizer: dict, tap: str = "stage3"):
+        self.student, self.teacher, self.tap = student, teacher, tap
+        self.device = next(student.parameters()).device
+        method = HMKD(student.spec, teacher.spec, anchor=None, feature_pairs=((tap, tap),))
+        self.align: FeatureAlignment = method.alignments["feature"].to(self.device)
+        self.context, self.align.context = self.align.context, None
+        trained = torch.nn.ModuleList([student, self.align])
+        names = ("lr", "head_lr_mult", "weight_decay", "decay_norm_bias")
+        groups = parameter_groups(student.backbone, trained, **{name: optimizer[name] for name in names})
+        for group in groups:
+            group["lr"] *= 1e-3  # random networks: the steps must stay finite, their size costs nothing
+        self.optimizer = build_optimizer(
+            optimizer["type"], groups, momentum=optimizer["momentum"], betas=optimizer["betas"]
+        )
+
+    def __call__(self, images: Tensor, labels: Tensor) -> dict[str, float]:
+        """The loss terms of B 3 H W float images and B H W int64 labels, both on the CPU, after the step."""
+        images, labels = images.to(self.device), labels.to(self.device)
+        with torch.no_grad():
+            teacher = self.teacher(images)
+            teacher_logits = F.interpolate(teacher.logits, labels.shape[-2:], mode="bilinear").clone()
+        student = self.student(images)
+        logits = F.interpolate(student.logits, labels.shape[-2:], mode="bilinear")
+        task = F.cross_entropy(logits, labels, ignore_index=255)
+        kd = F.kl_div(logits.log_softmax(1), teacher_logits.softmax(1), reduction="none").sum(1).mean()
+        maps = {"student": student.taps[self.tap], "teacher": teacher.taps[self.tap].clone()}
+        if self.context is not None:
+            maps[self.context] = unscaled_attention(maps[self.context])
+        feature, _ = self.align(maps["student"], maps["teacher"], labels)
+        loss = task + kd + feature
+        if student.aux is not None:
+            aux = F.interpolate(student.aux, labels.shape[-2:], mode="bilinear")
+            loss = loss + 0.4 * F.cross_entropy(aux, labels, ignore_index=255)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return {"task": task.item(), "kd": kd.item(), "feature": feature.item(), "loss": loss.item()}
