@@ -97,12 +97,8 @@ def step_row(file: str, device: torch.device, batch: int, size: tuple[int, int],
         ours.optimizer.zero_grad(set_to_none=True)
 
     knowledge = teacher_forward()
-    reference = build(config, torch.device("cpu"))
-    theirs = PublishedStep(
-        reference.student.to(device, memory_format=torch.contiguous_format),
-        reference.teacher.to(device, memory_format=torch.contiguous_format),
-        config.optimizer.model_dump(),
-    )
+    reference = build(load_config(file, Experiment, ["train.precision=fp32", "train.channels_last=False"]), device)
+    theirs = PublishedStep(reference.student, reference.teacher, config.optimizer.model_dump())
     floats, longs = data["image"].float(), data["label"].long()
     alternatives = {
         "published": lambda: theirs(floats, longs), "ours": lambda: ours.train_step([data]),
