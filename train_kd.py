@@ -13,7 +13,14 @@ from pathlib import Path
 
 import torch
 
-from configs.build import build_distiller, build_split, build_student, build_teacher, build_train_stream
+from configs.build import (
+    build_distiller,
+    build_split,
+    build_student,
+    build_teacher,
+    build_teacher_cache,
+    build_train_stream,
+)
 from configs.schema import Experiment
 from datasets import make_loader
 from datasets.samplers import PositionBatches
@@ -78,6 +85,7 @@ class Run:
             grad_clip=config.train.grad_clip,
             curriculum={term: schedule.model_dump() for term, schedule in config.curriculum.items()},
             seed=config.train.seed,
+            teacher_cache=build_teacher_cache(config, args.config, self.stream, teacher, teacher_loaded, world),
         )
         self.validated = 0  # the last step whose student was validated
         self.best = NONE_YET
@@ -167,7 +175,8 @@ class Run:
             "eval.", "checkpoint.", "log.", "data.workers", "data.root", "data.packed", "student.pretrained",
             "train.accumulate",
         )  # fmt: skip
-        lines = changed_values(state["config"], self.config.model_dump())
+        then = Experiment.model_validate(state["config"])  # a key that did not exist then has its default
+        lines = changed_values(then.model_dump(), self.config.model_dump())
         changed = [line for line in lines if not line.startswith(free)]
         micro_batches = self.world.size * self.config.train.accumulate
         if state["micro_batches"] != micro_batches:

@@ -3,16 +3,20 @@
 Every error of a component is blamed on the config file and section that asked for it.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from configs.schema import Experiment, Network, SeveralMethods
 from datasets import build_dataset
 from datasets.base import SegDataset, TrainStream
+from datasets.packed import describe_sample
 from datasets.transforms import TrainTransform
 from losses import Composed, build_method
 from losses.distiller import Distiller
@@ -22,6 +26,7 @@ from models import (
     MappedModel,
     Normalization,
     SegModel,
+    SegOutput,
     Weights,
     build_model,
     load_read_weights,
@@ -31,6 +36,8 @@ from models import (
     unknown_name,
 )
 from utils.config import ConfigError, blame
+from utils.distributed import World
+from utils.teacher_cache import TeacherCache
 
 HOW_TO_GET = {
     "student.pretrained": "python scripts/download_pretrained.py fetches what pretrained/README.md lists; None "
@@ -52,7 +59,9 @@ def build_split(config: Experiment, source: str, split: str) -> SegDataset:
 
 def build_train_stream(config: Experiment, source: str) -> TrainStream:
     """The endless augmented training stream, indexed by position."""
-    return TrainStream(build_split(config, source, "train"), TrainTransform(**config.data.transform), config.train.seed)
+    dataset, data = build_split(config, source, "train"), config.data
+    seed = config.train.seed if data.seed is None else data.seed
+    return TrainStream(dataset, TrainTransform(**data.transform), seed, data.distinct_epochs)
 
 
 NETWORK = ("backbone", "head", "output_stride", "width", "dropout", "drop_path", "normalization")
@@ -101,6 +110,47 @@ def build_teacher(
         with blame(source, "teacher.class_map"):
             teacher = MappedModel(teacher, _class_indices(names, class_names), len(class_names))
     return teacher.requires_grad_(False).eval(), report
+
+
+def build_teacher_cache(
+    config: Experiment,
+    source: str,
+    stream: TrainStream,
+    teacher: SegModel | MappedModel | None,
+    report: LoadReport | None,
+    world: World,
+) -> TeacherCache | None:
+    """The teacher's outputs on the stream, kept in ``teacher.cache``.
+
+    None where the config names no such folder, and for a teacher into which nothing was loaded (``report`` is None).
+    """
+    if report is None or config.teacher.cache is None:
+        return None
+    taps = {}
+    with blame(source, "teacher.cache_taps"):
+        for name in config.teacher.cache_taps:
+            if name not in teacher.tap_info:
+                raise unknown_name("tap", name, teacher.tap_info)
+            taps[name] = teacher.tap_info[name]
+    maps = {"logits": teacher.tap_info["head"]._replace(channels=teacher.num_classes), **taps}
+    shapes = {
+        name: (tap.channels, *(-(-side // tap.stride) for side in config.data.crop_size)) for name, tap in maps.items()
+    }
+    dataset, elsewhere = stream.dataset, {"root", "packed", "workers", "val_list", "test_list"}
+    samples = json.dumps([describe_sample(dataset, index) for index in range(len(dataset))])
+    with open(report.path, "rb") as file:
+        weights = hashlib.file_digest(file, "sha256").hexdigest()
+    found = {"weights": weights, "normalization": teacher.normalization}  # in place of what the config calls them
+    facts = {
+        "teacher": {**config.teacher.model_dump(exclude={"cache", "cache_taps"}), **found},
+        "data": {**config.data.model_dump(exclude=elsewhere), "seed": stream.seed},
+        "samples": hashlib.sha256(samples.encode()).hexdigest(),
+        "class_names": dataset.class_names,
+        "precision": config.train.precision,
+    }
+    dtype = config.train.autocast_dtype or torch.float32
+    with blame(source, "teacher.cache"):
+        return TeacherCache(config.teacher.cache, facts, stream.period, shapes, SegOutput, dtype, world)
 
 
 def _class_indices(names: Sequence[str | None], class_names: Sequence[str]) -> list[int | None]:

@@ -84,6 +84,10 @@ class DataSection(Section):
     flip: bool = True
     photometric: bool = False
     workers: Annotated[int, Field(ge=0)] = 4
+    seed: Annotated[int, Field(ge=0)] | None = None  # of order and augmentation; None: train.seed
+    # After so many passes over the data the same samples come again, order and augmentation alike: fewer different
+    # augmentations, for outputs of the teacher that can be kept (teacher.cache). None: the stream never repeats.
+    distinct_epochs: Positive | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "DataSection":
@@ -172,6 +176,10 @@ class Teacher(Network):
     weights: str  # of a whole segmentation network: a file or folder, or 'hf:NAME'
     # Where its classes are not the data's: for each of them the data's class, by name, or None to leave it out.
     class_map: tuple[str | None, ...] | None = None
+    # Folder to keep its outputs on the training samples in: what is there is read, by this run and by others of the
+    # same data section, and the teacher runs on the rest only. Needs data.distinct_epochs.
+    cache: str | None = None
+    cache_taps: tuple[str, ...] = ()  # kept beside the logits: those that the methods read
 
     @model_validator(mode="after")
     def _check(self) -> "Teacher":
@@ -280,4 +288,9 @@ class Experiment(Section):
             raise ValueError(f"{given} is set but {missing} is None: set both to distil, or neither to train alone")
         if self.student.aux and self.train.aux_weight == 0:
             raise ValueError("student.aux is True but train.aux_weight is 0: the auxiliary head would never learn")
+        if self.teacher is not None and self.teacher.cache is not None and self.data.distinct_epochs is None:
+            raise ValueError(
+                "teacher.cache is set but data.distinct_epochs is None: the stream never repeats, and nothing that is "
+                "kept would be read; set data.distinct_epochs=1 or more"
+            )
         return self

@@ -204,35 +204,47 @@ class TrainStream(Dataset):
     seeded permutation of the n samples says which one is drawn; its augmentation has its own generator. So a run goes
     on exactly where it stopped, and sees the same samples on any number of ranks and workers.
 
+    A stream that repeats reads position p as p modulo (epochs * n), order and augmentation alike: what is computed of a
+    sample once, such as a teacher's output, can be kept, at the price of fewer different augmentations.
+
     Args:
         dataset: where samples come from; all of them must have labels.
         transform: ``(image H W 3 uint8, label H W uint8, rng) -> (image, label)``, which reads the image by
             ``image[:n]``, its first n rows.
-        seed: of the run.
+        seed: of order and augmentation.
+        epochs: distinct passes over the data, after which the stream repeats; None: it never does.
+
+    Attributes:
+        period: number of samples after which the stream repeats, or None.
 
     Raises:
         ValueError: a sample of the data set has no label.
     """
 
-    def __init__(self, dataset: SegDataset, transform: Callable, seed: int):
+    def __init__(self, dataset: SegDataset, transform: Callable, seed: int, epochs: int | None = None):
         unlabelled = [name for name, (_, label) in zip(dataset.names, dataset.files, strict=True) if label is None]
         if unlabelled:
             raise ValueError(f"{len(unlabelled)} training samples have no label in their list, first {unlabelled[0]}")
         self.dataset, self.transform, self.seed = dataset, transform, seed
+        self.period = None if epochs is None else epochs * len(dataset)
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def index(self, position: int) -> int:
         """Which sample of the data set stands at this position of the run."""
-        epoch, offset = divmod(position, len(self.dataset))
+        epoch, offset = divmod(self.wrapped(position), len(self.dataset))
         if epoch != self._epoch:
             self._epoch, self._order = epoch, self._generator(0, epoch).permutation(len(self.dataset))
         return int(self._order[offset])
 
     def __getitem__(self, position: int) -> dict:
-        """The transformed sample: ``image`` 3 h w uint8, ``label`` h w uint8, ``name``."""
-        index = self.index(position)
+        """The transformed sample: ``image`` 3 h w uint8, ``label`` h w uint8, ``name``, ``position`` (wrapped)."""
+        index, position = self.index(position), self.wrapped(position)
         image, label = self.transform(*self.dataset.open(index), self._generator(1, position))
-        return as_sample(image, label, self.dataset.names[index])
+        return {**as_sample(image, label, self.dataset.names[index]), "position": position}
+
+    def wrapped(self, position: int) -> int:
+        """The first position at which the stream gives what it gives at this one."""
+        return position if self.period is None else position % self.period
 
     def _generator(self, purpose: int, number: int) -> np.random.Generator:
         """Independent streams for orders (purpose 0) and augmentations (purpose 1)."""

@@ -3,14 +3,12 @@
 import math
 from dataclasses import asdict, dataclass
 
-import cv2
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 IGNORE = 255
-EXACT = 2**24  # pixels that OpenCV counts without rounding: its histograms are float32
 
 
 @dataclass(frozen=True)
@@ -119,16 +117,18 @@ class ConfusionMatrix:
         self.counts.view(-1).scatter_add_(0, bins, torch.ones_like(bins))
 
     def _count_bytes(self, prediction: Tensor, label: Tensor) -> None:
-        """The same for uint8 maps on the CPU, where one pass over the bytes takes a fiftieth of the time."""
+        """The same for uint8 maps on the CPU, run by run: neighbours mostly agree, and so there are few runs."""
         K = self.num_classes
-        joint = np.zeros((256, 256), np.int64)
-        maps = label.reshape(-1).numpy(), prediction.reshape(-1).numpy()
-        for start in range(0, label.numel(), EXACT):
-            planes = [pixels[start : start + EXACT] for pixels in maps]
-            joint += cv2.calcHist(planes, [0, 1], None, [256, 256], [0, 256, 0, 256]).astype(np.int64)
-        joint = np.concatenate([joint[:, :K], joint[:, K:].sum(1, keepdims=True)], axis=1)
-        out_of_range = joint[K:IGNORE].sum(0, keepdims=True)
-        self.counts += torch.from_numpy(np.concatenate([joint[:K], joint[IGNORE:], out_of_range]))
+        joint = label.reshape(-1).numpy().astype(np.uint16) << 8
+        joint |= prediction.reshape(-1).numpy()
+        begins = np.ones(joint.size, dtype=bool)
+        np.not_equal(joint[1:], joint[:-1], out=begins[1:])
+        begins = np.flatnonzero(begins)
+        lengths = np.diff(begins, append=joint.size)
+        # float64 sums, exact up to 2**53 pixels.
+        pairs = np.bincount(joint[begins], lengths, minlength=2**16).astype(np.int64).reshape(256, 256)
+        rows = np.concatenate([pairs[:K], pairs[IGNORE:], pairs[K:IGNORE].sum(0, keepdims=True)])
+        self.counts += torch.from_numpy(np.concatenate([rows[:, :K], rows[:, K:].sum(1, keepdims=True)], axis=1))
 
     def all_reduce(self) -> None:
         """Sums the counts over all ranks, in place: call it once, after the last update. Nothing to do on one rank."""

@@ -19,6 +19,7 @@ from utils.schedule import (
     set_learning_rate,
     weight_factor,
 )
+from utils.teacher_cache import TeacherCache
 
 
 def cast_weights(module: nn.Module, dtype: torch.dtype) -> None:
@@ -58,6 +59,7 @@ class Trainer:
         grad_clip: maximal gradient norm, or None.
         curriculum: by loss term, arguments of ``weight_factor`` beside the step.
         seed: of dropout and drop path.
+        teacher_cache: where the teacher's outputs are kept (``utils.teacher_cache``), or None to run it every time.
     """
 
     def __init__(
@@ -73,9 +75,10 @@ class Trainer:
         grad_clip: float | None,
         curriculum: Mapping[str, Mapping[str, Any]],
         seed: int,
+        teacher_cache: TeacherCache | None = None,
     ):
         self.world, self.schedule, self.grad_clip, self.seed = world, schedule, grad_clip, seed
-        self.autocast_dtype, self.curriculum = autocast_dtype, curriculum
+        self.autocast_dtype, self.curriculum, self.teacher_cache = autocast_dtype, curriculum, teacher_cache
         if unknown := curriculum.keys() - distiller.weights.keys():
             terms = ", ".join(distiller.weights)
             raise ValueError(f"curriculum: there is no loss term {sorted(unknown)[0]!r}; choose from {terms}")
@@ -126,12 +129,24 @@ class Trainer:
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.world.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
 
-    def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, labels: Tensor, positions: Tensor | None = None) -> dict[str, Tensor]:
         """The loss terms, each a mean over this micro-batch; the teacher only looks on."""
         with self.autocast():
-            with torch.no_grad():
-                knowledge = self.teacher(images) if self.teacher is not None else None
-            return self.wrapped(images, labels, knowledge)
+            return self.wrapped(images, labels, self.knowledge(images, positions))
+
+    @torch.no_grad()
+    def knowledge(self, images: Tensor, positions: Tensor | None) -> Any:
+        """The teacher's output (None without a teacher).
+
+        With a cache it is always what the cache gives: whether a sample was there before changes nothing learned.
+        """
+        if self.teacher_cache is None:
+            return self.teacher(images) if self.teacher is not None else None
+        known = self.teacher_cache.recall(positions)
+        if known is None:
+            self.teacher_cache.store(positions, self.teacher(images))
+            known = self.teacher_cache.recall(positions)
+        return known
 
     def train_step(self, batches: Sequence[dict], measure_gradients: bool = False) -> tuple[dict[str, float], dict]:
         """One optimizer step over this rank's micro-batches.
@@ -160,7 +175,7 @@ class Trainer:
             number = (self.step * len(batches) + i) * self.world.size + self.world.rank
             torch.manual_seed(self.seed * 1_000_003 + number)
             with contextlib.nullcontext() if i == last or self.world.size == 1 else self.wrapped.no_sync():
-                terms = self.forward(images[i], labels[i])
+                terms = self.forward(images[i], labels[i], batches[i].get("position"))
                 if measure_gradients and i == 0:
                     norms = gradient_norms(terms, weights, self.student, self.scaler.get_scale())
                 values = torch.stack([terms[k] for k in weights])

@@ -208,6 +208,19 @@ def test_a_sample_is_augmented_anew_each_time_it_comes(tmp_path):
     assert not torch.equal(stream[0]["image"], stream[1]["image"])
 
 
+def test_a_stream_of_distinct_epochs_repeats_after_them(tmp_path):
+    """Five samples, two epochs: position 10 is position 0 again, and not position 5; before that nothing changes."""
+    dataset = make(tmp_path, 5)
+    endless, stream = (TrainStream(dataset, noise, seed=3, epochs=epochs) for epochs in (None, 2))
+    assert (endless.period, stream.period) == (None, 10)
+    for position, first in ((0, 0), (7, 7), (9, 9), (10, 0), (17, 7), (24, 4)):
+        found, expected = stream[position], endless[first]
+        assert torch.equal(found["image"], expected["image"])
+        assert (found["name"], found["position"]) == (expected["name"], first)
+    assert any(not torch.equal(endless[p]["image"], endless[p + 10]["image"]) for p in range(5))
+    assert endless[17]["position"] == 17
+
+
 def test_stream_gives_the_transformed_sample_under_its_name(tmp_path):
     def crop(image, label, rng):
         return image[:2][:, :3] + 100, label[:2, :3]

@@ -84,7 +84,14 @@ def test_bytes_are_counted_as_other_integers_are_whatever_they_hold(classes):
     assert int(as_bytes.counts.sum()) == label.numel()
 
 
-def test_counts_beyond_what_float32_holds_are_exact():
+@pytest.mark.parametrize("shape", [(0, 4), (1, 1), (1, 6), (6, 1)])
+def test_maps_of_any_extent_are_counted(shape):
+    confusion = ConfusionMatrix(2)
+    confusion.update(torch.ones(shape, dtype=torch.uint8), torch.zeros(shape, dtype=torch.uint8))
+    assert confusion.counts[:2, :2].tolist() == [[0, shape[0] * shape[1]], [0, 0]]
+
+
+def test_runs_longer_than_float32_holds_are_counted_exactly():
     pixels = torch.ones(2**24 + 4, dtype=torch.uint8)
     pixels[-1] = 0
     confusion = ConfusionMatrix(2)
