@@ -58,7 +58,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds and methods: does it run at all?")
     parser.add_argument("--json", type=Path, help="write every figure here")
     args = parser.parse_args(arguments)
-    args.device = torch.device(args.device)
+    try:
+        args.device = torch.device(args.device)
+        torch.zeros(1, device=args.device)
+    except RuntimeError as error:
+        parser.error(f"--device {args.device}: {str(error).splitlines()[0]}")
     gpu = args.device.type == "cuda"
     args.batch = args.batch or (8 if gpu and not args.quick else 1)
     args.size = tuple(args.size or ((64, 128) if args.quick else (512, 1024)))

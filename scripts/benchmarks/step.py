@@ -14,7 +14,7 @@ from configs.build import build_distiller, build_student, build_teacher
 from configs.schema import Experiment
 from scripts.benchmarks.published import PublishedStep
 from scripts.benchmarks.timing import peak_memory, synchronize, time_each
-from utils.config import load_config, load_section, validate
+from utils.config import ConfigError, load_config, load_section, validate
 from utils.distributed import World
 from utils.trainer import Trainer
 
@@ -59,6 +59,18 @@ def build(config: Experiment, device: torch.device, distil: bool = True) -> Trai
     )
 
 
+def load_pair(file: str, *options: str) -> Experiment:
+    """A config that distils.
+
+    Raises:
+        ConfigError: it has no teacher, or as ``load_config``.
+    """
+    config = load_config(file, Experiment, list(options))
+    if config.teacher is None:
+        raise ConfigError(f"{file} has no teacher; expected a config that distils, such as {PAIRS[0]}")
+    return config
+
+
 def matmul_rate(device: torch.device) -> float:
     """FLOP/s of a large bfloat16 matrix product on this device, random operands."""
     n = 8192 if device.type == "cuda" else 1024
@@ -74,7 +86,7 @@ def free() -> None:
 
 def step_row(file: str, device: torch.device, batch: int, size: tuple[int, int], rounds: int) -> dict[str, Any]:
     """Our step against the published one, its parts, its overhead, memory and use of the device, for one config."""
-    config = load_config(file, Experiment)
+    config = load_pair(file)
     ours, alone = build(config, device), build(config, device, distil=False)
     data = random_batch(batch, size, pinned=device.type == "cuda")
     images, labels = data["image"].to(device), data["label"].to(device)
@@ -97,7 +109,7 @@ def step_row(file: str, device: torch.device, batch: int, size: tuple[int, int],
         ours.optimizer.zero_grad(set_to_none=True)
 
     knowledge = teacher_forward()
-    reference = build(load_config(file, Experiment, ["train.precision=fp32", "train.channels_last=False"]), device)
+    reference = build(load_pair(file, "train.precision=fp32", "train.channels_last=False"), device)
     theirs = PublishedStep(reference.student, reference.teacher, config.optimizer.model_dump())
     floats, longs = data["image"].float(), data["label"].long()
     alternatives = {
@@ -149,7 +161,7 @@ def method_rows(
     rows = []
     data = random_batch(batch, size, pinned=device.type == "cuda")
     for precision in precisions:
-        base = load_config(file, Experiment, [f"train.precision={precision}"])
+        base = load_pair(file, f"train.precision={precision}")
         alone = build(base, device, distil=False)
         for method in methods:
             values = base.model_dump() | {"distill": load_section(method, "distill"), "curriculum": {}}

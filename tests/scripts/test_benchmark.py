@@ -96,6 +96,11 @@ def test_a_row_for_every_part_and_method(experiments, tmp_path, capsys):
     assert "published / ours" in capsys.readouterr().out
 
 
-def test_a_config_that_is_not_there(capsys):
+def test_what_cannot_be_measured_is_said(experiments, capsys):
     with pytest.raises(SystemExit, match=r"error: .*nowhere\.py"):
         benchmark.main(["step", "--config", "configs/nowhere.py"])
+    with pytest.raises(SystemExit, match=r"error: .*alone\.py has no teacher"):
+        benchmark.main(["losses", "--device", "cpu", "--config", experiments["alone"]])
+    with pytest.raises(SystemExit):
+        benchmark.main(["step", "--device", "abacus"])
+    assert "--device abacus: " in capsys.readouterr().err
