@@ -28,7 +28,7 @@ from models import SegModel
 from utils.checkpoint import load_checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint, save_student
 from utils.config import ConfigError, blame, changed_values, dump_config, load_config
 from utils.crash import keep_crash
-from utils.distributed import World, barrier, broadcast_buffers, close_world, init_world, lost_peer
+from utils.distributed import World, barrier, broadcast_buffers, close_world, init_world, lost_peer, make_deterministic
 from utils.evaluation import evaluate
 from utils.files import write_atomically
 from utils.log import RunLog, environment, peak_memory_mib, progress_bar, say
@@ -342,6 +342,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     try:
         config = load_config(args.config, Experiment, args.cfg_options)
+        if config.train.deterministic:
+            make_deterministic()
         outcome = train(config, args, init_world(config.train.timeout))
         close_world()
     except (ValueError, OSError, FloatingPointError) as error:
