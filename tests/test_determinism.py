@@ -104,9 +104,9 @@ def test_the_recorder_sees_what_a_gpu_cannot_repeat():
 def test_the_deterministic_warp_is_the_plain_one(reach, deterministic):
     """Values and both gradients, within the map, on its border (zero offsets, too) and far beyond."""
     torch.manual_seed(0)
-    x = torch.randn(2, 3, 5, 7, dtype=torch.float64, requires_grad=True)
-    offsets = (reach * torch.randn(2, 2, 5, 7, dtype=torch.float64)).requires_grad_()
-    weight = torch.randn(2, 3, 5, 7, dtype=torch.float64)
+    x = torch.randn(2, 3, 4, 8, dtype=torch.float64, requires_grad=True)
+    offsets = (reach * torch.randn(2, 2, 4, 8, dtype=torch.float64)).requires_grad_()
+    weight = torch.randn(2, 3, 4, 8, dtype=torch.float64)
 
     def compute():
         moved = warp(x, offsets)
