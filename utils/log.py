@@ -76,6 +76,7 @@ class RunLog:
         self._scalars(step, "train", {**terms, "lr": lr, **scaling, **rates})
         self._scalars(step, "weight", weights)
         self._scalars(step, "grad_norm", norms)
+        self.board.flush()  # a process killed from here on loses nothing of what was said
         left = timedelta(seconds=round((self.total - step) * self.batch_size / rate))
         shown = " ".join(f"{name} {value:.4f}" for name, value in terms.items())
         scaled = "".join(f" {name} {value:g}" for name, value in scaling.items())
@@ -98,6 +99,7 @@ class RunLog:
         self._write(step, **overall, per_class_iou=per_class)
         self._scalars(step, "val", overall)
         self._scalars(step, "val_iou", per_class)
+        self.board.flush()
         teacher = f", teacher {teacher_miou:.4f}" if teacher_miou is not None else ""
         say(f"step {step}/{self.total} val mIoU {metrics.miou:.4f}, best {best['miou']:.4f} at {best['step']}{teacher}")
 

@@ -1,8 +1,13 @@
 import json
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.conftest import ROOT
 from utils.log import RunLog, environment, peak_memory_mib
 from utils.metrics import SegMetrics
 
@@ -87,3 +92,26 @@ def test_environment_names_versions_and_commit():
     assert {"python", "torch", "timm", "numpy", "device", "commit"} <= facts.keys()
     assert facts["torch"] != "not installed"
     assert peak_memory_mib() > 50
+
+
+KILLED = """
+import os, signal, sys
+from utils.log import RunLog
+from utils.metrics import SegMetrics
+log = RunLog(sys.argv[1], step=0, validated=0, total=10, batch_size=4)
+log.training(2, {"loss": 1.5}, {}, {}, lr=0.1, scaling={"loss_scale": 1024.0, "skipped_steps": 3})
+log.validation(2, SegMetrics([0.5], [0.6], 0.5, 0.6, 0.7), ["road"], {"step": 2, "miou": 0.5}, None)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_was_logged_outlives_a_killed_process(tmp_path):
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert "step 2/10 loss 1.5000 lr 1.00e-01 loss_scale 1024 skipped_steps 3 " in done.stdout
+    assert [line.get("loss", line.get("miou")) for line in lines(tmp_path)] == [1.5, 0.5]
+    assert (lines(tmp_path)[0]["loss_scale"], lines(tmp_path)[0]["skipped_steps"]) == (1024.0, 3)
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    for name, value in {"train/loss": 1.5, "train/skipped_steps": 3.0, "val/miou": 0.5, "val_iou/road": 0.5}.items():
+        assert [event.value for event in board.Scalars(name)] == [value]
