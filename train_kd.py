@@ -27,6 +27,7 @@ from datasets.samplers import PositionBatches
 from models import SegModel
 from utils.checkpoint import checkpoint_to_resume, load_checkpoint, prune_checkpoints, save_checkpoint, save_student
 from utils.config import ConfigError, blame, changed_values, dump_config, load_config
+from utils.crash import keep_crash
 from utils.distributed import World, barrier, broadcast_buffers, close_world, from_main, init_world
 from utils.evaluation import evaluate
 from utils.files import write_atomically
@@ -286,10 +287,11 @@ def train(config: Experiment, args: argparse.Namespace, world: World) -> int:
         step = trainer.step
         bar.update()
         if step % every.interval == 0 or step == total or measure:
-            log.training(step, terms, weights, norms, trainer.learning_rate)
+            log.training(step, terms, weights, norms, trainer.learning_rate, trainer.scaling())
         stopping = signals.agreed(world)
         # Before a validation too: whatever happens during it, no step is lost.
         if stopping or step == total or step % config.checkpoint.interval == 0 or step % config.eval.interval == 0:
+            trainer.check()
             run.save(last=stopping > 0 or step == total)
         if stopping and step < total:
             log.close()
@@ -351,6 +353,7 @@ def dry_run(run: Run) -> None:
     """One step on one batch; prints networks, terms and memory."""
     trainer, weights = run.trainer, run.trainer.weights
     terms, norms = trainer.train_step(list(run.loader(stop=1)), measure_gradients=True)
+    trainer.check()
     if run.world.is_main:
         say(network_table(trainer.networks, run.config.data.crop_size))
         say(term_table(weights, terms, norms))
@@ -366,7 +369,7 @@ def main(arguments: list[str] | None = None) -> None:
         close_world()
     except (ValueError, OSError, FloatingPointError) as error:
         # The process group is left standing: to leave it in order would wait for ranks that know of no error.
-        outcome = f"error: {error}"
+        outcome = f"error: {error}" + ("" if args.dry_run else keep_crash(error, args.work_dir))
     except KeyboardInterrupt:
         outcome = "interrupted before the first step or a second time: nothing was saved since the last checkpoint"
     if outcome:

@@ -63,21 +63,33 @@ class RunLog:
         self.board: SummaryWriter | None = SummaryWriter(str(Path(work_dir) / "tensorboard"), purge_step=step + 1)
 
     def training(
-        self, step: int, terms: Mapping[str, float], weights: Mapping[str, float], norms: Mapping[str, float], lr: float
+        self,
+        step: int,
+        terms: Mapping[str, float],
+        weights: Mapping[str, float],
+        norms: Mapping[str, float],
+        lr: float,
+        scaling: Mapping[str, float],
     ) -> None:
-        """The loss and its terms at ``step``; ``norms`` are the terms' gradient norms on the student, if measured."""
+        """The loss and its terms at ``step``.
+
+        ``norms`` are the terms' gradient norms on the student, if measured; ``scaling`` float16's loss scale and steps
+        skipped.
+        """
         if not self.active:
             return
         now = time.perf_counter()
         rate = (step - self.counted) * self.batch_size / (now - self.clock)
         self.clock, self.counted = now, step
-        self._write(step, **terms, lr=lr, **({"grad_norm": norms} if norms else {}))
-        self._scalars(step, "train", {**terms, "lr": lr, "images_per_s": rate, "peak_memory_mib": peak_memory_mib()})
+        self._write(step, **terms, lr=lr, **scaling, **({"grad_norm": norms} if norms else {}))
+        rates = {"images_per_s": rate, "peak_memory_mib": peak_memory_mib()}
+        self._scalars(step, "train", {**terms, "lr": lr, **scaling, **rates})
         self._scalars(step, "weight", weights)
         self._scalars(step, "grad_norm", norms)
         left = timedelta(seconds=round((self.total - step) * self.batch_size / rate))
         shown = " ".join(f"{name} {value:.4f}" for name, value in terms.items())
-        say(f"step {step}/{self.total} {shown} lr {lr:.2e} {rate:.1f} images/s {left} left")
+        scaled = "".join(f" {name} {value:g}" for name, value in scaling.items())
+        say(f"step {step}/{self.total} {shown} lr {lr:.2e}{scaled} {rate:.1f} images/s {left} left")
 
     def teacher(self, step: int, miou: float) -> None:
         """The frozen teacher's mIoU on the validation set."""

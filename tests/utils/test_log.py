@@ -13,7 +13,7 @@ def lines(work_dir):
 
 
 def training(log, step):
-    log.training(step, {"loss": step / 2, "task": step / 2}, {"task": 1.0}, {}, lr=0.1)
+    log.training(step, {"loss": step / 2, "task": step / 2}, {"task": 1.0}, {}, lr=0.1, scaling={})
 
 
 def test_resuming_drops_what_was_logged_after_the_checkpoint(tmp_path, capsys):
