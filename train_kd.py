@@ -100,6 +100,7 @@ class Run:
         self.validated = 0  # the last step whose student was validated
         self.best = NONE_YET
         self.teacher_miou: float | None = None
+        self.environment = environment()
         self.start = "starting"
         if resume is not None:
             self.restore(*resume, force=args.force)
@@ -153,7 +154,7 @@ class Run:
             "taps": {name: tap._asdict() for name, tap in student.tap_info.items()},
             "class_names": list(dataset.class_names),
             "palette": dataset.palette.tolist(),
-            "environment": environment(),
+            "environment": self.environment,
             "config": self.config.model_dump(),
             **self.best,
         }
@@ -309,7 +310,7 @@ def train(config: Experiment, args: argparse.Namespace, world: World) -> int:
 def introduce(run: Run) -> None:
     """Writes down what is run and on what, and says so."""
     write_atomically(run.work_dir / "config.py", dump_config(run.config).encode())
-    write_atomically(run.work_dir / "env.txt", "".join(f"{k}: {v}\n" for k, v in environment().items()).encode())
+    write_atomically(run.work_dir / "env.txt", "".join(f"{k}: {v}\n" for k, v in run.environment.items()).encode())
     where = f"{run.world.size} process(es) on {run.world.device.type}, {run.config.train.precision}"
     say(f"{run.work_dir}: {run.start}; {where}")
     for report in run.loaded:
