@@ -28,7 +28,7 @@ from models import SegModel
 from utils.checkpoint import checkpoint_to_resume, load_checkpoint, prune_checkpoints, save_checkpoint, save_student
 from utils.config import ConfigError, blame, changed_values, dump_config, load_config
 from utils.crash import keep_crash
-from utils.distributed import World, barrier, broadcast_buffers, close_world, from_main, init_world
+from utils.distributed import World, barrier, broadcast_buffers, close_world, from_main, init_world, lost_peer
 from utils.evaluation import evaluate
 from utils.files import write_atomically
 from utils.lock import sole_run_in
@@ -42,7 +42,7 @@ NONE_YET = {"step": 0, "miou": -1.0}  # the best student before any validation
 # Where files are, how often is evaluated, saved and logged, and by how many workers, changes nothing that is learned.
 FREE_TO_CHANGE = (
     "eval.", "checkpoint.", "log.", "data.workers", "data.root", "data.packed", "student.pretrained",
-    "train.accumulate",
+    "train.accumulate", "train.timeout",
 )  # fmt: skip
 
 
@@ -366,11 +366,13 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     try:
         config = load_config(args.config, Experiment, args.cfg_options)
-        outcome = launch(config, args, init_world())
+        outcome = launch(config, args, init_world(config.train.timeout))
         close_world()
     except (ValueError, OSError, FloatingPointError) as error:
         # The process group is left standing: to leave it in order would wait for ranks that know of no error.
         outcome = f"error: {error}" + ("" if args.dry_run else keep_crash(error, args.work_dir))
+    except RuntimeError as error:
+        outcome = f"error: {lost_peer(error, config.train.timeout)}"
     except KeyboardInterrupt:
         outcome = "interrupted before the first step or a second time: nothing was saved since the last checkpoint"
     if outcome:

@@ -66,9 +66,11 @@ def make_loader(
 def _start_worker(_: int) -> None:
     """The workers are the parallelism: OpenCV's own threads in each of them would only contend for the cores.
 
-    Ctrl-C and a scheduler's SIGTERM reach every process of a job. What to do about them is the main process's business:
-    it finishes its step first, for which it needs its workers. One that was told to terminate does so a while later.
+    Ctrl-C and a scheduler's SIGTERM or SIGUSR1 reach every process of a job. What to do about them is the main
+    process's business: it finishes its step first, for which it needs its workers. One that was told to terminate does
+    so a while later.
     """
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))

@@ -557,8 +557,9 @@ def wait_for_steps(work_dir, count):
     raise TimeoutError(f"{path} does not show {count} steps")
 
 
-def test_ctrl_c_saves_at_the_step_boundary(experiments, tmp_path):
-    """The terminal sends it to the whole process group, the loader's workers included."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_saves_at_the_step_boundary(experiments, tmp_path, number):
+    """A terminal (Ctrl-C) or torchrun sends it to the whole process group, the loader's workers included."""
     command = [
         sys.executable,
         "train_kd.py",
@@ -574,9 +575,9 @@ def test_ctrl_c_saves_at_the_step_boundary(experiments, tmp_path):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
     wait_for_steps(tmp_path, 3)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGINT, err
+    assert process.returncode == 128 + number, err
     step = torch.load(tmp_path / "last.pt", weights_only=True)["step"]
     assert f"stopped at step {step}" in out
     assert "Traceback" not in err

@@ -1,12 +1,18 @@
 """Who am I among how many: one process, many GPUs or many nodes look the same to the code above."""
 
 import os
+import re
+import time
 from datetime import timedelta
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+ROLL_CALL = 5.0  # seconds in which ranks that lost one say that they are there themselves
+# Gloo has no error class of its own: what it says.
+LOST_PEER = re.compile(r"gloo/|Connection (closed|reset) by peer|Timed out waiting|Broken pipe")
 
 
 class World(NamedTuple):
@@ -21,11 +27,14 @@ class World(NamedTuple):
         return self.rank == 0
 
 
-def init_world(timeout: timedelta = timedelta(minutes=30)) -> World:
+def init_world(timeout: float = 1800.0) -> World:
     """Joins the process group that torchrun's variables describe; alone where there are none.
 
     Every rank takes the GPU of its local rank and NCCL, and gloo for what lies on the host, so that a word between
     hosts does not wait for what GPUs have in hand; without GPUs, the CPU and gloo.
+
+    Args:
+        timeout: seconds that a rank waits for the others.
 
     Raises:
         ValueError: if there are GPUs, but fewer than processes on this node.
@@ -44,8 +53,46 @@ def init_world(timeout: timedelta = timedelta(minutes=30)) -> World:
         return World(0, 1, device)
     on_gpu = device.type == "cuda"
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
-    dist.init_process_group(backend, timeout=timeout, device_id=device if on_gpu else None)
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout), device_id=device if on_gpu else None)
     return World(dist.get_rank(), dist.get_world_size(), device)
+
+
+def lost_peer(error: RuntimeError, timeout: float) -> str:
+    """In plain words, that another rank died or hangs, and which ranks are not heard of any more.
+
+    Raises:
+        RuntimeError: ``error`` itself, if it is about something else.
+    """
+    alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
+    if alone or not (isinstance(error, dist.DistError) or LOST_PEER.search(str(error))):
+        raise error
+    silent = ", ".join(map(str, silent_ranks()))
+    return (
+        f"rank {os.environ['RANK']}: another rank died, or did not answer within {timeout:g} s (train.timeout); "
+        f"no word from rank {silent or '(unknown: the one that keeps the roll may be gone)'}. See what that one said "
+        "last; the same command with --resume auto goes on from the last checkpoint. "
+        f"({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+    )
+
+
+def silent_ranks() -> list[int]:
+    """Ranks that do not say that they are there while this one does; none if there is nobody to say it to.
+
+    The word goes by torchrun's own store, which outlives the ranks.
+    """
+    life, seconds = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), timedelta(seconds=ROLL_CALL)
+    keys = [f"roll_call/{life}/{rank}" for rank in range(int(os.environ["WORLD_SIZE"]))]
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        store = dist.TCPStore(*address, is_master=False, timeout=seconds)
+        store.set(keys[int(os.environ["RANK"])], "here")
+        deadline, silent = time.monotonic() + ROLL_CALL, keys
+        while silent and time.monotonic() < deadline:
+            time.sleep(0.1)
+            silent = [key for key in silent if not store.check([key])]
+    except dist.DistError:
+        return []
+    return [keys.index(key) for key in silent]
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:

@@ -9,15 +9,15 @@ IMPATIENT_AFTER = 3.0  # seconds; a Ctrl-C sooner after the first is the same on
 
 
 class StopSignals:
-    """SIGINT and SIGTERM ask for a stop at the next step boundary.
+    """SIGINT, SIGTERM and SIGUSR1 ask for a stop at the next step boundary.
 
-    Launchers and schedulers may deliver the same SIGTERM more than once, so it only ever asks. A second Ctrl-C, some
+    Launchers and schedulers may deliver the same signal more than once, so it only ever asks. A second Ctrl-C, some
     seconds after the first, stops at once.
     """
 
     def __init__(self) -> None:
         self.received, self.first = 0, 0.0
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._note)
 
     def _note(self, number: int, frame: object) -> None:
