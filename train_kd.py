@@ -33,6 +33,7 @@ from utils.files import write_atomically
 from utils.log import RunLog, environment, peak_memory_mib, progress_bar, say
 from utils.metrics import SegMetrics
 from utils.report import network_table, prediction_panel, table, term_table
+from utils.sharding import joined
 from utils.signals import StopSignals
 from utils.trainer import Trainer
 
@@ -74,6 +75,9 @@ class Run:
         student, student_loaded = build_student(config, args.config, class_names, pretrained=fresh)
         teacher, teacher_loaded = build_teacher(config, args.config, class_names, pretrained=not args.dry_run)
         self.loaded = [report for report in (student_loaded, teacher_loaded) if report is not None]
+        # Counted on copies, and no copy is made of a teacher that the trainer has shared out.
+        networks = {"student": student} if teacher is None else {"teacher": teacher, "student": student}
+        self.overview = network_table(networks, config.data.crop_size) if args.dry_run else ""
         self.trainer = Trainer(
             build_distiller(config, args.config, student, teacher),
             teacher,
@@ -86,6 +90,7 @@ class Run:
             curriculum={term: schedule.model_dump() for term, schedule in config.curriculum.items()},
             seed=config.train.seed,
             teacher_cache=build_teacher_cache(config, args.config, self.stream, teacher, teacher_loaded, world),
+            shard_teacher=teacher is not None and config.teacher.shard,
         )
         self.validated = 0  # the last step whose student was validated
         self.best = NONE_YET
@@ -173,7 +178,7 @@ class Run:
         # Where files are, how often is evaluated, saved and logged, and by how many workers, changes nothing learned.
         free = (
             "eval.", "checkpoint.", "log.", "data.workers", "data.root", "data.packed", "student.pretrained",
-            "train.accumulate",
+            "teacher.shard", "train.accumulate",
         )  # fmt: skip
         then = Experiment.model_validate(state["config"])  # a key that did not exist then has its default
         lines = changed_values(then.model_dump(), self.config.model_dump())
@@ -294,14 +299,20 @@ def introduce(run: Run, checkpoint: Path | None) -> None:
 
 def validate(run: Run, log: RunLog) -> None:
     """Evaluates the student, keeps it if it is the best so far, logs figures and pictures."""
-    trainer, dataset = run.trainer, run.validation
+    trainer = run.trainer
     metrics = run.evaluate(trainer.student, "student")
     run.validated = trainer.step
     better = metrics.miou > run.best["miou"]
     if better:
         run.best = {"step": trainer.step, "miou": metrics.miou}
-    if not run.world.is_main:
-        return
+    with joined(trainer.teacher, run.world, run.config.train.autocast_dtype):  # the pictures show the teacher's, too
+        if run.world.is_main:
+            record(run, log, metrics, better)
+
+
+def record(run: Run, log: RunLog, metrics: SegMetrics, better: bool) -> None:
+    """What one rank writes after a validation."""
+    trainer, dataset = run.trainer, run.validation
     if better:
         save_checkpoint(run.state(), run.work_dir / "best.pt")
     log.validation(trainer.step, metrics, dataset.class_names, run.best, run.teacher_miou)
@@ -329,7 +340,7 @@ def dry_run(run: Run) -> None:
     trainer, weights = run.trainer, run.trainer.weights
     terms, norms = trainer.train_step(list(run.loader(stop=1)), measure_gradients=True)
     if run.world.is_main:
-        say(network_table(trainer.networks, run.config.data.crop_size))
+        say(run.overview)
         say(term_table(weights, terms, norms))
         say(f"peak memory {peak_memory_mib():.0f} MiB on {run.world.device.type}")
         say("a dry run loads no weights and writes nothing")
