@@ -35,6 +35,7 @@ from utils.lock import sole_run_in
 from utils.log import RunLog, environment, peak_memory_mib, progress_bar, recorded_in, say
 from utils.metrics import SegMetrics
 from utils.report import network_table, prediction_panel, table, term_table
+from utils.sharding import joined
 from utils.signals import StopSignals
 from utils.trainer import Trainer
 
@@ -42,7 +43,7 @@ NONE_YET = {"step": 0, "miou": -1.0}  # the best student before any validation
 # Where files are, how often is evaluated, saved and logged, and by how many workers, changes nothing that is learned.
 FREE_TO_CHANGE = (
     "eval.", "checkpoint.", "log.", "data.workers", "data.root", "data.packed", "student.pretrained",
-    "train.accumulate", "train.timeout",
+    "teacher.shard", "train.accumulate", "train.timeout",
 )  # fmt: skip
 
 
@@ -84,6 +85,9 @@ class Run:
         student, student_loaded = build_student(config, args.config, class_names, pretrained=fresh)
         teacher, teacher_loaded = build_teacher(config, args.config, class_names, pretrained=not args.dry_run)
         self.loaded = [report for report in (student_loaded, teacher_loaded) if report is not None]
+        # Counted on copies, and no copy is made of a teacher that the trainer has shared out.
+        networks = {"student": student} if teacher is None else {"teacher": teacher, "student": student}
+        self.overview = network_table(networks, config.data.crop_size) if args.dry_run else ""
         self.trainer = Trainer(
             build_distiller(config, args.config, student, teacher),
             teacher,
@@ -96,6 +100,7 @@ class Run:
             curriculum={term: schedule.model_dump() for term, schedule in config.curriculum.items()},
             seed=config.train.seed,
             teacher_cache=build_teacher_cache(config, args.config, self.stream, teacher, teacher_loaded, world),
+            shard_teacher=teacher is not None and config.teacher.shard,
         )
         self.validated = 0  # the last step whose student was validated
         self.best = NONE_YET
@@ -319,14 +324,20 @@ def introduce(run: Run) -> None:
 
 def validate(run: Run, log: RunLog) -> None:
     """Evaluates the student, keeps it if it is the best so far, logs figures and pictures."""
-    trainer, dataset = run.trainer, run.validation
+    trainer = run.trainer
     metrics = run.evaluate(trainer.student, "student")
     run.validated = trainer.step
     before = run.best
     if metrics.miou > before["miou"]:
         run.best = {"step": trainer.step, "miou": metrics.miou}
-    if not run.world.is_main:
-        return
+    with joined(trainer.teacher, run.world, run.config.train.autocast_dtype):  # the pictures show the teacher's, too
+        if run.world.is_main:
+            keep(run, log, metrics, before)
+
+
+def keep(run: Run, log: RunLog, metrics: SegMetrics, before: dict) -> None:
+    """What one rank writes after a validation; ``before``: the best student before it."""
+    trainer, dataset = run.trainer, run.validation
     go_on = run.config.checkpoint.on_save_error == "continue"
     if run.best != before and not run.write("best.pt", go_on=go_on):
         run.best = before  # what best.pt holds
@@ -356,7 +367,7 @@ def dry_run(run: Run) -> None:
     terms, norms = trainer.train_step(list(run.loader(stop=1)), measure_gradients=True)
     trainer.check()
     if run.world.is_main:
-        say(network_table(trainer.networks, run.config.data.crop_size))
+        say(run.overview)
         say(term_table(weights, terms, norms))
         say(f"peak memory {peak_memory_mib():.0f} MiB on {run.world.device.type}")
         say("a dry run loads no weights and writes nothing")

@@ -142,7 +142,7 @@ def build_teacher_cache(
         weights = hashlib.file_digest(file, "sha256").hexdigest()
     found = {"weights": weights, "normalization": teacher.normalization}  # in place of what the config calls them
     facts = {
-        "teacher": {**config.teacher.model_dump(exclude={"cache", "cache_taps"}), **found},
+        "teacher": {**config.teacher.model_dump(exclude={"cache", "cache_taps", "shard"}), **found},
         "data": {**config.data.model_dump(exclude=elsewhere), "seed": stream.seed},
         "samples": hashlib.sha256(samples.encode()).hexdigest(),
         "class_names": dataset.class_names,

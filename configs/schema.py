@@ -180,6 +180,9 @@ class Teacher(Network):
     # same data section, and the teacher runs on the rest only. Needs data.distinct_epochs.
     cache: str | None = None
     cache_taps: tuple[str, ...] = ()  # kept beside the logits: those that the methods read
+    # Too large for one device: every process holds its part of the weights, and they are gathered block by block in
+    # each forward pass. Nothing else changes; a process that is alone holds the whole.
+    shard: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> "Teacher":

@@ -13,9 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from configs.build import build_distiller, build_student, build_teacher
 from configs.schema import Experiment
 from scripts.benchmarks.published import PublishedStep
-from scripts.benchmarks.timing import peak_memory, synchronize, time_each
+from scripts.benchmarks.timing import peak_memory, time_each
 from utils.config import ConfigError, load_config, load_section, validate
 from utils.distributed import World
+from utils.log import say
 from utils.trainer import Trainer
 
 PAIRS = ("configs/hmkd/cityscapes_b4_r18.py", "configs/hmkd/cityscapes_r101_b0.py")
@@ -84,9 +85,11 @@ def free() -> None:
         torch.cuda.empty_cache()
 
 
-def step_row(file: str, device: torch.device, batch: int, size: tuple[int, int], rounds: int) -> dict[str, Any]:
+def step_row(
+    file: str, options: Sequence[str], device: torch.device, batch: int, size: tuple[int, int], rounds: int
+) -> dict[str, Any]:
     """Our step against the published one, its parts, its overhead, memory and use of the device, for one config."""
-    config = load_pair(file)
+    config = load_pair(file, *options)
     ours, alone = build(config, device), build(config, device, distil=False)
     data = random_batch(batch, size, pinned=device.type == "cuda")
     images, labels = data["image"].to(device), data["label"].to(device)
@@ -109,7 +112,7 @@ def step_row(file: str, device: torch.device, batch: int, size: tuple[int, int],
         ours.optimizer.zero_grad(set_to_none=True)
 
     knowledge = teacher_forward()
-    reference = build(load_pair(file, "train.precision=fp32", "train.channels_last=False"), device)
+    reference = build(load_pair(file, *options, "train.precision=fp32", "train.channels_last=False"), device)
     theirs = PublishedStep(reference.student, reference.teacher, config.optimizer.model_dump())
     floats, longs = data["image"].float(), data["label"].long()
     alternatives = {
@@ -145,38 +148,44 @@ def step_row(file: str, device: torch.device, batch: int, size: tuple[int, int],
 
 def method_rows(
     file: str,
+    options: Sequence[str],
     methods: Sequence[str],
     precisions: Sequence[str],
     device: torch.device,
     batch: int,
     size: tuple[int, int],
+    rounds: int,
     steps: int,
 ) -> list[dict[str, Any]]:
     """Every method in the place of the config's: time over teacher + student alone, memory, and whether all was finite.
 
     Args:
         precisions: ``'fp32'``, ``'bf16'``, ``'fp16'``.
-        steps: timed steps of each method, every term of which is checked.
+        rounds: timed steps of each method.
+        steps: of each method in all, if that is more; every term of every step is checked.
     """
     rows = []
     data = random_batch(batch, size, pinned=device.type == "cuda")
     for precision in precisions:
-        base = load_pair(file, f"train.precision={precision}")
+        base = load_pair(file, *options, f"train.precision={precision}")
         alone = build(base, device, distil=False)
         for method in methods:
             values = base.model_dump() | {"distill": load_section(method, "distill"), "curriculum": {}}
             rows.append({"method": method, "precision": precision, "batch": batch, "size": size})
             try:
                 trainer = build(validate(values, Experiment, method), device)
-                rows[-1] |= _method_row(trainer, alone, data, device, steps)
+                rows[-1] |= _method_row(trainer, alone, data, device, rounds, steps)
             except (ValueError, FloatingPointError, torch.OutOfMemoryError) as error:
                 rows[-1]["error"] = str(error).splitlines()[0]
             trainer = None
             free()
+            say(f"{Path(method).stem}, {precision}: {rows[-1].get('error', 'measured')}")
     return rows
 
 
-def _method_row(trainer: Trainer, alone: Trainer, data: dict, device: torch.device, steps: int) -> dict[str, Any]:
+def _method_row(
+    trainer: Trainer, alone: Trainer, data: dict, device: torch.device, rounds: int, steps: int
+) -> dict[str, Any]:
     found: list[dict[str, float]] = []
     images = data["image"].to(device)
 
@@ -189,9 +198,10 @@ def _method_row(trainer: Trainer, alone: Trainer, data: dict, device: torch.devi
         "teacher": teacher,
         "alone": lambda: alone.train_step([data]),
     }
-    times = time_each(alternatives, device, steps, warmup=1)
-    synchronize(device)
+    times = time_each(alternatives, device, rounds, warmup=1)
     memory, memory_alone = (peak_memory(alternatives[name], device) for name in ("full", "alone"))
+    while len(found) < steps:
+        alternatives["full"]()
     scale = trainer.scaler.get_scale() if trainer.scaler.is_enabled() else None
     return {
         "ms": 1e3 * times["full"].median, "spread": times["full"].spread,
