@@ -109,7 +109,7 @@ def check(terms, inputs):
 
 
 @pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
-@settings(max_examples=settings.default.max_examples // 2)
+@settings(max_examples=settings.default.max_examples // 4)
 @given(case=cases)
 def test_methods(file, case):
     student, teacher, labels = case.build()
