@@ -25,18 +25,25 @@ from configs.schema import Experiment
 from datasets import make_loader
 from datasets.samplers import PositionBatches
 from models import SegModel
-from utils.checkpoint import load_checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint, save_student
+from utils.checkpoint import checkpoint_to_resume, load_checkpoint, prune_checkpoints, save_checkpoint, save_student
 from utils.config import ConfigError, blame, changed_values, dump_config, load_config
-from utils.distributed import World, barrier, broadcast_buffers, close_world, init_world
+from utils.crash import keep_crash
+from utils.distributed import World, barrier, broadcast_buffers, close_world, from_main, init_world
 from utils.evaluation import evaluate
 from utils.files import write_atomically
-from utils.log import RunLog, environment, peak_memory_mib, progress_bar, say
+from utils.lock import sole_run_in
+from utils.log import RunLog, environment, peak_memory_mib, progress_bar, recorded_in, say
 from utils.metrics import SegMetrics
 from utils.report import network_table, prediction_panel, table, term_table
 from utils.signals import StopSignals
 from utils.trainer import Trainer
 
 NONE_YET = {"step": 0, "miou": -1.0}  # the best student before any validation
+# Where files are, how often is evaluated, saved and logged, and by how many workers, changes nothing that is learned.
+FREE_TO_CHANGE = (
+    "eval.", "checkpoint.", "log.", "data.workers", "data.root", "data.packed", "student.pretrained",
+    "train.accumulate",
+)  # fmt: skip
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -48,8 +55,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         nargs="?",
         const="auto",
         metavar="PATH|auto",
-        help="go on from this checkpoint, or from the newest in the work dir (afresh without one)",
+        help="go on from this checkpoint, or from the newest whole one in the work dir (afresh without one)",
     )
+    parser.add_argument("--force", action="store_true", help="with --resume: go on though the config has changed")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="a.b=c", help="override config values")
     parser.add_argument("--dry-run", action="store_true", help="build all, run one step, print tables, write nothing")
     args = parser.parse_args(arguments)
@@ -60,7 +68,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 class Run:
     """One training run: the trainer with its data, what was found out so far, and its folder."""
 
-    def __init__(self, config: Experiment, args: argparse.Namespace, world: World, checkpoint: Path | None):
+    def __init__(
+        self, config: Experiment, args: argparse.Namespace, world: World, resume: tuple[Path, dict] | None = None
+    ):
         self.config, self.world, self.work_dir = config, world, args.work_dir
         with blame(args.config, "train.batch_size"):
             self.positions(start=0, stop=0)
@@ -70,7 +80,7 @@ class Run:
             raise ConfigError(f"{args.config}: data.val_list: {config.data.val_list} has images without labels")
         torch.manual_seed(config.train.seed)
         # The student first: it starts from the same weights whether or not a teacher is built after it.
-        class_names, fresh = self.validation.class_names, checkpoint is None and not args.dry_run
+        class_names, fresh = self.validation.class_names, resume is None and not args.dry_run
         student, student_loaded = build_student(config, args.config, class_names, pretrained=fresh)
         teacher, teacher_loaded = build_teacher(config, args.config, class_names, pretrained=not args.dry_run)
         self.loaded = [report for report in (student_loaded, teacher_loaded) if report is not None]
@@ -90,8 +100,9 @@ class Run:
         self.validated = 0  # the last step whose student was validated
         self.best = NONE_YET
         self.teacher_miou: float | None = None
-        if checkpoint is not None:
-            self.restore(checkpoint)
+        self.start = "starting"
+        if resume is not None:
+            self.restore(*resume, force=args.force)
 
     def positions(self, start: int, stop: int) -> PositionBatches:
         """Positions in the stream of this rank's micro-batches from step ``start`` to ``stop``."""
@@ -156,75 +167,89 @@ class Run:
             "about": about,
         }
 
-    def save(self) -> None:
-        """Writes ``last.pt`` and ``step_N.pt``, removes the oldest of these; the other ranks wait until it is done."""
+    def save(self, last: bool = False) -> None:
+        """Writes ``last.pt`` and ``step_N.pt``, removes the oldest of these; the other ranks wait until it is done.
+
+        Where nothing comes after it (``last``) a checkpoint that cannot be written is an error in any case.
+        """
         if self.world.is_main:
-            save_checkpoint(self.state(), self.work_dir / f"step_{self.trainer.step}.pt", self.work_dir / "last.pt")
-            prune_checkpoints(self.work_dir, self.config.checkpoint.keep)
+            names = (f"step_{self.trainer.step}.pt", "last.pt")
+            if self.write(*names, go_on=not last and self.config.checkpoint.on_save_error == "continue"):
+                prune_checkpoints(self.work_dir, self.config.checkpoint.keep)
         barrier()
 
-    def restore(self, path: Path) -> None:
-        """Goes on from the checkpoint ``path``.
+    def write(self, *names: str, go_on: bool) -> bool:
+        """Writes the state to these files; whether it could, if ``go_on`` without it is what is asked.
 
         Raises:
-            ValueError: if the file is damaged, or was made with a config that computes something else.
+            OSError: it cannot be written, and not ``go_on``.
         """
-        state = load_checkpoint(path)
-        # Where files are, how often is evaluated, saved and logged, and by how many workers, changes nothing learned.
-        free = (
-            "eval.", "checkpoint.", "log.", "data.workers", "data.root", "data.packed", "student.pretrained",
-            "train.accumulate",
-        )  # fmt: skip
+        try:
+            save_checkpoint(self.state(), *(self.work_dir / name for name in names))
+        except OSError as error:
+            if not go_on:
+                raise
+            say(f"WARNING: {error}; going on without it (checkpoint.on_save_error)")
+            return False
+        return True
+
+    def restore(self, path: Path, state: dict, force: bool) -> None:
+        """Goes on from the state in the checkpoint ``path``.
+
+        Raises:
+            ValueError: if it was made with a config that computes something else, and this is not forced.
+        """
         then = Experiment.model_validate(state["config"])  # a key that did not exist then has its default
         lines = changed_values(then.model_dump(), self.config.model_dump())
-        changed = [line for line in lines if not line.startswith(free)]
+        changed = "".join(f"\n  {line}" for line in lines if not line.startswith(FREE_TO_CHANGE))
+        if changed and not force:
+            raise ValueError(
+                f"{path} was made with another config; go on with the config.py of its folder, start afresh with "
+                f"another --work-dir, or go on all the same with --force. Changed since:{changed}"
+            )
+        try:
+            self.trainer.restore(state)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise ValueError(f"{path} does not fit this config's networks, method and optimizer: {error}") from error
+        self.start = f"going on from {path} at step {self.trainer.step}"
+        if changed:
+            self.start += f" though the config has changed:{changed}"
         micro_batches = self.world.size * self.config.train.accumulate
         if state["micro_batches"] != micro_batches:
-            changed.append(f"processes x train.accumulate: {state['micro_batches']} -> {micro_batches}")
-        if changed:
-            raise ValueError(
-                f"{path} was made with another config; go on with the config.py of its folder, or start afresh with "
-                "another --work-dir. Changed since:\n  " + "\n  ".join(changed)
+            self.start += (
+                f"; the same samples in {micro_batches} micro-batches a step instead of {state['micro_batches']}: "
+                "batch statistics and dropout differ from here on"
             )
-        self.trainer.restore(state)
         self.validated, self.teacher_miou = state["validated"], state["teacher_miou"]
-        best = self.work_dir / "best.pt"
         # From elsewhere, or after a crash in a validation, the best so far is not the one whose weights are here.
-        if best.is_file() and load_checkpoint(best)["step"] == state["best"]["step"]:
+        best = self.work_dir / "best.pt"
+        try:
+            kept = best.is_file() and load_checkpoint(best)["step"] == state["best"]["step"]
+        except ValueError as error:
+            say(f"WARNING: {error}; the best student so far is lost, the last one is validated again")
+            kept = False
+        if kept:
             self.best = state["best"]
         else:
             self.validated = min(self.validated, self.trainer.step - 1)
 
 
-def find_checkpoint(args: argparse.Namespace) -> Path | None:
-    """The checkpoint to go on from, or None to start afresh.
+def find_checkpoint(args: argparse.Namespace, world: World) -> tuple[Path, dict] | None:
+    """The checkpoint to go on from, and its state, as rank 0 finds it; None to start afresh."""
+    found = checkpoint_to_resume(args.work_dir, args.resume) if world.is_main else None
+    path = from_main(found and found[0])
+    return found if world.is_main or path is None else (path, load_checkpoint(path))
 
-    Raises:
-        ValueError: if the work dir already holds a run and nothing was said about resuming it, or a run that went
-            further than the checkpoint named.
-    """
-    newest = newest_checkpoint(args.work_dir)
-    if newest is None:
-        return None if args.resume in (None, "auto") else Path(args.resume)
-    if args.resume is None:
-        raise ValueError(
-            f"{args.work_dir} already holds a run ({newest.name}): add --resume auto to go on with it, "
-            "or choose another --work-dir"
-        )
-    if args.resume == "auto":
-        return newest
-    asked = load_checkpoint(args.resume)["step"]
-    try:
-        there = load_checkpoint(newest)["step"]
-    except ValueError as error:
-        say(f"{error}; it will be replaced")
-        there = 0
-    if asked < there:
-        raise ValueError(
-            f"{args.work_dir} holds a run that is at step {there} already; to go on from {args.resume} (step {asked}) "
-            "choose another --work-dir"
-        )
-    return Path(args.resume)
+
+def launch(config: Experiment, args: argparse.Namespace, world: World) -> int:
+    """A dry run, or the run, for which rank 0 keeps other runs out of its folder and writes down what is said."""
+    if args.dry_run:
+        dry_run(Run(config, args, world))
+        return 0
+    if not world.is_main:
+        return train(config, args, world)
+    with sole_run_in(args.work_dir), recorded_in(args.work_dir):
+        return train(config, args, world)
 
 
 def train(config: Experiment, args: argparse.Namespace, world: World) -> int:
@@ -233,15 +258,14 @@ def train(config: Experiment, args: argparse.Namespace, world: World) -> int:
     Returns:
         The exit code: 0, or 128 + the number of the signal that stopped it.
     """
-    checkpoint = None if args.dry_run else find_checkpoint(args)
-    run = Run(config, args, world, checkpoint)
-    if args.dry_run:
-        dry_run(run)
-        return 0
+    run = Run(config, args, world, find_checkpoint(args, world))
     trainer, total, every = run.trainer, config.schedule.max_iters, config.log
-    log = RunLog(args.work_dir, trainer.step, run.validated, total, config.train.batch_size, active=world.is_main)
+    log = RunLog(
+        args.work_dir, trainer.step, run.validated, total, config.train.batch_size, active=world.is_main,
+        go_on=config.checkpoint.on_save_error == "continue",
+    )  # fmt: skip
     if world.is_main:
-        introduce(run, checkpoint)
+        introduce(run)
     if trainer.teacher is not None and run.teacher_miou is None and config.train.verify_teacher:
         run.verify_teacher()
         log.teacher(trainer.step, run.teacher_miou)
@@ -263,11 +287,12 @@ def train(config: Experiment, args: argparse.Namespace, world: World) -> int:
         step = trainer.step
         bar.update()
         if step % every.interval == 0 or step == total or measure:
-            log.training(step, terms, weights, norms, trainer.learning_rate)
+            log.training(step, terms, weights, norms, trainer.learning_rate, trainer.scaling())
         stopping = signals.agreed(world)
         # Before a validation too: whatever happens during it, no step is lost.
         if stopping or step == total or step % config.checkpoint.interval == 0 or step % config.eval.interval == 0:
-            run.save()
+            trainer.check()
+            run.save(last=stopping > 0 or step == total)
         if stopping and step < total:
             log.close()
             if world.is_main:
@@ -275,19 +300,18 @@ def train(config: Experiment, args: argparse.Namespace, world: World) -> int:
             return 128 + stopping
     bar.close()
     log.close()
-    run.save()
+    run.save(last=True)
     if world.is_main:
         finish(run)
     return 0
 
 
-def introduce(run: Run, checkpoint: Path | None) -> None:
+def introduce(run: Run) -> None:
     """Writes down what is run and on what, and says so."""
     write_atomically(run.work_dir / "config.py", dump_config(run.config).encode())
     write_atomically(run.work_dir / "env.txt", "".join(f"{k}: {v}\n" for k, v in environment().items()).encode())
-    start = f"going on from {checkpoint} at step {run.trainer.step}" if checkpoint else "starting"
     where = f"{run.world.size} process(es) on {run.world.device.type}, {run.config.train.precision}"
-    say(f"{run.work_dir}: {start}; {where}")
+    say(f"{run.work_dir}: {run.start}; {where}")
     for report in run.loaded:
         say(str(report))
 
@@ -297,13 +321,14 @@ def validate(run: Run, log: RunLog) -> None:
     trainer, dataset = run.trainer, run.validation
     metrics = run.evaluate(trainer.student, "student")
     run.validated = trainer.step
-    better = metrics.miou > run.best["miou"]
-    if better:
+    before = run.best
+    if metrics.miou > before["miou"]:
         run.best = {"step": trainer.step, "miou": metrics.miou}
     if not run.world.is_main:
         return
-    if better:
-        save_checkpoint(run.state(), run.work_dir / "best.pt")
+    go_on = run.config.checkpoint.on_save_error == "continue"
+    if run.best != before and not run.write("best.pt", go_on=go_on):
+        run.best = before  # what best.pt holds
     log.validation(trainer.step, metrics, dataset.class_names, run.best, run.teacher_miou)
     shown = range(min(run.config.log.panel_images, len(dataset)))
     if shown:
@@ -328,6 +353,7 @@ def dry_run(run: Run) -> None:
     """One step on one batch; prints networks, terms and memory."""
     trainer, weights = run.trainer, run.trainer.weights
     terms, norms = trainer.train_step(list(run.loader(stop=1)), measure_gradients=True)
+    trainer.check()
     if run.world.is_main:
         say(network_table(trainer.networks, run.config.data.crop_size))
         say(term_table(weights, terms, norms))
@@ -339,11 +365,11 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     try:
         config = load_config(args.config, Experiment, args.cfg_options)
-        outcome = train(config, args, init_world())
+        outcome = launch(config, args, init_world())
         close_world()
     except (ValueError, OSError, FloatingPointError) as error:
         # The process group is left standing: to leave it in order would wait for ranks that know of no error.
-        outcome = f"error: {error}"
+        outcome = f"error: {error}" + ("" if args.dry_run else keep_crash(error, args.work_dir))
     except KeyboardInterrupt:
         outcome = "interrupted before the first step or a second time: nothing was saved since the last checkpoint"
     if outcome:

@@ -257,6 +257,8 @@ class Eval(Section):
 class Checkpoint(Section):
     interval: Positive = 800
     keep: Annotated[int, Field(ge=0)] = 3  # how many step_*.pt stay
+    # Where a checkpoint or a log entry cannot be written (a full disk): stop, or say so and go on.
+    on_save_error: Literal["stop", "continue"] = "stop"
 
 
 class Log(Section):

@@ -70,7 +70,11 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """SGD with momentum or AdamW over ``groups``, fused; learning rates and weight decay are the groups' own."""
     if type == "sgd":
-        return torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=True)
+        optimizer = torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=True)
+        # Made by the optimizer itself, in its first step, it is memory as found where a scaler skips that step.
+        for parameter in [each for group in groups for each in group["params"]] if momentum else []:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
     if type == "adamw":
         return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
     raise ValueError(f"unknown optimizer {type!r}; choices: adamw, sgd")

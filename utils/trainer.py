@@ -3,14 +3,15 @@
 import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from utils.distributed import World, all_reduce_sum, gather_objects
+from utils.crash import NonFiniteError, non_finite_error
+from utils.distributed import World, all_reduce_sum
 from utils.schedule import (
     build_optimizer,
     gradient_norms,
@@ -21,12 +22,25 @@ from utils.schedule import (
 )
 from utils.teacher_cache import TeacherCache
 
+# float16's loss scale halves with every gradient that overflows. What overflows even so small is not finite by itself.
+SMALLEST_LOSS_SCALE = 1e-4
+
 
 def cast_weights(module: nn.Module, dtype: torch.dtype) -> None:
     """Casts the weights of convolutions and linear layers once and for all, as autocast does anew in every forward."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             layer.to(dtype)
+
+
+class Taken(NamedTuple):
+    """A step that is over, or is on its way through the GPU."""
+
+    step: int
+    batches: Sequence[dict]
+    weights: dict[str, float]  # of the terms
+    terms: dict[str, float]  # this rank's part of them
+    outcome: Callable[[], list[float]]  # 1 if the gradient was not finite, or else 0; the loss scale
 
 
 def read_later(tensor: Tensor) -> Callable[[], list[float]]:
@@ -103,8 +117,15 @@ class Trainer:
         self.optimizer = build_optimizer(
             optimizer["type"], groups, momentum=optimizer["momentum"], betas=optimizer["betas"]
         )
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=autocast_dtype == torch.float16)
+        # The scaler skips a step whose gradient is not finite, on the device and so without waiting for it. Beside
+        # float16 it does nothing else: the scale is 1.
+        self.scaled = autocast_dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(
+            world.device.type, **({} if self.scaled else {"init_scale": 1.0, "growth_interval": 2**31 - 1})
+        )
         self.step = 0  # optimizer steps done
+        self.skipped = torch.zeros((), dtype=torch.int64, device=world.device)  # of them, by the scaler
+        self.taken: Taken | None = None  # the last of them, while its gradient is not known to be finite
 
     @property
     def student(self) -> nn.Module:
@@ -159,8 +180,11 @@ class Trainer:
             gradient on the student, if asked for (of rank 0's first micro-batch).
 
         Raises:
-            FloatingPointError: on every rank and before any weight changes, if a term is not finite on one of them.
+            NonFiniteError: on every rank and before any weight changes, if a term or its gradient is not finite on one
+                of them. On a GPU a gradient's comes from the next call, or from ``check``; the weights wait. In float16
+                a gradient that overflows is no error as long as a smaller loss scale can mend it.
         """
+        self.check()
         device, weights, last = self.world.device, self.weights, len(batches) - 1
         images = [batch["image"].to(device, non_blocking=True) for batch in batches]
         labels = [batch["label"].to(device, non_blocking=True) for batch in batches]
@@ -171,10 +195,8 @@ class Trainer:
 
         sums, norms = torch.zeros(len(weights), device=device), {}
         for i in range(len(batches)):
-            # Dropout and drop path follow from the micro-batch's number in the run, on whichever rank it is.
-            number = (self.step * len(batches) + i) * self.world.size + self.world.rank
-            torch.manual_seed(self.seed * 1_000_003 + number)
-            with contextlib.nullcontext() if i == last or self.world.size == 1 else self.wrapped.no_sync():
+            self.seed_micro_batch(self.step, i, len(batches))
+            with contextlib.nullcontext() if i == last else self.no_sync():
                 terms = self.forward(images[i], labels[i], batches[i].get("position"))
                 if measure_gradients and i == 0:
                     norms = gradient_norms(terms, weights, self.student, self.scaler.get_scale())
@@ -185,33 +207,92 @@ class Trainer:
                     read_totals = read_later(all_reduce_sum(sums))
                 # DDP averages gradients over the ranks; the shares already sum to one over them.
                 self.scaler.scale((factors[i] * values).sum() * self.world.size).backward()
-        local, totals = read_local(), dict(zip(weights, read_totals(), strict=True))
+        local = dict(zip(weights, read_local(), strict=True))
+        totals = dict(zip(weights, read_totals(), strict=True))
         if not all(map(math.isfinite, totals.values())):
-            names = [] if all(map(math.isfinite, local)) else [name for batch in batches for name in batch["name"]]
-            raise FloatingPointError(
-                f"step {self.step}: not finite: {', '.join(k for k, v in totals.items() if not math.isfinite(v))}; "
-                f"samples where it happened: {', '.join(sum(gather_objects(names), []))}; no optimizer step was taken. "
-                "Lower optimizer.lr, set train.grad_clip, or use train.precision='bf16' instead of 'fp16'"
-            )
+            raise self.non_finite(self.step, batches, weights, local, self.scaler.get_scale())
 
         set_learning_rate(self.optimizer, learning_rate_factor(self.step, **self.schedule))
         self.scaler.unscale_(self.optimizer)
+        gradients = [each.grad for each in self.distiller.parameters() if each.grad is not None]
+        # The largest of all, since a sum of squares may overflow though each is finite.
+        bad = ~nn.utils.get_total_norm(gradients, math.inf).isfinite()
+        scale = self.scaler.scale(torch.ones((), device=device))
         if self.grad_clip is not None:
             nn.utils.clip_grad_norm_(self.distiller.parameters(), self.grad_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        self.skipped += bad
+        hopeless = bad & (scale < SMALLEST_LOSS_SCALE) if self.scaled else bad
+        self.taken = Taken(self.step, batches, weights, local, read_later(torch.stack([hopeless, scale])))
         self.step += 1
+        if device.type != "cuda":
+            self.check()
         return {"loss": sum(weights[k] * totals[k] for k in weights), **totals}, norms
 
+    def check(self) -> None:
+        """Makes sure that the gradient of the last step was finite; waits for that step. Every rank must call it.
+
+        Raises:
+            NonFiniteError: as ``train_step``.
+        """
+        taken, self.taken = self.taken, None
+        if taken is not None:
+            hopeless, scale = taken.outcome()
+            if hopeless:
+                raise self.non_finite(*taken[:-1], scale)
+
+    def non_finite(
+        self, step: int, batches: Sequence[dict], weights: dict[str, float], terms: dict[str, float], scale: float
+    ) -> NonFiniteError:
+        """Computes a step once more, term by term, to find what in it is not finite, and where."""
+        micro_batches, device = [], self.world.device
+        for i, batch in enumerate(batches):
+            self.seed_micro_batch(step, i, len(batches))
+            with self.no_sync():
+                found = self.forward(batch["image"].to(device), batch["label"].to(device), batch.get("position"))
+                norms = gradient_norms(found, weights, self.distiller, scale)
+            micro_batches.append({**batch, "terms": {k: found[k].item() for k in weights}, "gradient_norms": norms})
+        method = self.distiller.method
+        facts = {
+            "step": step,
+            "rank": self.world.rank,
+            "precision": str(self.autocast_dtype or torch.float32).removeprefix("torch."),
+            "loss_scale": scale,
+            "weights": weights,
+            "terms": terms,
+            "student": self.student.state_dict(),
+            "method": method.state_dict() if method is not None else {},
+        }
+        return non_finite_error(facts, micro_batches)
+
+    def seed_micro_batch(self, step: int, i: int, accumulate: int) -> None:
+        """Dropout and drop path follow from the micro-batch's number in the run, on whichever rank it is."""
+        torch.manual_seed(self.seed * 1_000_003 + (step * accumulate + i) * self.world.size + self.world.rank)
+
+    def no_sync(self) -> contextlib.AbstractContextManager:
+        """Inside, gradients stay on their rank."""
+        return contextlib.nullcontext() if self.world.size == 1 else self.wrapped.no_sync()
+
+    def scaling(self) -> dict[str, float]:
+        """In float16, the loss scale and the number of steps skipped so far because their gradient overflowed."""
+        return {"loss_scale": self.scaler.get_scale(), "skipped_steps": int(self.skipped)} if self.scaled else {}
+
     def state(self) -> dict:
-        """All that steps go on from; the teacher is not part of it."""
+        """All that steps go on from; the teacher is not part of it. With several ranks, ``check`` on each comes first.
+
+        Raises:
+            NonFiniteError: as ``check``.
+        """
+        self.check()
         method = self.distiller.method
         return {
             "student": self.student.state_dict(),
             "method": method.state_dict() if method is not None else {},
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "skipped_steps": int(self.skipped),
             "step": self.step,
         }
 
@@ -221,5 +302,7 @@ class Trainer:
         if self.distiller.method is not None:
             self.distiller.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where it was saved when only float16 had a scaler
+            self.scaler.load_state_dict(state["scaler"])
+        self.skipped.fill_(state.get("skipped_steps", 0))
         self.step = state["step"]
