@@ -5,7 +5,7 @@ from copy import deepcopy
 from functools import cache
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from configs.schema import Experiment
@@ -80,6 +80,7 @@ def configs(draw):
         assume(False)
 
 
+@settings(max_examples=settings.default.max_examples // 2)
 @given(config=configs())
 def test_a_written_config_reads_back_equal(config, tmp_path):
     values = config.model_dump()
@@ -108,6 +109,7 @@ def test_numbers_that_are_none_are_refused(number):
         validate(values, Experiment, "x.py")
 
 
+@settings(max_examples=settings.default.max_examples // 2)
 @given(configs(), configs())
 def test_changes_are_empty_where_configs_are_equal_and_nowhere_else(one, other):
     assert (changed_values(one.model_dump(), other.model_dump()) == []) == (one == other)

