@@ -28,7 +28,16 @@ from models import SegModel
 from utils.checkpoint import checkpoint_to_resume, load_checkpoint, prune_checkpoints, save_checkpoint, save_student
 from utils.config import ConfigError, blame, changed_values, dump_config, load_config
 from utils.crash import keep_crash
-from utils.distributed import World, barrier, broadcast_buffers, close_world, from_main, init_world, lost_peer
+from utils.distributed import (
+    World,
+    barrier,
+    broadcast_buffers,
+    close_world,
+    from_main,
+    init_world,
+    lost_peer,
+    make_deterministic,
+)
 from utils.evaluation import evaluate
 from utils.files import write_atomically
 from utils.lock import sole_run_in
@@ -377,6 +386,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     try:
         config = load_config(args.config, Experiment, args.cfg_options)
+        if config.train.deterministic:
+            make_deterministic()
         outcome = launch(config, args, init_world(config.train.timeout))
         close_world()
     except (ValueError, OSError, FloatingPointError) as error:

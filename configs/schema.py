@@ -228,6 +228,7 @@ class Train(Section):
     verify_teacher: bool = True  # evaluate the teacher on the validation set before the first step
     allow_weak_teacher: bool = False  # go on though the teacher is no better than chance
     seed: Annotated[int, Field(ge=0)] = 0
+    deterministic: bool = False  # GPUs too compute the same bit for bit every time, at some cost in speed
     timeout: Annotated[float, Field(gt=0)] = 1800.0  # seconds that a rank waits for another before the run stops
 
     @property

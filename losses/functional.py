@@ -301,4 +301,23 @@ def warp(x: Tensor, offsets: Tensor) -> Tensor:
 
 
 def _sample(x: Tensor, grid: Tensor) -> Tensor:
+    if torch.are_deterministic_algorithms_enabled():
+        return _sample_by_gathers(x, grid)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _sample_by_gathers(x: Tensor, grid: Tensor) -> Tensor:
+    """``F.grid_sample`` of the same kind, whose gradient can be added up in a fixed order on a GPU."""
+    sizes, corners = (x.shape[-1], x.shape[-2]), []
+    for size, place in zip(sizes, ((grid + 1) * grid.new_tensor(sizes) - 1).div(2).unbind(-1), strict=True):
+        inside = (place > 0) & (place < size - 1)  # on the border and beyond it no gradient moves the place
+        place = place.where(inside, place.detach().clamp(0, size - 1))
+        low = place.detach().floor()
+        corners.append(((low.long(), 1 - (place - low)), ((low.long() + 1).clamp(max=size - 1), place - low)))
+    total = 0
+    for (column, column_weight), (row, row_weight) in itertools.product(*corners):
+        cells = (row * sizes[0] + column).flatten(1)[:, None].expand(-1, x.shape[1], -1)
+        total = total + x.flatten(2).gather(2, cells).view(*x.shape[:2], *row.shape[1:]) * (
+            row_weight * column_weight
+        ).unsqueeze(1)
+    return total

@@ -22,7 +22,10 @@ def pool_nodes(x: Tensor, valid: Tensor, nodes: int) -> Tensor:
     Returns:
         B n^2 C; 0 where a region has no valid cell (``valid_nodes`` tells).
     """
-    pooled = F.adaptive_max_pool2d(x.masked_fill(~valid[:, None], -torch.inf), nodes).flatten(2).transpose(1, 2)
+    x = x.masked_fill(~valid[:, None], -torch.inf)
+    # By a gather, whose gradient can be added up in a fixed order on a GPU; the pooling's own cannot.
+    _, places = F.adaptive_max_pool2d(x.detach(), nodes, return_indices=True)
+    pooled = x.flatten(2).gather(2, places.flatten(2)).transpose(1, 2)
     return pooled.masked_fill(~valid_nodes(valid, nodes)[..., None], 0)
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.base import SegModel
+from models.layers import RegionAverage
 
 OUTPUTS = ("classes", "logits")
 
@@ -56,29 +57,3 @@ class Deployable(nn.Module):
         logits = F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
         given = {"logits": logits, "classes": logits.argmax(1).to(torch.uint8)}
         return tuple(given[name] for name in self.outputs)
-
-
-class RegionAverage(nn.Module):
-    """``nn.AdaptiveAvgPool2d`` as two matrix products: the exported form of PyTorch's own holds for one size only.
-
-    Args:
-        bins: rows and columns of the result.
-    """
-
-    def __init__(self, bins: int | tuple[int, int]):
-        super().__init__()
-        self.bins = (bins, bins) if isinstance(bins, int) else bins
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """B C h w -> B C rows columns."""
-        rows, columns = (_averages(n, length, maps) for n, length in zip(self.bins, maps.shape[-2:], strict=True))
-        return rows @ maps @ columns.T
-
-
-def _averages(bins: int, length: int, like: Tensor) -> Tensor:
-    """bins x length: row i averages the positions from floor(i length / bins) up to ceil((i + 1) length / bins)."""
-    i = torch.arange(bins, device=like.device).unsqueeze(1)
-    start, end = i * length // bins, ((i + 1) * length + bins - 1) // bins
-    position = torch.arange(length, device=like.device)
-    inside = (position >= start) & (position < end)
-    return inside.to(like.dtype) / (end - start).to(like.dtype)

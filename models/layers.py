@@ -1,5 +1,6 @@
 """Pieces that several heads share."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -45,3 +46,39 @@ class GlobalContext(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         return self.project(maps.mean((2, 3), keepdim=True)).expand(-1, -1, *maps.shape[-2:])
+
+
+class RegionAverage(nn.Module):
+    """``nn.AdaptiveAvgPool2d`` as two matrix products: the exported form of PyTorch's own holds for one size only.
+
+    Args:
+        bins: rows and columns of the result.
+    """
+
+    def __init__(self, bins: int | tuple[int, int]):
+        super().__init__()
+        self.bins = (bins, bins) if isinstance(bins, int) else bins
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """B C h w -> B C rows columns."""
+        rows, columns = (_averages(n, length, maps) for n, length in zip(self.bins, maps.shape[-2:], strict=True))
+        return rows @ maps @ columns.T
+
+
+def _averages(bins: int, length: int, like: Tensor) -> Tensor:
+    """bins x length: row i averages the positions from floor(i length / bins) up to ceil((i + 1) length / bins)."""
+    i = torch.arange(bins, device=like.device).unsqueeze(1)
+    start, end = i * length // bins, ((i + 1) * length + bins - 1) // bins
+    position = torch.arange(length, device=like.device)
+    inside = (position >= start) & (position < end)
+    return inside.to(like.dtype) / (end - start).to(like.dtype)
+
+
+class RegionPool(nn.AdaptiveAvgPool2d):
+    """``nn.AdaptiveAvgPool2d`` whose gradient adds up in a fixed order on a GPU too, where that is asked for."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        if not torch.are_deterministic_algorithms_enabled():
+            return super().forward(maps)
+        with torch.autocast(maps.device.type, enabled=False):
+            return RegionAverage(self.output_size)(maps.float()).to(maps.dtype)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from models.base import Tap
-from models.layers import GlobalContext, conv_bn_relu, resize
+from models.layers import GlobalContext, RegionPool, conv_bn_relu, resize
 
 BINS = (2, 3, 6)  # beside the global one
 
@@ -29,9 +29,7 @@ class PSPHead(nn.Module):
         level = channels // (1 + len(BINS))
         self.tap = Tap(width, stride)
         self.context = GlobalContext(channels, level)
-        self.pyramid = nn.ModuleList(
-            nn.Sequential(nn.AdaptiveAvgPool2d(bins), conv_bn_relu(channels, level)) for bins in BINS
-        )
+        self.pyramid = nn.ModuleList(nn.Sequential(RegionPool(bins), conv_bn_relu(channels, level)) for bins in BINS)
         self.block = conv_bn_relu(channels + level * (1 + len(BINS)), width, kernel=3)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Conv2d(width, num_classes, 1)

@@ -27,6 +27,16 @@ class World(NamedTuple):
         return self.rank == 0
 
 
+def make_deterministic() -> None:
+    """From here on the same computation gives the same bits, on a GPU too; what cannot is an error. To be called first.
+
+    Reductions between GPUs are NCCL's business; on the same machines it adds up in the same order.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
 def init_world(timeout: float = 1800.0) -> World:
     """Joins the process group that torchrun's variables describe; alone where there are none.
 
