@@ -91,6 +91,7 @@ class Run:
             seed=config.train.seed,
             teacher_cache=build_teacher_cache(config, args.config, self.stream, teacher, teacher_loaded, world),
             shard_teacher=teacher is not None and config.teacher.shard,
+            compile_blocks=config.train.compile,
         )
         self.validated = 0  # the last step whose student was validated
         self.best = NONE_YET
@@ -175,10 +176,11 @@ class Run:
             ValueError: if the file is damaged, or was made with a config that computes something else.
         """
         state = load_checkpoint(path)
-        # Where files are, how often is evaluated, saved and logged, and by how many workers, changes nothing learned.
+        # Where files are, how often is evaluated, saved and logged, by how many workers and kernels, changes nothing
+        # learned.
         free = (
             "eval.", "checkpoint.", "log.", "data.workers", "data.root", "data.packed", "student.pretrained",
-            "teacher.shard", "train.accumulate",
+            "teacher.shard", "train.accumulate", "train.compile",
         )  # fmt: skip
         then = Experiment.model_validate(state["config"])  # a key that did not exist then has its default
         lines = changed_values(then.model_dump(), self.config.model_dump())
