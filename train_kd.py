@@ -49,10 +49,10 @@ from utils.signals import StopSignals
 from utils.trainer import Trainer
 
 NONE_YET = {"step": 0, "miou": -1.0}  # the best student before any validation
-# Where files are, how often is evaluated, saved and logged, and by how many workers, changes nothing that is learned.
+# Where files are, how often is evaluated, saved and logged, by how many workers and kernels, changes nothing learned.
 FREE_TO_CHANGE = (
     "eval.", "checkpoint.", "log.", "data.workers", "data.root", "data.packed", "student.pretrained",
-    "teacher.shard", "train.accumulate", "train.timeout",
+    "teacher.shard", "train.accumulate", "train.compile", "train.timeout",
 )  # fmt: skip
 
 
@@ -110,6 +110,7 @@ class Run:
             seed=config.train.seed,
             teacher_cache=build_teacher_cache(config, args.config, self.stream, teacher, teacher_loaded, world),
             shard_teacher=teacher is not None and config.teacher.shard,
+            compile_blocks=config.train.compile,
         )
         self.validated = 0  # the last step whose student was validated
         self.best = NONE_YET

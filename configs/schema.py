@@ -227,6 +227,9 @@ class Train(Section):
     ohem: tuple[float, float] | None = None
     verify_teacher: bool = True  # evaluate the teacher on the validation set before the first step
     allow_weak_teacher: bool = False  # go on though the teacher is no better than chance
+    # torch.compile of the networks' repeated blocks in training steps: the first step waits for it, and results differ
+    # by rounding. Off: it pays on a GPU alone.
+    compile: bool = False
     seed: Annotated[int, Field(ge=0)] = 0
     deterministic: bool = False  # GPUs too compute the same bit for bit every time, at some cost in speed
     timeout: Annotated[float, Field(gt=0)] = 1800.0  # seconds that a rank waits for another before the run stops

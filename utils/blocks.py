@@ -3,6 +3,9 @@
 from collections import Counter
 from collections.abc import Iterator
 
+import torch
+import torch._dynamo
+import torch._functorch.config
 from torch import nn
 
 
@@ -23,7 +26,14 @@ def repeated_blocks(network: nn.Module) -> Iterator[nn.Module]:
             yield from repeated_blocks(module)
 
 
-def compile_blocks(network: nn.Module) -> None:
-    """``torch.compile`` of every repeated block."""
-    for block in repeated_blocks(network):
-        block.compile()
+def compile_in_place(network: nn.Module) -> None:
+    """``torch.compile`` of every repeated block, or of the whole network where none repeats, when it first runs.
+
+    Blocks of one kind and shape are compiled once, and the gradients of one are there before those of the next, as
+    DDP wants them. Evaluation does not use what is compiled (``utils.evaluation.inference``).
+    """
+    # Of one kind there is a variant for every shape, stage, network and mode; beyond the limit blocks stay eager.
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    torch._functorch.config.donated_buffer = False  # the norms of several terms' gradients need a graph several times
+    for block in list(repeated_blocks(network)) or [network]:
+        block.compile(dynamic=False)

@@ -29,7 +29,7 @@ def inference(model: nn.Module) -> Iterator[None]:
     model.eval()
     try:
         # FSDP goes on writing into what it has gathered once: into tensors of the inference mode only inside of it.
-        with torch.no_grad() if is_sharded(model) else torch.inference_mode():
+        with torch.no_grad() if is_sharded(model) else torch.inference_mode(), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         for module, mode in training:

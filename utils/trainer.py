@@ -10,6 +10,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from utils.blocks import compile_in_place
 from utils.crash import NonFiniteError, non_finite_error
 from utils.distributed import World, all_reduce_sum, largest
 from utils.schedule import (
@@ -76,6 +77,7 @@ class Trainer:
         seed: of dropout and drop path.
         teacher_cache: where the teacher's outputs are kept (``utils.teacher_cache``), or None to run it every time.
         shard_teacher: shares its weights out over the ranks (``utils.sharding``).
+        compile_blocks: ``torch.compile`` of both networks (``utils.blocks``); their names and weights stay as they are.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Trainer:
         seed: int,
         teacher_cache: TeacherCache | None = None,
         shard_teacher: bool = False,
+        compile_blocks: bool = False,
     ):
         self.world, self.schedule, self.grad_clip, self.seed = world, schedule, grad_clip, seed
         self.autocast_dtype, self.curriculum, self.teacher_cache = autocast_dtype, curriculum, teacher_cache
@@ -111,6 +114,9 @@ class Trainer:
             shard(teacher, world, layout)
         elif teacher is not None:
             teacher.to(world.device, memory_format=layout)
+        if compile_blocks:
+            for network in self.networks.values():
+                compile_in_place(network)
         self.wrapped = self.distiller
         if world.size > 1:
             # No broadcast of buffers: memory banks are filled alike on all ranks, and of the running statistics only

@@ -36,7 +36,7 @@ def random_batch(batch: int, size: tuple[int, int], pinned: bool) -> dict[str, A
     return {"image": images, "label": labels, "name": [f"noise {i}" for i in range(batch)]}
 
 
-def build(config: Experiment, device: torch.device, distil: bool = True) -> Trainer:
+def build(config: Experiment, world: World, distil: bool = True) -> Trainer:
     """The config's trainer with random networks; the student alone where it shall not distil.
 
     Learning rates are a thousandth of the config's: random networks must stay finite.
@@ -49,7 +49,7 @@ def build(config: Experiment, device: torch.device, distil: bool = True) -> Trai
     return Trainer(
         build_distiller(config, "benchmark", student, teacher),
         teacher,
-        World(0, 1, device),
+        world,
         optimizer=optimizer | {"lr": 1e-3 * optimizer["lr"]},
         schedule={"max_iters": 10**6, "power": 0.9, "warmup_iters": 0, "warmup_ratio": 1.0},
         autocast_dtype=config.train.autocast_dtype,
@@ -57,6 +57,7 @@ def build(config: Experiment, device: torch.device, distil: bool = True) -> Trai
         grad_clip=config.train.grad_clip,
         curriculum={},
         seed=0,
+        compile_blocks=config.train.compile,
     )
 
 
@@ -90,7 +91,8 @@ def step_row(
 ) -> dict[str, Any]:
     """Our step against the published one, its parts, its overhead, memory and use of the device, for one config."""
     config = load_pair(file, *options)
-    ours, alone = build(config, device), build(config, device, distil=False)
+    world = World(0, 1, device)
+    ours, alone = build(config, world), build(config, world, distil=False)
     data = random_batch(batch, size, pinned=device.type == "cuda")
     images, labels = data["image"].to(device), data["label"].to(device)
 
@@ -112,7 +114,8 @@ def step_row(
         ours.optimizer.zero_grad(set_to_none=True)
 
     knowledge = teacher_forward()
-    reference = build(load_pair(file, *options, "train.precision=fp32", "train.channels_last=False"), device)
+    plain = ("train.precision=fp32", "train.channels_last=False", "train.compile=False")
+    reference = build(load_pair(file, *options, *plain), world)
     theirs = PublishedStep(reference.student, reference.teacher, config.optimizer.model_dump())
     floats, longs = data["image"].float(), data["label"].long()
     alternatives = {
@@ -120,6 +123,9 @@ def step_row(
         "alone": lambda: alone.train_step([data]), "teacher": teacher_forward,
         "student forward": student_forward, "forward": forward, "backward": backward,
     }  # fmt: skip
+    if config.train.compile:
+        eager = build(load_pair(file, *options, "train.compile=False"), world)
+        alternatives["eager"] = lambda: eager.train_step([data])
     times = time_each(alternatives, device, rounds, warmup=1)
     memory = {name: peak_memory(alternatives[name], device) for name in ("published", "ours")}
     with FlopCounterMode(display=False) as counter:
@@ -136,13 +142,14 @@ def step_row(
     mfu = flops / ours_s / matmul_rate(device)
     memory_ratio = memory["ours"] / memory["published"]
     free()
+    compiled = f", compiled: eager {1e3 * times['eager'].median:.1f} ms" if config.train.compile else ""
     return {
         "what": f"step, {Path(file).stem}", "ours": ours_s, "published": theirs_s, "ratio": theirs_s / ours_s,
         "spread": times["ours"].spread, "batch": batch, "size": size, "images_per_s": batch / ours_s,
         "alone": times["alone"].median, "overhead": overhead, "memory": memory, "memory_ratio": memory_ratio,
         "flops": flops, "mfu": mfu, "parts": parts,
         "note": f"{batch / ours_s:.2f} images/s, step / (teacher + alone) {overhead:.2f}, "
-        f"peak {memory['ours'] / 2**20:.0f} MiB ({memory_ratio:.2f}x), MFU {mfu:.0%}",
+        f"peak {memory['ours'] / 2**20:.0f} MiB ({memory_ratio:.2f}x), MFU {mfu:.0%}{compiled}",
     }  # fmt: skip
 
 
@@ -164,16 +171,16 @@ def method_rows(
         rounds: timed steps of each method.
         steps: of each method in all, if that is more; every term of every step is checked.
     """
-    rows = []
+    rows, world = [], World(0, 1, device)
     data = random_batch(batch, size, pinned=device.type == "cuda")
     for precision in precisions:
         base = load_pair(file, *options, f"train.precision={precision}")
-        alone = build(base, device, distil=False)
+        alone = build(base, world, distil=False)
         for method in methods:
             values = base.model_dump() | {"distill": load_section(method, "distill"), "curriculum": {}}
             rows.append({"method": method, "precision": precision, "batch": batch, "size": size})
             try:
-                trainer = build(validate(values, Experiment, method), device)
+                trainer = build(validate(values, Experiment, method), world)
                 rows[-1] |= _method_row(trainer, alone, data, device, rounds, steps)
             except (ValueError, FloatingPointError, torch.OutOfMemoryError) as error:
                 rows[-1]["error"] = str(error).splitlines()[0]
