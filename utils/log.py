@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -68,6 +69,12 @@ class RunLog:
         left = timedelta(seconds=round((self.total - step) * self.batch_size / rate))
         shown = " ".join(f"{name} {value:.4f}" for name, value in terms.items())
         say(f"step {step}/{self.total} {shown} lr {lr:.2e} {rate:.1f} images/s {left} left")
+
+    def skipped(self, step: int, count: int) -> None:
+        """How often a training sample was replaced since the last entry, because it could not be read."""
+        if self.active and count:
+            self._write(step, skipped_samples=count)
+            self._scalars(step, "train", {"skipped_samples": count})
 
     def teacher(self, step: int, miou: float) -> None:
         """The frozen teacher's mIoU on the validation set."""
@@ -145,6 +152,14 @@ def say(message: str) -> None:
     """A line on the terminal that does not break a progress bar."""
     tqdm.write(message, file=sys.stdout)
     sys.stdout.flush()
+
+
+def reason(error: Exception) -> str:
+    """What an error says; of one that a loader's worker met, without the worker's traceback, which comes before it."""
+    text = str(error)
+    if not text.startswith("Caught "):
+        return text
+    return re.split(r"^[\w.]*Error: ", text, flags=re.MULTILINE)[-1].strip()
 
 
 def progress_bar(total: int, initial: int, description: str, active: bool) -> tqdm:
