@@ -10,6 +10,7 @@ python train_kd.py CONFIG --cfg-options train.batch_size=8 data.root=/data/camvi
 import argparse
 import sys
 from pathlib import Path
+from traceback import clear_frames
 
 import torch
 
@@ -41,11 +42,12 @@ from utils.distributed import (
 from utils.evaluation import evaluate
 from utils.files import write_atomically
 from utils.lock import sole_run_in
-from utils.log import RunLog, environment, peak_memory_mib, progress_bar, recorded_in, say
+from utils.log import RunLog, environment, peak_memory_mib, progress_bar, reason, recorded_in, say
 from utils.metrics import SegMetrics
 from utils.report import network_table, prediction_panel, table, term_table
 from utils.sharding import joined
 from utils.signals import StopSignals
+from utils.skipped import SkippedSamples
 from utils.trainer import Trainer
 
 NONE_YET = {"step": 0, "miou": -1.0}  # the best student before any validation
@@ -288,7 +290,7 @@ def train(config: Experiment, args: argparse.Namespace, world: World) -> int:
 
     signals = StopSignals()
     bar = progress_bar(total, trainer.step, args.work_dir.name, active=world.is_main)
-    batches = iter(run.loader(total))
+    batches, skipped = iter(run.loader(total)), SkippedSamples(len(run.stream.dataset), active=world.is_main)
     while True:
         step = trainer.step
         if step > run.validated and (step == total or step % config.eval.interval == 0):
@@ -299,11 +301,15 @@ def train(config: Experiment, args: argparse.Namespace, world: World) -> int:
 
         measure = every.grad_norm_interval > 0 and (step + 1) % every.grad_norm_interval == 0
         weights = trainer.weights
-        terms, norms = trainer.train_step([next(batches) for _ in range(config.train.accumulate)], measure)
+        micro_batches = [next(batches) for _ in range(config.train.accumulate)]
+        skipped.note(micro_batches)
+        terms, norms = trainer.train_step(micro_batches, measure)
         step = trainer.step
         bar.update()
         if step % every.interval == 0 or step == total or measure:
             log.training(step, terms, weights, norms, trainer.learning_rate, trainer.scaling())
+            if run.stream.skip_bad:
+                log.skipped(step, skipped.report())
         stopping = signals.agreed(world)
         # Before a validation too: whatever happens during it, no step is lost.
         if stopping or step == total or step % config.checkpoint.interval == 0 or step % config.eval.interval == 0:
@@ -393,7 +399,8 @@ def main(arguments: list[str] | None = None) -> None:
         close_world()
     except (ValueError, OSError, FloatingPointError) as error:
         # The process group is left standing: to leave it in order would wait for ranks that know of no error.
-        outcome = f"error: {error}" + ("" if args.dry_run else keep_crash(error, args.work_dir))
+        outcome = f"error: {reason(error)}" + ("" if args.dry_run else keep_crash(error, args.work_dir))
+        clear_frames(error.__traceback__)  # one that a worker met refers to itself, and would keep the workers alive
     except RuntimeError as error:
         outcome = f"error: {lost_peer(error, config.train.timeout)}"
     except KeyboardInterrupt:

@@ -61,7 +61,8 @@ def build_train_stream(config: Experiment, source: str) -> TrainStream:
     """The endless augmented training stream, indexed by position."""
     dataset, data = build_split(config, source, "train"), config.data
     seed = config.train.seed if data.seed is None else data.seed
-    return TrainStream(dataset, TrainTransform(**data.transform), seed, data.distinct_epochs)
+    skip_bad = data.on_bad_sample == "skip"
+    return TrainStream(dataset, TrainTransform(**data.transform), seed, data.distinct_epochs, skip_bad)
 
 
 NETWORK = ("backbone", "head", "output_stride", "width", "dropout", "drop_path", "normalization")
@@ -136,7 +137,7 @@ def build_teacher_cache(
     shapes = {
         name: (tap.channels, *(-(-side // tap.stride) for side in config.data.crop_size)) for name, tap in maps.items()
     }
-    dataset, elsewhere = stream.dataset, {"root", "packed", "workers", "val_list", "test_list"}
+    dataset, elsewhere = stream.dataset, {"root", "packed", "workers", "val_list", "test_list", "on_bad_sample"}
     samples = json.dumps([describe_sample(dataset, index) for index in range(len(dataset))])
     with open(report.path, "rb") as file:
         weights = hashlib.file_digest(file, "sha256").hexdigest()

@@ -88,6 +88,9 @@ class DataSection(Section):
     # After so many passes over the data the same samples come again, order and augmentation alike: fewer different
     # augmentations, for outputs of the teacher that can be kept (teacher.cache). None: the stream never repeats.
     distinct_epochs: Positive | None = None
+    # A training sample that cannot be read: stop, or take the next of the epoch's order instead, and say so once.
+    # Validation and evaluation always stop: their figures are those of the whole set.
+    on_bad_sample: Literal["error", "skip"] = "error"
 
     @model_validator(mode="after")
     def _check(self) -> "DataSection":
@@ -298,6 +301,11 @@ class Experiment(Section):
             raise ValueError(f"{given} is set but {missing} is None: set both to distil, or neither to train alone")
         if self.student.aux and self.train.aux_weight == 0:
             raise ValueError("student.aux is True but train.aux_weight is 0: the auxiliary head would never learn")
+        if self.teacher is not None and self.teacher.cache is not None and self.data.on_bad_sample == "skip":
+            raise ValueError(
+                "teacher.cache is set and data.on_bad_sample is 'skip': what is kept of a replacement would be "
+                "replayed on the sample itself once its file is mended; set one of the two back"
+            )
         if self.teacher is not None and self.teacher.cache is not None and self.data.distinct_epochs is None:
             raise ValueError(
                 "teacher.cache is set but data.distinct_epochs is None: the stream never repeats, and nothing that is "

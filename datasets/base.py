@@ -242,6 +242,8 @@ class TrainStream(Dataset):
             ``image[:n]``, its first n rows.
         seed: of order and augmentation.
         epochs: distinct passes over the data, after which the stream repeats; None: it never does.
+        skip_bad: put the next sample of the epoch's order that can be read in the place of one that cannot: still a
+            function of (seed, position), as long as the same files are bad.
 
     Attributes:
         period: number of samples after which the stream repeats, or None.
@@ -250,26 +252,55 @@ class TrainStream(Dataset):
         ValueError: a sample of the data set has no label.
     """
 
-    def __init__(self, dataset: SegDataset, transform: Callable, seed: int, epochs: int | None = None):
+    def __init__(
+        self,
+        dataset: SegDataset,
+        transform: Callable,
+        seed: int,
+        epochs: int | None = None,
+        skip_bad: bool = False,
+    ):
         unlabelled = [name for name, (_, label) in zip(dataset.names, dataset.files, strict=True) if label is None]
         if unlabelled:
             raise ValueError(f"{len(unlabelled)} training samples have no label in their list, first {unlabelled[0]}")
-        self.dataset, self.transform, self.seed = dataset, transform, seed
+        self.dataset, self.transform, self.seed, self.skip_bad = dataset, transform, seed, skip_bad
         self.period = None if epochs is None else epochs * len(dataset)
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
-    def index(self, position: int) -> int:
-        """Which sample of the data set stands at this position of the run."""
+    def index(self, position: int, after: int = 0) -> int:
+        """Which sample of the data set stands at this position of the run, or so many after it in its epoch's order."""
         epoch, offset = divmod(self.wrapped(position), len(self.dataset))
         if epoch != self._epoch:
             self._epoch, self._order = epoch, self._generator(0, epoch).permutation(len(self.dataset))
-        return int(self._order[offset])
+        return int(self._order[(offset + after) % len(self.dataset)])
 
     def __getitem__(self, position: int) -> dict:
-        """The transformed sample: ``image`` 3 h w uint8, ``label`` h w uint8, ``name``, ``position`` (wrapped)."""
-        index, position = self.index(position), self.wrapped(position)
-        image, label = self.transform(*self.dataset.open(index), self._generator(1, position))
-        return {**as_sample(image, label, self.dataset.names[index]), "position": position}
+        """The transformed sample: ``image`` 3 h w uint8, ``label`` h w uint8, ``name``, ``position`` (wrapped).
+
+        Under ``skipped`` it says which samples it replaces and why, a line each; mostly ''.
+
+        Raises:
+            ValueError, OSError: it cannot be read, and is not to be skipped; or more than half of the data set in a row
+                cannot.
+        """
+        position, skipped = self.wrapped(position), []
+        while True:
+            index = self.index(position, after=len(skipped))
+            try:
+                # The rows of a PNG are decoded within the transform.
+                image, label = self.transform(*self.dataset.open(index), self._generator(1, position))
+                break
+            except (ValueError, OSError) as error:
+                if not self.skip_bad:
+                    raise
+                skipped.append(f"{self.dataset.names[index]}: {' '.join(str(error).split())}")
+                if 2 * len(skipped) > len(self.dataset):
+                    raise ValueError(
+                        f"{len(skipped)} of the {len(self.dataset)} training samples in a row cannot be read, more "
+                        f"than half of them: mend the data; the last is {skipped[-1]}"
+                    ) from error
+        sample = as_sample(image, label, self.dataset.names[index])
+        return {**sample, "position": position, "skipped": "\n".join(skipped)}
 
     def wrapped(self, position: int) -> int:
         """The first position at which the stream gives what it gives at this one."""

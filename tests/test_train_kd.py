@@ -217,7 +217,69 @@ def test_a_bad_file_in_a_worker_process_ends_the_run(experiments, streets, tmp_p
     options = ["--cfg-options", f"data.root={root}", "data.workers=2"]
     done = launch("train_kd.py", experiments["alone"], "--work-dir", tmp_path / "run", *options, timeout=60)
     assert done.returncode == 1
-    assert f"{label} cannot be decoded" in done.stderr
+    assert f"error: {label} cannot be decoded" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def spoilt(streets, tmp_path):
+    """The streets with two of the eight training labels empty; gives the folder and the two names."""
+    root = tmp_path / "spoilt"
+    shutil.copytree(streets, root)
+    labels = [root / line.split()[1] for line in (root / "train.txt").read_text().splitlines()[2:4]]
+    for label in labels:
+        label.write_bytes(b"")
+    return root, [label.stem for label in labels]
+
+
+SHORT = ["schedule.max_iters=4", "log.panel_images=0", "log.grad_norm_interval=0"]
+
+
+def test_bad_samples_are_replaced_and_a_resumed_run_replaces_them_alike(experiments, spoilt, tmp_path, capsys):
+    """Two epochs of eight samples: each bad one comes twice, and is said once."""
+    root, names = spoilt
+    options = ["--cfg-options", f"data.root={root}", *SHORT, "data.on_bad_sample=skip"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train_kd.main([experiments["alone"], "--work-dir", str(whole), *options])
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("skipped")]
+    assert [line.split(": ")[0] for line in said] == [f"skipped ({n} of 8 samples so far)" for n in (1, 2)]
+    for name in names:
+        assert sum(f": {name}: " in line and "it is empty: 0 bytes" in line for line in said) == 1
+    counts = {line["step"]: line["skipped_samples"] for line in metrics(whole) if "skipped_samples" in line}
+    assert sum(counts.values()) == 4
+    events = EventAccumulator(str(whole / "tensorboard")).Reload()
+    assert sum(event.value for event in events.Scalars("train/skipped_samples")) == 4
+
+    parts.mkdir()
+    (parts / "step_2.pt").write_bytes((whole / "step_2.pt").read_bytes())
+    resumed = [*options, "data.workers=2"]
+    train_kd.main([experiments["alone"], "--work-dir", str(parts), "--resume", str(parts / "step_2.pt"), *resumed])
+    assert losses(parts) == losses(whole)[2:]
+    assert_same(weights(parts / "last.pt"), weights(whole / "last.pt"))
+    assert {line["step"]: line["skipped_samples"] for line in metrics(parts) if "skipped_samples" in line} == {
+        step: count for step, count in counts.items() if step > 2
+    }
+
+
+def test_two_ranks_skip_the_same_samples_and_count_them_together(experiments, spoilt, tmp_path, launch):
+    root, names = spoilt
+    options = ["--cfg-options", f"data.root={root}", *SHORT, "data.on_bad_sample=skip"]
+    train_kd.main([experiments["alone"], "--work-dir", str(tmp_path / "one"), *options, "train.accumulate=2"])
+    done = launch("train_kd.py", experiments["alone"], "--work-dir", tmp_path / "two", *options, processes=2)
+    assert done.returncode == 0, done.stderr
+    assert all(done.stdout.count(f": {name}: ") == 1 for name in names)
+    one, two = ([line for line in metrics(tmp_path / run) if "skipped_samples" in line] for run in ("one", "two"))
+    assert one == two
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+
+
+def test_a_validation_sample_is_never_skipped(experiments, spoilt, tmp_path):
+    root, _ = spoilt
+    label = root / (root / "val.txt").read_text().split()[1]
+    label.write_bytes(b"")
+    options = ["--cfg-options", f"data.root={root}", *SHORT, "data.on_bad_sample=skip"]
+    message = refused([experiments["alone"], "--work-dir", str(tmp_path / "run"), *options])
+    assert f"{label} cannot be decoded (it is empty: 0 bytes)" in message
 
 
 def test_going_on_from_a_checkpoint_of_another_folder(whole, experiments, tmp_path):

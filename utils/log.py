@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -90,6 +91,12 @@ class RunLog:
         shown = " ".join(f"{name} {value:.4f}" for name, value in terms.items())
         scaled = "".join(f" {name} {value:g}" for name, value in scaling.items())
         say(f"step {step}/{self.total} {shown} lr {lr:.2e}{scaled} {rate:.1f} images/s {left} left")
+
+    def skipped(self, step: int, count: int) -> None:
+        """How often a training sample was replaced since the last entry, because it could not be read."""
+        if self.active and count:
+            self._write(step, skipped_samples=count)
+            self._scalars(step, "train", {"skipped_samples": count})
 
     def teacher(self, step: int, miou: float) -> None:
         """The frozen teacher's mIoU on the validation set."""
@@ -210,6 +217,14 @@ def recorded_in(work_dir: Path) -> Iterator[None]:
     finally:
         RECORD.removeHandler(handler)
         handler.close()
+
+
+def reason(error: Exception) -> str:
+    """What an error says; of one that a loader's worker met, without the worker's traceback, which comes before it."""
+    text = str(error)
+    if not text.startswith("Caught "):
+        return text
+    return re.split(r"^[\w.]*Error: ", text, flags=re.MULTILINE)[-1].strip()
 
 
 def progress_bar(total: int, initial: int, description: str, active: bool) -> tqdm:

@@ -327,3 +327,38 @@ def test_stream_gives_the_transformed_sample_under_its_name(tmp_path):
     assert item["image"].shape == (3, 2, 3)
     assert item["label"].shape == (2, 3)
     assert (item["image"] == 100 + int(item["name"])).all()
+
+
+def test_a_bad_sample_is_replaced_by_the_next_of_its_epochs_order(tmp_path):
+    dataset = make(tmp_path, 5)
+    sound = TrainStream(dataset, noise, seed=3)
+    order = [sound.index(position) for position in range(5)]
+    (tmp_path / f"x/{order[1]}.png").write_bytes(b"")
+    save(tmp_path / f"y/{order[2]}.png", np.full((4, 6), 77))
+    stream = TrainStream(dataset, noise, seed=3, skip_bad=True)
+    found = [stream[position] for position in range(5)]
+    assert [item["name"] for item in found] == [str(order[i]) for i in (0, 3, 3, 3, 4)]
+    assert [len(item["skipped"].splitlines()) for item in found] == [0, 2, 1, 0, 0]
+    lines = found[1]["skipped"].splitlines()
+    assert lines[0].startswith(f"{order[1]}: {tmp_path}/x/{order[1]}.png cannot be decoded (it is empty")
+    assert lines[1].startswith(f"{order[2]}: {tmp_path}/y/{order[2]}.png holds the ids [77]")
+    # Augmented as the position says, whichever sample stands there; the last of an epoch is followed by its first.
+    assert not torch.equal(found[1]["image"], found[3]["image"])
+    assert torch.equal(found[3]["image"], sound[3]["image"])
+    (tmp_path / f"x/{order[1]}.png").write_bytes((tmp_path / f"x/{order[0]}.png").read_bytes())
+    (tmp_path / f"x/{order[4]}.png").write_bytes(b"")
+    assert stream[4]["name"] == str(order[0])
+    with pytest.raises(ValueError, match="it is empty"):
+        sound[4]
+
+
+def test_a_data_set_of_which_more_than_half_is_bad_is_refused(tmp_path):
+    dataset = make(tmp_path, 4)
+    stream = TrainStream(dataset, noise, seed=0, skip_bad=True)
+    first = [stream.index(position) for position in range(3)]
+    for index in first[:2]:
+        (tmp_path / f"x/{index}.png").write_bytes(b"")
+    assert stream[0]["name"] == str(first[2])
+    (tmp_path / f"x/{first[2]}.png").unlink()
+    with pytest.raises(ValueError, match=rf"3 of the 4 training samples in a row cannot be read.*x/{first[2]}.png"):
+        stream[0]
