@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import configs.run
 import train_kd
 from utils import files, log
 
@@ -283,7 +284,7 @@ def test_a_log_that_cannot_be_written_stops_the_run_or_not_as_asked(tiny, whole,
     def limited(*options):
         def prepare():
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            train_kd.save_checkpoint = lambda state, *paths: None
+            configs.run.save_checkpoint = lambda state, *paths: None
             log.SummaryWriter = MagicMock()
             resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
 
