@@ -26,6 +26,7 @@ if not __package__:  # run as a file: its own folder is on the import path, the 
 
 import torch
 
+import configs.run
 import train_kd
 from datasets.synthetic import write_synthetic
 from models import build_model
@@ -87,7 +88,7 @@ def die_validating(draw: random.Random) -> None:
         if not left:
             die()
 
-    train_kd.evaluate = lambda *arguments, **options: evaluate(*arguments, **options, on_sample=count)
+    configs.run.evaluate = lambda *arguments, **options: evaluate(*arguments, **options, on_sample=count)
 
 
 ARMED = {"killed writing": die_writing, "killed validating": die_validating}
