@@ -26,12 +26,11 @@ if not __package__:  # run as a file: its own folder is on the import path, the 
 
 import torch
 
-import configs.run
 import train_kd
+from configs import run
 from datasets.synthetic import write_synthetic
 from models import build_model
 from utils.checkpoint import load_checkpoint, save_student, step_files
-from utils.evaluation import evaluate
 
 ROOT = Path(__file__).resolve().parents[1]
 # All that a run has to go on from: dropout, drop path, augmentation, a method's own modules, two validations.
@@ -80,7 +79,7 @@ def die_writing(draw: random.Random) -> None:
 
 def die_validating(draw: random.Random) -> None:
     """Ends this process at one of the next images that are validated."""
-    left = draw.randint(1, 2 * VALIDATION_IMAGES)
+    evaluate, left = run.evaluate, draw.randint(1, 2 * VALIDATION_IMAGES)
 
     def count(*_: object) -> None:
         nonlocal left
@@ -88,7 +87,7 @@ def die_validating(draw: random.Random) -> None:
         if not left:
             die()
 
-    configs.run.evaluate = lambda *arguments, **options: evaluate(*arguments, **options, on_sample=count)
+    run.evaluate = lambda *arguments, **options: evaluate(*arguments, **options, on_sample=count)
 
 
 ARMED = {"killed writing": die_writing, "killed validating": die_validating}
