@@ -13,6 +13,7 @@ import hashlib
 import json
 import sys
 from pathlib import Path
+from traceback import clear_frames
 
 import torch
 
@@ -23,7 +24,7 @@ from utils.config import ConfigError, load_config, validate
 from utils.distributed import World, close_world, init_world
 from utils.evaluation import evaluate
 from utils.files import write_atomically
-from utils.log import environment, say
+from utils.log import environment, reason, say
 from utils.visualize import overlay, write_png
 
 
@@ -102,7 +103,8 @@ def main(arguments: list[str] | None = None) -> None:
         close_world()
     except (ValueError, OSError) as error:
         # The process group is left standing: to leave it in order would wait for ranks that know of no error.
-        failure = f"error: {error}"
+        failure = f"error: {reason(error)}"
+        clear_frames(error.__traceback__)  # one that a worker met refers to itself, and would keep the workers alive
     except KeyboardInterrupt:
         failure = "interrupted"
     if failure:

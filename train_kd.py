@@ -10,34 +10,28 @@ python train_kd.py CONFIG --cfg-options train.batch_size=8 data.root=/data/camvi
 import argparse
 import sys
 from pathlib import Path
+from traceback import clear_frames
 
-import torch
-
-from configs.build import (
-    build_distiller,
-    build_split,
-    build_student,
-    build_teacher,
-    build_teacher_cache,
-    build_train_stream,
-)
+from configs.run import Run, find_checkpoint
 from configs.schema import Experiment
-from datasets import make_loader
-from datasets.samplers import PositionBatches
-from models import SegModel
-from utils.checkpoint import load_checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint, save_student
-from utils.config import ConfigError, blame, changed_values, dump_config, load_config
+from utils.checkpoint import load_checkpoint, save_student
+from utils.config import dump_config, load_config
 from utils.crash import keep_crash
-from utils.distributed import World, barrier, broadcast_buffers, close_world, init_world, lost_peer, make_deterministic
-from utils.evaluation import evaluate
+from utils.distributed import (
+    World,
+    close_world,
+    init_world,
+    lost_peer,
+    make_deterministic,
+)
 from utils.files import write_atomically
-from utils.log import RunLog, environment, peak_memory_mib, progress_bar, say
+from utils.lock import sole_run_in
+from utils.log import RunLog, peak_memory_mib, progress_bar, reason, recorded_in, say
 from utils.metrics import SegMetrics
-from utils.report import network_table, prediction_panel, table, term_table
+from utils.report import prediction_panel, table, term_table
+from utils.sharding import joined
 from utils.signals import StopSignals
-from utils.trainer import Trainer
-
-NONE_YET = {"step": 0, "miou": -1.0}  # the best student before any validation
+from utils.skipped import SkippedSamples
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -49,8 +43,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         nargs="?",
         const="auto",
         metavar="PATH|auto",
-        help="go on from this checkpoint, or from the newest in the work dir (afresh without one)",
+        help="go on from this checkpoint, or from the newest whole one in the work dir (afresh without one)",
     )
+    parser.add_argument("--force", action="store_true", help="with --resume: go on though the config has changed")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="a.b=c", help="override config values")
     parser.add_argument("--dry-run", action="store_true", help="build all, run one step, print tables, write nothing")
     args = parser.parse_args(arguments)
@@ -58,174 +53,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-class Run:
-    """One training run: the trainer with its data, what was found out so far, and its folder."""
-
-    def __init__(self, config: Experiment, args: argparse.Namespace, world: World, checkpoint: Path | None):
-        self.config, self.world, self.work_dir = config, world, args.work_dir
-        with blame(args.config, "train.batch_size"):
-            self.positions(start=0, stop=0)
-        self.stream = build_train_stream(config, args.config)
-        self.validation = build_split(config, args.config, "val")
-        if any(label is None for _, label in self.validation.files):
-            raise ConfigError(f"{args.config}: data.val_list: {config.data.val_list} has images without labels")
-        torch.manual_seed(config.train.seed)
-        # The student first: it starts from the same weights whether or not a teacher is built after it.
-        class_names, fresh = self.validation.class_names, checkpoint is None and not args.dry_run
-        student, student_loaded = build_student(config, args.config, class_names, pretrained=fresh)
-        teacher, teacher_loaded = build_teacher(config, args.config, class_names, pretrained=not args.dry_run)
-        self.loaded = [report for report in (student_loaded, teacher_loaded) if report is not None]
-        self.trainer = Trainer(
-            build_distiller(config, args.config, student, teacher),
-            teacher,
-            world,
-            optimizer=config.optimizer.model_dump(),
-            schedule=config.schedule.model_dump(exclude={"type"}),
-            autocast_dtype=config.train.autocast_dtype,
-            channels_last=config.train.channels_last,
-            grad_clip=config.train.grad_clip,
-            curriculum={term: schedule.model_dump() for term, schedule in config.curriculum.items()},
-            seed=config.train.seed,
-            teacher_cache=build_teacher_cache(config, args.config, self.stream, teacher, teacher_loaded, world),
-        )
-        self.validated = 0  # the last step whose student was validated
-        self.best = NONE_YET
-        self.teacher_miou: float | None = None
-        if checkpoint is not None:
-            self.restore(checkpoint)
-
-    def positions(self, start: int, stop: int) -> PositionBatches:
-        """Positions in the stream of this rank's micro-batches from step ``start`` to ``stop``."""
-        train = self.config.train
-        return PositionBatches(start, stop, train.batch_size, self.world.size, self.world.rank, train.accumulate)
-
-    def loader(self, stop: int) -> torch.utils.data.DataLoader:
-        """This rank's micro-batches from the current step to ``stop``."""
-        positions, workers = self.positions(self.trainer.step, stop), self.config.data.workers
-        return make_loader(self.stream, positions, workers=workers, pin_memory=self.world.device.type == "cuda")
-
-    def evaluate(self, model: SegModel, description: str) -> SegMetrics:
-        """Metrics of ``model`` on the whole validation set, shared out over the ranks."""
-        broadcast_buffers(model)  # without SyncBatchNorm every rank has running statistics of its own
-        return evaluate(
-            model,
-            self.validation,
-            device=self.world.device,
-            autocast_dtype=self.config.train.autocast_dtype,
-            rank=self.world.rank,
-            world_size=self.world.size,
-            workers=self.config.data.workers,
-            description=description,
-            **self.config.eval.protocol,
-        )
-
-    def verify_teacher(self) -> None:
-        """Evaluates the teacher, once in the life of a run.
-
-        Raises:
-            ValueError: if it is no better than chance (mIoU <= 1 / K) and this is not allowed.
-        """
-        self.teacher_miou = self.evaluate(self.trainer.teacher, "teacher").miou
-        chance = 1 / self.validation.num_classes
-        if not self.teacher_miou > chance and not self.config.train.allow_weak_teacher:
-            raise ValueError(
-                f"the teacher {self.config.teacher.weights} has mIoU {self.teacher_miou:.4f} on the validation set, "
-                f"no better than chance ({chance:.4f}): check its weights, class order and normalization, "
-                "or set train.allow_weak_teacher=True"
-            )
-
-    def state(self) -> dict:
-        """All that the run goes on from, and what the student's file will say of itself."""
-        student, dataset = self.trainer.student, self.validation
-        about = {
-            "network": self.config.student.model_dump(exclude={"pretrained"}),
-            "normalization": student.normalization._asdict(),
-            "taps": {name: tap._asdict() for name, tap in student.tap_info.items()},
-            "class_names": list(dataset.class_names),
-            "palette": dataset.palette.tolist(),
-            "environment": environment(),
-            "config": self.config.model_dump(),
-            **self.best,
-        }
-        return {
-            **self.trainer.state(),
-            "validated": self.validated,
-            "best": self.best,
-            "teacher_miou": self.teacher_miou,
-            "micro_batches": self.world.size * self.config.train.accumulate,
-            "config": self.config.model_dump(),
-            "about": about,
-        }
-
-    def save(self) -> None:
-        """Writes ``last.pt`` and ``step_N.pt``, removes the oldest of these; the other ranks wait until it is done."""
-        if self.world.is_main:
-            save_checkpoint(self.state(), self.work_dir / f"step_{self.trainer.step}.pt", self.work_dir / "last.pt")
-            prune_checkpoints(self.work_dir, self.config.checkpoint.keep)
-        barrier()
-
-    def restore(self, path: Path) -> None:
-        """Goes on from the checkpoint ``path``.
-
-        Raises:
-            ValueError: if the file is damaged, or was made with a config that computes something else.
-        """
-        state = load_checkpoint(path)
-        # Where files are, how often is evaluated, saved and logged, and by how many workers, changes nothing learned.
-        free = (
-            "eval.", "checkpoint.", "log.", "data.workers", "data.root", "data.packed", "student.pretrained",
-            "train.accumulate",
-        )  # fmt: skip
-        then = Experiment.model_validate(state["config"])  # a key that did not exist then has its default
-        lines = changed_values(then.model_dump(), self.config.model_dump())
-        changed = [line for line in lines if not line.startswith(free)]
-        micro_batches = self.world.size * self.config.train.accumulate
-        if state["micro_batches"] != micro_batches:
-            changed.append(f"processes x train.accumulate: {state['micro_batches']} -> {micro_batches}")
-        if changed:
-            raise ValueError(
-                f"{path} was made with another config; go on with the config.py of its folder, or start afresh with "
-                "another --work-dir. Changed since:\n  " + "\n  ".join(changed)
-            )
-        self.trainer.restore(state)
-        self.validated, self.teacher_miou = state["validated"], state["teacher_miou"]
-        best = self.work_dir / "best.pt"
-        # From elsewhere, or after a crash in a validation, the best so far is not the one whose weights are here.
-        if best.is_file() and load_checkpoint(best)["step"] == state["best"]["step"]:
-            self.best = state["best"]
-        else:
-            self.validated = min(self.validated, self.trainer.step - 1)
-
-
-def find_checkpoint(args: argparse.Namespace) -> Path | None:
-    """The checkpoint to go on from, or None to start afresh.
-
-    Raises:
-        ValueError: if the work dir already holds a run and nothing was said about resuming it, or a run that went
-            further than the checkpoint named.
-    """
-    newest = newest_checkpoint(args.work_dir)
-    if newest is None:
-        return None if args.resume in (None, "auto") else Path(args.resume)
-    if args.resume is None:
-        raise ValueError(
-            f"{args.work_dir} already holds a run ({newest.name}): add --resume auto to go on with it, "
-            "or choose another --work-dir"
-        )
-    if args.resume == "auto":
-        return newest
-    asked = load_checkpoint(args.resume)["step"]
-    try:
-        there = load_checkpoint(newest)["step"]
-    except ValueError as error:
-        say(f"{error}; it will be replaced")
-        there = 0
-    if asked < there:
-        raise ValueError(
-            f"{args.work_dir} holds a run that is at step {there} already; to go on from {args.resume} (step {asked}) "
-            "choose another --work-dir"
-        )
-    return Path(args.resume)
+def launch(config: Experiment, args: argparse.Namespace, world: World) -> int:
+    """A dry run, or the run, for which rank 0 keeps other runs out of its folder and writes down what is said."""
+    if args.dry_run:
+        dry_run(Run(config, args.config, args.work_dir, world, dry=True))
+        return 0
+    if not world.is_main:
+        return train(config, args, world)
+    with sole_run_in(args.work_dir), recorded_in(args.work_dir):
+        return train(config, args, world)
 
 
 def train(config: Experiment, args: argparse.Namespace, world: World) -> int:
@@ -234,22 +70,23 @@ def train(config: Experiment, args: argparse.Namespace, world: World) -> int:
     Returns:
         The exit code: 0, or 128 + the number of the signal that stopped it.
     """
-    checkpoint = None if args.dry_run else find_checkpoint(args)
-    run = Run(config, args, world, checkpoint)
-    if args.dry_run:
-        dry_run(run)
-        return 0
+    resume = find_checkpoint(args.work_dir, args.resume, world)
+    run = Run(config, args.config, args.work_dir, world, resume, args.force)
+    del resume  # as large as the networks
     trainer, total, every = run.trainer, config.schedule.max_iters, config.log
-    log = RunLog(args.work_dir, trainer.step, run.validated, total, config.train.batch_size, active=world.is_main)
+    log = RunLog(
+        args.work_dir, trainer.step, run.validated, total, config.train.batch_size, active=world.is_main,
+        go_on=config.checkpoint.on_save_error == "continue",
+    )  # fmt: skip
     if world.is_main:
-        introduce(run, checkpoint)
+        introduce(run)
     if trainer.teacher is not None and run.teacher_miou is None and config.train.verify_teacher:
         run.verify_teacher()
         log.teacher(trainer.step, run.teacher_miou)
 
     signals = StopSignals()
     bar = progress_bar(total, trainer.step, args.work_dir.name, active=world.is_main)
-    batches = iter(run.loader(total))
+    batches, skipped = iter(run.loader(total)), SkippedSamples(len(run.stream.dataset), active=world.is_main)
     while True:
         step = trainer.step
         if step > run.validated and (step == total or step % config.eval.interval == 0):
@@ -260,16 +97,20 @@ def train(config: Experiment, args: argparse.Namespace, world: World) -> int:
 
         measure = every.grad_norm_interval > 0 and (step + 1) % every.grad_norm_interval == 0
         weights = trainer.weights
-        terms, norms = trainer.train_step([next(batches) for _ in range(config.train.accumulate)], measure)
+        micro_batches = [next(batches) for _ in range(config.train.accumulate)]
+        skipped.note(micro_batches)
+        terms, norms = trainer.train_step(micro_batches, measure)
         step = trainer.step
         bar.update()
         if step % every.interval == 0 or step == total or measure:
             log.training(step, terms, weights, norms, trainer.learning_rate, trainer.scaling())
+            if run.stream.skip_bad:
+                log.skipped(step, skipped.report())
         stopping = signals.agreed(world)
         # Before a validation too: whatever happens during it, no step is lost.
         if stopping or step == total or step % config.checkpoint.interval == 0 or step % config.eval.interval == 0:
             trainer.check()
-            run.save()
+            run.save(last=stopping > 0 or step == total)
         if stopping and step < total:
             log.close()
             if world.is_main:
@@ -277,35 +118,41 @@ def train(config: Experiment, args: argparse.Namespace, world: World) -> int:
             return 128 + stopping
     bar.close()
     log.close()
-    run.save()
+    run.save(last=True)
     if world.is_main:
         finish(run)
     return 0
 
 
-def introduce(run: Run, checkpoint: Path | None) -> None:
+def introduce(run: Run) -> None:
     """Writes down what is run and on what, and says so."""
     write_atomically(run.work_dir / "config.py", dump_config(run.config).encode())
-    write_atomically(run.work_dir / "env.txt", "".join(f"{k}: {v}\n" for k, v in environment().items()).encode())
-    start = f"going on from {checkpoint} at step {run.trainer.step}" if checkpoint else "starting"
+    write_atomically(run.work_dir / "env.txt", "".join(f"{k}: {v}\n" for k, v in run.environment.items()).encode())
     where = f"{run.world.size} process(es) on {run.world.device.type}, {run.config.train.precision}"
-    say(f"{run.work_dir}: {start}; {where}")
+    say(f"{run.work_dir}: {run.start}; {where}")
     for report in run.loaded:
         say(str(report))
 
 
 def validate(run: Run, log: RunLog) -> None:
     """Evaluates the student, keeps it if it is the best so far, logs figures and pictures."""
-    trainer, dataset = run.trainer, run.validation
+    trainer = run.trainer
     metrics = run.evaluate(trainer.student, "student")
     run.validated = trainer.step
-    better = metrics.miou > run.best["miou"]
-    if better:
+    before = run.best
+    if metrics.miou > before["miou"]:
         run.best = {"step": trainer.step, "miou": metrics.miou}
-    if not run.world.is_main:
-        return
-    if better:
-        save_checkpoint(run.state(), run.work_dir / "best.pt")
+    with joined(trainer.teacher, run.world, run.config.train.autocast_dtype):  # the pictures show the teacher's, too
+        if run.world.is_main:
+            keep(run, log, metrics, before)
+
+
+def keep(run: Run, log: RunLog, metrics: SegMetrics, before: dict) -> None:
+    """What one rank writes after a validation; ``before``: the best student before it."""
+    trainer, dataset = run.trainer, run.validation
+    go_on = run.config.checkpoint.on_save_error == "continue"
+    if run.best != before and not run.write("best.pt", go_on=go_on):
+        run.best = before  # what best.pt holds
     log.validation(trainer.step, metrics, dataset.class_names, run.best, run.teacher_miou)
     shown = range(min(run.config.log.panel_images, len(dataset)))
     if shown:
@@ -332,7 +179,7 @@ def dry_run(run: Run) -> None:
     terms, norms = trainer.train_step(list(run.loader(stop=1)), measure_gradients=True)
     trainer.check()
     if run.world.is_main:
-        say(network_table(trainer.networks, run.config.data.crop_size))
+        say(run.overview)
         say(term_table(weights, terms, norms))
         say(f"peak memory {peak_memory_mib():.0f} MiB on {run.world.device.type}")
         say("a dry run loads no weights and writes nothing")
@@ -344,11 +191,12 @@ def main(arguments: list[str] | None = None) -> None:
         config = load_config(args.config, Experiment, args.cfg_options)
         if config.train.deterministic:
             make_deterministic()
-        outcome = train(config, args, init_world(config.train.timeout))
+        outcome = launch(config, args, init_world(config.train.timeout))
         close_world()
     except (ValueError, OSError, FloatingPointError) as error:
         # The process group is left standing: to leave it in order would wait for ranks that know of no error.
-        outcome = f"error: {error}" + ("" if args.dry_run else keep_crash(error, args.work_dir))
+        outcome = f"error: {reason(error)}" + ("" if args.dry_run else keep_crash(error, args.work_dir))
+        clear_frames(error.__traceback__)  # one that a worker met refers to itself, and would keep the workers alive
     except RuntimeError as error:
         outcome = f"error: {lost_peer(error, config.train.timeout)}"
     except KeyboardInterrupt:

@@ -61,7 +61,8 @@ def build_train_stream(config: Experiment, source: str) -> TrainStream:
     """The endless augmented training stream, indexed by position."""
     dataset, data = build_split(config, source, "train"), config.data
     seed = config.train.seed if data.seed is None else data.seed
-    return TrainStream(dataset, TrainTransform(**data.transform), seed, data.distinct_epochs)
+    skip_bad = data.on_bad_sample == "skip"
+    return TrainStream(dataset, TrainTransform(**data.transform), seed, data.distinct_epochs, skip_bad)
 
 
 NETWORK = ("backbone", "head", "output_stride", "width", "dropout", "drop_path", "normalization")
@@ -136,13 +137,13 @@ def build_teacher_cache(
     shapes = {
         name: (tap.channels, *(-(-side // tap.stride) for side in config.data.crop_size)) for name, tap in maps.items()
     }
-    dataset, elsewhere = stream.dataset, {"root", "packed", "workers", "val_list", "test_list"}
+    dataset, elsewhere = stream.dataset, {"root", "packed", "workers", "val_list", "test_list", "on_bad_sample"}
     samples = json.dumps([describe_sample(dataset, index) for index in range(len(dataset))])
     with open(report.path, "rb") as file:
         weights = hashlib.file_digest(file, "sha256").hexdigest()
     found = {"weights": weights, "normalization": teacher.normalization}  # in place of what the config calls them
     facts = {
-        "teacher": {**config.teacher.model_dump(exclude={"cache", "cache_taps"}), **found},
+        "teacher": {**config.teacher.model_dump(exclude={"cache", "cache_taps", "shard"}), **found},
         "data": {**config.data.model_dump(exclude=elsewhere), "seed": stream.seed},
         "samples": hashlib.sha256(samples.encode()).hexdigest(),
         "class_names": dataset.class_names,

@@ -48,9 +48,9 @@ def one_of(choices: Mapping[str, Any], kind: str) -> AfterValidator:
 
 
 class Section(BaseModel):
-    """Strict types, no unknown keys."""
+    """Strict types, finite numbers, no unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 def variants(base: type[BaseModel], table: Mapping[str, Callable], given_elsewhere: set[str]) -> Any:
@@ -88,6 +88,9 @@ class DataSection(Section):
     # After so many passes over the data the same samples come again, order and augmentation alike: fewer different
     # augmentations, for outputs of the teacher that can be kept (teacher.cache). None: the stream never repeats.
     distinct_epochs: Positive | None = None
+    # A training sample that cannot be read: stop, or take the next of the epoch's order instead, and say so once.
+    # Validation and evaluation always stop: their figures are those of the whole set.
+    on_bad_sample: Literal["error", "skip"] = "error"
 
     @model_validator(mode="after")
     def _check(self) -> "DataSection":
@@ -180,6 +183,9 @@ class Teacher(Network):
     # same data section, and the teacher runs on the rest only. Needs data.distinct_epochs.
     cache: str | None = None
     cache_taps: tuple[str, ...] = ()  # kept beside the logits: those that the methods read
+    # Too large for one device: every process holds its part of the weights, and they are gathered block by block in
+    # each forward pass. Nothing else changes; a process that is alone holds the whole.
+    shard: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> "Teacher":
@@ -224,6 +230,9 @@ class Train(Section):
     ohem: tuple[float, float] | None = None
     verify_teacher: bool = True  # evaluate the teacher on the validation set before the first step
     allow_weak_teacher: bool = False  # go on though the teacher is no better than chance
+    # torch.compile of the networks' repeated blocks in training steps: the first step waits for it, and results differ
+    # by rounding. Off: it pays on a GPU alone.
+    compile: bool = False
     seed: Annotated[int, Field(ge=0)] = 0
     deterministic: bool = False  # GPUs too compute the same bit for bit every time, at some cost in speed
     timeout: Annotated[float, Field(gt=0)] = 1800.0  # seconds that a rank waits for another before the run stops
@@ -259,6 +268,8 @@ class Eval(Section):
 class Checkpoint(Section):
     interval: Positive = 800
     keep: Annotated[int, Field(ge=0)] = 3  # how many step_*.pt stay
+    # Where a checkpoint or a log entry cannot be written (a full disk): stop, or say so and go on.
+    on_save_error: Literal["stop", "continue"] = "stop"
 
 
 class Log(Section):
@@ -290,6 +301,11 @@ class Experiment(Section):
             raise ValueError(f"{given} is set but {missing} is None: set both to distil, or neither to train alone")
         if self.student.aux and self.train.aux_weight == 0:
             raise ValueError("student.aux is True but train.aux_weight is 0: the auxiliary head would never learn")
+        if self.teacher is not None and self.teacher.cache is not None and self.data.on_bad_sample == "skip":
+            raise ValueError(
+                "teacher.cache is set and data.on_bad_sample is 'skip': what is kept of a replacement would be "
+                "replayed on the sample itself once its file is mended; set one of the two back"
+            )
         if self.teacher is not None and self.teacher.cache is not None and self.data.distinct_epochs is None:
             raise ValueError(
                 "teacher.cache is set but data.distinct_epochs is None: the stream never repeats, and nothing that is "

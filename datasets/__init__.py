@@ -49,8 +49,8 @@ def build_dataset(
 def make_loader(
     stream: TrainStream, batches: Iterable[list[int]], *, workers: int = 0, pin_memory: bool = False
 ) -> DataLoader:
-    """Loads micro-batches: dicts of ``image`` B 3 h w uint8, ``label`` B h w uint8, ``name``, a list of B, and
-    ``position``, B int64.
+    """Loads micro-batches: dicts of ``image`` B 3 h w uint8, ``label`` B h w uint8, ``name`` and ``skipped``, lists of
+    B, and ``position``, B int64.
 
     Args:
         stream: the samples by position.

@@ -19,7 +19,8 @@ def read_list(root: str | Path, list_file: str | Path) -> list[tuple[str, str | 
     """Reads ``image label`` pairs, one a line, both relative to ``root``.
 
     Blank lines are ignored. A line without a label (a test set whose truth is kept back) gives ``(image, None)``.
-    Fields are separated by white space, or by a single tab where a name itself holds spaces.
+    Fields are separated by white space, or by a single tab where a name itself holds spaces. The text is UTF-8; a byte
+    order mark at its start, as some editors write it, is no part of a name. A link under ``root`` may lead anywhere.
 
     Args:
         root: folder of the data set.
@@ -27,7 +28,8 @@ def read_list(root: str | Path, list_file: str | Path) -> list[tuple[str, str | 
 
     Raises:
         FileNotFoundError: ``root`` or the list is missing.
-        ValueError: a line has more than two fields, a path is absolute or climbs out of ``root``, or nothing is listed.
+        ValueError: the list is no UTF-8 text, a line has more than two fields, a path is absolute or climbs out of
+            ``root``, or nothing is listed.
     """
     root = Path(root)
     if not root.is_dir():
@@ -40,8 +42,14 @@ def read_list(root: str | Path, list_file: str | Path) -> list[tuple[str, str | 
         raise FileNotFoundError(
             f"list file {path} is missing; python scripts/prepare_lists.py writes it for CamVid and Cityscapes"
         )
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"list file {path} is no UTF-8 text ({error}); save it in that encoding") from error
+    if "\0" in text:
+        raise ValueError(f"list file {path} holds a NUL byte, so it is no text or cut off; write it anew")
     pairs = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(text.splitlines(), 1):
         fields = [field.strip() for field in line.split("\t")] if "\t" in line.strip() else line.split()
         if not fields:
             continue
@@ -59,7 +67,7 @@ def read_list(root: str | Path, list_file: str | Path) -> list[tuple[str, str | 
     return pairs
 
 
-def read_pixels(path: Path, modes: Mapping[str, str]) -> np.ndarray:
+def read_pixels(path: Path, modes: Mapping[str, str], exact: bool = False) -> np.ndarray:
     """Decodes an image file, whole or not at all.
 
     Pillow rather than OpenCV: it refuses a file that is cut off, where OpenCV fills the rest of a JPEG with grey, and
@@ -67,19 +75,38 @@ def read_pixels(path: Path, modes: Mapping[str, str]) -> np.ndarray:
 
     Args:
         path: the file.
-        modes: the pixel formats accepted (Pillow's names) -> the format to convert each to.
+        modes: the pixel formats accepted (Pillow's names) -> the format to convert each to. Of 16 bits a channel the
+            upper 8 are read; transparency is left out.
+        exact: the numbers are ids: refuse a file whose pixels would not come out as they were written into it.
 
     Raises:
-        ValueError: the file cannot be decoded or holds another pixel format.
+        ValueError: the file cannot be decoded, holds another pixel format, or not what ``exact`` asks for.
     """
     try:
         with Image.open(path) as picture:
+            stored = _stored_exactly(picture)
             picture.load()
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, ... by format and by kind of damage
         raise undecodable(path, error) from error
     if picture.mode not in modes:
-        raise ValueError(f"{path} has pixel format {picture.mode!r}; expected one of {', '.join(modes)}")
+        raise ValueError(
+            f"{path} has pixel format {picture.mode!r}; expected one of {', '.join(modes)}: convert it to one of these"
+        )
+    if exact and not stored:
+        raise ValueError(
+            f"{path} does not keep ids as they are: it is compressed with loss, or has not 8 bits a channel and would "
+            "be rescaled; expected a label as a PNG of 8 bits, or with a palette: write it anew from its source"
+        )
     return np.array(picture if picture.mode == modes[picture.mode] else picture.convert(modes[picture.mode]))
+
+
+def _stored_exactly(picture: Image.Image) -> bool:
+    """Whether decoding an opened file gives the very numbers in it; to be asked before it is loaded."""
+    codec, arguments = (picture.tile[0].codec_name, picture.tile[0].args) if picture.tile else (None, ())
+    layout = arguments if isinstance(arguments, str) else arguments[0] if arguments else None
+    stretched = isinstance(layout, str) and ";" in layout and not layout.startswith("P;")  # indices never are
+    lossless = codec in ("zip", "raw", "gif", "libtiff") and picture.info.get("compression") not in ("jpeg", "webp")
+    return lossless and not stretched
 
 
 IMAGE_MODES = {"RGB": "RGB", "L": "RGB", "P": "RGB", "RGBA": "RGB", "LA": "RGB"}
@@ -128,8 +155,9 @@ class SegDataset(Dataset):
         missing = [path for pair in self.files for path in pair if path is not None and not path.is_file()]
         if missing:
             raise FileNotFoundError(
-                f"{len(missing)} of the files that {self.root / list_file} lists are missing under {self.root}; "
-                f"the first is {missing[0].relative_to(self.root)}"
+                f"{len(missing)} of the files that {self.root / list_file} lists are missing under {self.root}, or are "
+                f"links that lead nowhere: {', '.join(str(path.relative_to(self.root)) for path in missing[:10])}"
+                f"{' ...' if len(missing) > 10 else ''}; put them there or remove their lines"
             )
         self.names = _unique_names([image for image, _ in pairs], self.root / list_file)
 
@@ -157,7 +185,7 @@ class SegDataset(Dataset):
 
     def read_label(self, path: Path) -> np.ndarray:
         """The H x W uint8 train ids in a label file. A data set with other label formats overrides this."""
-        return map_ids(read_pixels(path, LABEL_MODES), self.id_table, path)
+        return map_ids(read_pixels(path, LABEL_MODES, exact=True), self.id_table, path)
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """One sample: image H x W x 3 uint8 RGB and label H x W uint8 train ids (all 255 where there is no label).
@@ -176,7 +204,8 @@ class SegDataset(Dataset):
         if label.shape != image.shape[:2]:
             raise ValueError(
                 f"{self.files[index][0]} is {image.shape[0]} x {image.shape[1]} (H x W) and its label "
-                f"{self.files[index][1]} is {label.shape[0]} x {label.shape[1]}; expected the same size"
+                f"{self.files[index][1]} is {label.shape[0]} x {label.shape[1]}; expected the same size "
+                "(as stored: an EXIF rotation is not applied)"
             )
         return image, label
 
@@ -213,6 +242,8 @@ class TrainStream(Dataset):
             ``image[:n]``, its first n rows.
         seed: of order and augmentation.
         epochs: distinct passes over the data, after which the stream repeats; None: it never does.
+        skip_bad: put the next sample of the epoch's order that can be read in the place of one that cannot: still a
+            function of (seed, position), as long as the same files are bad.
 
     Attributes:
         period: number of samples after which the stream repeats, or None.
@@ -221,26 +252,55 @@ class TrainStream(Dataset):
         ValueError: a sample of the data set has no label.
     """
 
-    def __init__(self, dataset: SegDataset, transform: Callable, seed: int, epochs: int | None = None):
+    def __init__(
+        self,
+        dataset: SegDataset,
+        transform: Callable,
+        seed: int,
+        epochs: int | None = None,
+        skip_bad: bool = False,
+    ):
         unlabelled = [name for name, (_, label) in zip(dataset.names, dataset.files, strict=True) if label is None]
         if unlabelled:
             raise ValueError(f"{len(unlabelled)} training samples have no label in their list, first {unlabelled[0]}")
-        self.dataset, self.transform, self.seed = dataset, transform, seed
+        self.dataset, self.transform, self.seed, self.skip_bad = dataset, transform, seed, skip_bad
         self.period = None if epochs is None else epochs * len(dataset)
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
-    def index(self, position: int) -> int:
-        """Which sample of the data set stands at this position of the run."""
+    def index(self, position: int, after: int = 0) -> int:
+        """Which sample of the data set stands at this position of the run, or so many after it in its epoch's order."""
         epoch, offset = divmod(self.wrapped(position), len(self.dataset))
         if epoch != self._epoch:
             self._epoch, self._order = epoch, self._generator(0, epoch).permutation(len(self.dataset))
-        return int(self._order[offset])
+        return int(self._order[(offset + after) % len(self.dataset)])
 
     def __getitem__(self, position: int) -> dict:
-        """The transformed sample: ``image`` 3 h w uint8, ``label`` h w uint8, ``name``, ``position`` (wrapped)."""
-        index, position = self.index(position), self.wrapped(position)
-        image, label = self.transform(*self.dataset.open(index), self._generator(1, position))
-        return {**as_sample(image, label, self.dataset.names[index]), "position": position}
+        """The transformed sample: ``image`` 3 h w uint8, ``label`` h w uint8, ``name``, ``position`` (wrapped).
+
+        Under ``skipped`` it says which samples it replaces and why, a line each; mostly ''.
+
+        Raises:
+            ValueError, OSError: it cannot be read, and is not to be skipped; or more than half of the data set in a row
+                cannot.
+        """
+        position, skipped = self.wrapped(position), []
+        while True:
+            index = self.index(position, after=len(skipped))
+            try:
+                # The rows of a PNG are decoded within the transform.
+                image, label = self.transform(*self.dataset.open(index), self._generator(1, position))
+                break
+            except (ValueError, OSError) as error:
+                if not self.skip_bad:
+                    raise
+                skipped.append(f"{self.dataset.names[index]}: {' '.join(str(error).split())}")
+                if 2 * len(skipped) > len(self.dataset):
+                    raise ValueError(
+                        f"{len(skipped)} of the {len(self.dataset)} training samples in a row cannot be read, more "
+                        f"than half of them: mend the data; the last is {skipped[-1]}"
+                    ) from error
+        sample = as_sample(image, label, self.dataset.names[index])
+        return {**sample, "position": position, "skipped": "\n".join(skipped)}
 
     def wrapped(self, position: int) -> int:
         """The first position at which the stream gives what it gives at this one."""

@@ -74,7 +74,7 @@ class CamVid(SegDataset):
         super().__init__(root, list_file, tuple(GROUPS), palette, IDS)
 
     def read_label(self, path: Path) -> np.ndarray:
-        raw = read_pixels(path, {**LABEL_MODES, "RGB": "RGB"})
+        raw = read_pixels(path, {**LABEL_MODES, "RGB": "RGB"}, exact=True)
         if raw.ndim == 2:
             return map_ids(raw, self.id_table, path)
         label = COLOUR_TABLE[_pack(raw)]

@@ -55,4 +55,4 @@ class Cityscapes(SegDataset):
 
     def read_label(self, path: Path) -> np.ndarray:
         table = next(table for suffix, table in self._tables.items() if path.name.endswith(suffix))
-        return map_ids(read_pixels(path, LABEL_MODES), table, path)
+        return map_ids(read_pixels(path, LABEL_MODES, exact=True), table, path)

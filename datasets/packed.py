@@ -6,6 +6,7 @@ train ids), and an index that says what lies where. ``scripts/pack_dataset.py`` 
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,15 @@ import numpy as np
 from datasets.base import UNKNOWN, SegDataset
 
 INDEX = "index.json"
-KEYS = ("version", "class_names", "ids", "palette", "shards", "samples")  # of the index
+SAMPLE = {
+    "name": str, "source": [str], "source_bytes": [int], "source_sha256": [str],
+    "sha256": str, "size": [int], "shard": int, "offset": int, "bytes": int,
+}  # fmt: skip
+# Types of all that the index holds; a list has any number of the one entry.
+STRUCTURE = {
+    "version": int, "class_names": [str], "ids": [[int]], "palette": [[int]],
+    "shards": [{"file": str, "bytes": int}], "samples": [SAMPLE],
+}  # fmt: skip
 VERSION = 1  # of the format; raise it when older folders can no longer be read
 
 
@@ -42,6 +51,7 @@ class PackedDataset(SegDataset):
         for number, sample in enumerate(self._samples):
             expected = describe_sample(source, number)
             self._expect(f"sample {number} in {INDEX}", {key: sample[key] for key in expected}, expected)
+            self._expect(f"place of sample {number} in {INDEX}", self._place_is_sound(number), True)
         for shard in self._shards:
             path = self.folder / shard["file"]
             if not path.is_file():
@@ -78,6 +88,17 @@ class PackedDataset(SegDataset):
             files = " or ".join(str(path) for path in self.files[index] if path is not None)
             return f"{files} has changed since it was packed; {_how_to_pack(self.folder)}"
         return None
+
+    def _place_is_sound(self, index: int) -> bool:
+        """Whether a sample's bytes are as many as its pixels need, and lie within a shard."""
+        sample, channels = self._samples[index], 3 if self.files[index][1] is None else 4
+        return (
+            len(sample["size"]) == 2
+            and min(sample["size"]) > 0
+            and sample["bytes"] == channels * math.prod(sample["size"])
+            and 0 <= sample["shard"] < len(self._shards)
+            and 0 <= sample["offset"] <= self._shards[sample["shard"]]["bytes"] - sample["bytes"]
+        )
 
     def _pixels(self, index: int) -> np.ndarray:
         """The bytes of a sample in its mapped file: image, then label. They cannot be written to."""
@@ -125,12 +146,27 @@ def _read_index(folder: Path) -> dict[str, Any]:
         index = json.loads(path.read_text(encoding="utf-8"))
         version = index["version"]
         if version == VERSION:
-            index = {key: index[key] for key in KEYS}
-    except (ValueError, KeyError, TypeError) as error:
+            index = {key: _typed(key, index[key], types) for key, types in STRUCTURE.items()}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is no index of a packed data set ({error!r}); {_how_to_pack(folder)}") from error
     if version != VERSION:
         raise ValueError(f"{path} is of format version {version}; expected {VERSION}; {_how_to_pack(folder)}")
     return index
+
+
+def _typed(name: str, value: Any, types: Any) -> Any:
+    """``value``, as ``json`` gives it.
+
+    Raises:
+        KeyError: something is missing.
+        TypeError: it, or something in it, has not the type that it should have.
+    """
+    wanted = types if isinstance(types, type) else type(types)
+    if type(value) is not wanted:
+        raise TypeError(f"{name} holds {str(value)[:80]!r}; expected {wanted.__name__}")
+    if wanted is dict:
+        return {key: _typed(f"{name}.{key}", value[key], entry) for key, entry in types.items()}
+    return [_typed(name, entry, types[0]) for entry in value] if wanted is list else value
 
 
 def _how_to_pack(folder: Path) -> str:

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pyspng
+from PIL import Image
 
 START = b"\x89PNG\r\n\x1a\n\0\0\0\r"  # the signature, and the length of the first chunk: its kind, W, H and RGB follow
 RGB = bytes((8, 2, 0, 0, 0))  # bits a channel, colour type, compression, filters, not interlaced
 HEADER = len(START) + 12 + len(RGB)  # bytes up to the first chunk's checksum
+MOST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # where Pillow, which reads all other files, suspects an attack and refuses
 
 
 class PngRows:
@@ -27,7 +29,7 @@ class PngRows:
         shape: (H, W, 3).
 
     Raises:
-        ValueError: the file is cut off or a chunk is damaged.
+        ValueError: the file is cut off, a chunk is damaged, or the picture has more than ``MOST_PIXELS``.
     """
 
     def __init__(self, content: bytes, path: Path):
@@ -37,6 +39,8 @@ class PngRows:
         except ValueError as error:
             raise undecodable(path, error) from error
         width, height = struct.unpack_from(">II", content, len(START) + 4)
+        if width * height > MOST_PIXELS:  # a few bytes may unpack to gigabytes
+            raise ValueError(f"{path} is {height} x {width} (H x W); expected at most {MOST_PIXELS} pixels: cut it up")
         self.shape = (height, width, 3)
 
     def __getitem__(self, rows: slice) -> np.ndarray:
@@ -71,7 +75,8 @@ def open_rgb(path: Path) -> PngRows | None:
 
 
 def undecodable(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path} cannot be decoded ({error}); replace it by an undamaged copy")
+    reason = "it is empty: 0 bytes" if path.is_file() and not path.stat().st_size else error
+    return ValueError(f"{path} cannot be decoded ({reason}); replace it by an undamaged copy")
 
 
 def _check_chunks(content: bytes) -> None:

@@ -56,7 +56,7 @@ class DKD(LogitMethod):
         temperature: T.
 
     Raises:
-        ValueError: if the class counts differ, or a value makes no sense.
+        ValueError: if the class counts differ, there is one class only, or a value makes no sense.
     """
 
     comparisons = {"dkd_target": target_divergence, "dkd_nontarget": nontarget_divergence}
@@ -69,4 +69,6 @@ class DKD(LogitMethod):
         nontarget: float = 8.0,
         temperature: float = 4.0,
     ):
+        if student.num_classes < 2:
+            raise ValueError("the student has one class: beside the true class there is none to compare; choose kd")
         super().__init__(student, teacher, {"dkd_target": target, "dkd_nontarget": nontarget}, temperature)

@@ -2,10 +2,11 @@
 
   loader   training samples a second from one process, of PNG files and of a packed dataset
   step     the distillation step of --config (default: two real pairs), its parts, its overhead over teacher + student
-  losses   the step of every method over teacher + student alone, and whether all stays finite, by precision
+  losses   --steps steps of every method: over teacher + student alone, and whether all stays finite, by precision
   metric   the confusion matrix of one image
   eval     whole-image evaluation
-  all      everything
+  scaling  one process against --processes, one thread each: the same batch for each of them, and one batch for all
+  all      everything but scaling
 
 Published means: float32, NCHW, eager; whole images decoded and resized, label ids mapped one by one; teacher logits
 upsampled and copied; attention with its matrix held; class maps from full-resolution logits; a histogram for a class.
@@ -26,7 +27,7 @@ if not __package__:  # run as a file: its own folder is on the import path, the 
 
 import torch
 
-from scripts.benchmarks import evaluation, loader, metric, step
+from scripts.benchmarks import evaluation, loader, metric, scaling, step
 from utils.config import ConfigError
 from utils.files import write_atomically
 from utils.log import environment, say
@@ -38,7 +39,7 @@ QUICK_METHODS = ("kd", "cwd", "hmkd")
 EXAMPLES = """examples:
   python scripts/benchmark.py all --quick
   python scripts/benchmark.py step --config configs/hmkd/camvid_b4_r18.py --batch 4 --size 360 480 --json step.json
-  python scripts/benchmark.py losses --precisions bf16 fp16 --size 512 512
+  python scripts/benchmark.py losses --precisions bf16 fp16 --size 512 512 --steps 20
 """
 
 
@@ -46,8 +47,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("section", choices=[*SECTIONS, "all"])
-    parser.add_argument("--config", nargs="+", default=list(step.PAIRS), help="pairs for step; losses takes the last")
+    parser.add_argument("section", choices=[*SECTIONS, "scaling", "all"])
+    parser.add_argument("--config", nargs="+", default=list(step.PAIRS), help="pairs for step; others take the last")
+    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="a.b=c", help="override values of --config")
     parser.add_argument("--methods", nargs="+", help="method files for losses (default: every one in configs/_base_)")
     parser.add_argument("--precisions", nargs="+", default=["bf16"], choices=["fp32", "bf16", "fp16"], help="of losses")
     parser.add_argument("--against", choices=["published"], default="published", help="what is measured beside ours")
@@ -55,6 +57,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--batch", type=int, help="images a step (default: 8 on a GPU, 1 on a CPU)")
     parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="crop (default: 512 1024)")
     parser.add_argument("--rounds", type=int, help="timed rounds of step and losses (default: 20 on a GPU, 5 on a CPU)")
+    parser.add_argument("--processes", type=int, default=2, help="of scaling; its --batch is a multiple of it")
+    parser.add_argument("--steps", type=int, default=0, help="steps of every method, if more than the timing takes")
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds and methods: does it run at all?")
     parser.add_argument("--json", type=Path, help="write every figure here")
     args = parser.parse_args(arguments)
@@ -74,12 +78,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def measure(section: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of a section."""
+    common = args.device, args.batch, args.size, args.rounds
     if section == "step":
-        return [step.step_row(file, args.device, args.batch, args.size, args.rounds) for file in args.config]
+        return [step.step_row(file, args.cfg_options, *common) for file in args.config]
     if section == "losses":
         return step.method_rows(
-            args.config[-1], args.methods, args.precisions, args.device, args.batch, args.size, args.rounds
+            args.config[-1], args.cfg_options, args.methods, args.precisions, *common, steps=args.steps
         )
+    if section == "scaling":
+        return scaling.run(args.config[-1], args.cfg_options, args.batch, args.size, args.rounds, args.processes)
     return {"loader": loader, "metric": metric, "eval": evaluation}[section].run(args.quick, args.device)
 
 
@@ -93,8 +100,17 @@ def show(section: str, rows: Sequence[Mapping[str, Any]]) -> str:
                     [f"error: {row['error']}", *[""] * 5] if "error" in row else [
                         f"{row['ms']:.1f}", f"{row['spread']:.0%}", f"{row['overhead']:.3f}",
                         f"{row['memory_mib']:.0f}", f"{row['memory_alone_mib']:.0f}",
-                        "yes" if row["finite"] else "NO",
+                        f"in {row['steps']} steps" if row["finite"] else "NO",
                     ])]
+                for row in rows
+            ],
+        )  # fmt: skip
+    if section == "scaling":
+        return table(
+            ["what", "ms a step", "spread", "images/s", "efficiency", "all-reduce alone / step"],
+            [
+                [row["what"], f"{1e3 * row['s']:.1f}", f"{row['spread']:.0%}", f"{row['images_per_s']:.2f}",
+                 f"{row['efficiency']:.0%}", f"{row['all_reduce']:.1%}"]
                 for row in rows
             ],
         )  # fmt: skip

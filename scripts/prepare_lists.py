@@ -1,10 +1,14 @@
-"""Writes the train, val and test lists of Cityscapes or CamVid, after checking every image and label they name."""
+"""Writes the train, val and test lists of Cityscapes or CamVid, after checking every image and label they name.
+
+Checking is reading: each image and each label, whole, as training and evaluation do. With --config it checks the lists
+that a config names, of whatever data set.
+"""
 
 import argparse
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,8 +22,11 @@ if not __package__:  # run as a file: its own folder is on the import path, the 
 
     restart_as_module(__file__)
 
+from configs.build import build_split
+from configs.schema import Experiment
 from datasets import DATASETS
-from datasets.base import SegDataset
+from datasets.base import IGNORE, SegDataset
+from utils.config import load_config
 
 EXAMPLES = """\
 examples:
@@ -31,12 +38,15 @@ examples:
       the original ones: data/camvid/{701_StillsRaw_full/*.png,LabeledApproved_full/*_L.png}, or {images,labels}
   python scripts/prepare_lists.py camvid data/camvid --check
       checks the lists that are there, and writes nothing
+  python scripts/prepare_lists.py --config configs/hmkd/camvid_b4_r18.py
+      checks the lists that a config names, and writes nothing
 """
 COUNTS = {
     "cityscapes": {"train": 2975, "val": 500, "test": 1525},
     "camvid": {"train": 367, "val": 101, "test": 233},
 }
 SHOWN = 20  # problems printed in full
+EXIF_ORIENTATION = 274
 ORIGINAL_CAMVID = (("701_StillsRaw_full", "LabeledApproved_full"), ("images", "labels"))
 
 
@@ -102,39 +112,78 @@ def check_lists(name: str, root: Path, folder: Path) -> list[str]:
     if not any(path.is_file() for path in paths.values()):
         problems.append(f"{folder} holds none of {', '.join(path.name for path in paths.values())}")
     for split, path in paths.items():
-        count, expected = 0, COUNTS[name][split]
         if path.is_file():
-            try:
-                dataset = DATASETS[name](root, path.resolve())
-            except (OSError, ValueError) as error:
-                problems.append(str(error))
-                continue
-            count = len(dataset)
-            problems += check_samples(dataset, split)
-        note = f" ({expected - count} missing)" if count < expected else ""
-        print(f"{split:6}{count:5} of {expected}{note}")
+            problems += check_split(split, lambda path=path: DATASETS[name](root, path.resolve()), COUNTS[name][split])
+        else:
+            print(_count(split, 0, COUNTS[name][split]))
     return problems
 
 
-def check_samples(dataset: SegDataset, description: str) -> list[str]:
-    """What is wrong with each sample: sizes that differ (of images the header alone is read), damaged or odd labels."""
+def check_config(source: str, options: Sequence[str]) -> list[str]:
+    """Reads the lists that a config names, as training and evaluation will, and prints their counts.
 
-    def problem(index: int) -> str | None:
-        image, label = dataset.files[index]
-        try:
-            with Image.open(image) as picture:
-                width, height = picture.size
-            truth = dataset.load_label(index)
-        except (OSError, ValueError) as error:
-            return str(error)
-        if truth is not None and truth.shape != (height, width):
-            return f"{image} is {height} x {width} (H x W), its label {label} {truth.shape[0]} x {truth.shape[1]}"
-        return None
+    Returns:
+        What is wrong.
+    """
+    config = load_config(source, Experiment, [*options, "data.packed=None"])
+    problems = []
+    for split in ("train", "val", "test"):
+        if getattr(config.data, f"{split}_list") is None:
+            continue
+        problems += check_split(split, lambda split=split: build_split(config, source, split), labelled=split != "test")
+    return problems
 
+
+def check_split(
+    split: str, build: Callable[[], SegDataset], expected: int | None = None, labelled: bool = False
+) -> list[str]:
+    """Prints how many samples a split has, of how many it should, and what may be a mistake. Returns what is wrong.
+
+    Args:
+        split: its name.
+        build: gives it.
+        expected: the number of samples it has in full.
+        labelled: each must have a label.
+    """
+    try:
+        dataset = build()
+    except (OSError, ValueError) as error:
+        return [str(error)]
+    problems = [f"{image}: has no label in its list" for image, label in dataset.files if labelled and label is None]
     with ThreadPoolExecutor() as pool:
-        results = pool.map(problem, range(len(dataset)))
-        bar = tqdm(results, description, len(dataset), leave=False, disable=None)  # no bar in a log file
-        return [result for result in bar if result is not None]
+        results = pool.map(lambda index: check_sample(dataset, index), range(len(dataset)))
+        samples = list(tqdm(results, split, len(dataset), leave=False, disable=None))  # no bar in a log file
+    print(_count(split, len(dataset), expected))
+    for what, files in {
+        "labels void everywhere, which teach nothing": [sample.void for sample in samples if sample.void],
+        "images with an EXIF rotation, which is not applied: their labels must lie as the pixels are stored": [
+            sample.rotated for sample in samples if sample.rotated
+        ],
+    }.items():
+        if files:
+            print(f"warning: {split}: {len(files)} {what}; the first is {files[0]}", file=sys.stderr)
+    return problems + [sample.problem for sample in samples if sample.problem]
+
+
+class Sample(NamedTuple):
+    """What was found in one sample: what is wrong with which file, a label all void, an image said to be turned."""
+
+    problem: str | None = None
+    void: Path | None = None
+    rotated: Path | None = None
+
+
+def check_sample(dataset: SegDataset, index: int) -> Sample:
+    """Reads one sample, whole."""
+    image, label = dataset.files[index]
+    try:
+        _, truth = dataset.load(index)
+        with Image.open(image) as picture:
+            rotated = picture.getexif().get(EXIF_ORIENTATION, 1) != 1
+    except (OSError, ValueError) as error:
+        return Sample(problem=str(error))
+    void = label is not None and (truth == IGNORE).all()
+    return Sample(None, label if void else None, image if rotated else None)
 
 
 def write_lists(name: str, root: Path) -> list[str]:
@@ -174,20 +223,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("dataset", choices=tuple(COUNTS))
-    parser.add_argument("root", type=Path, help="folder of the data set; the lists are written into it")
+    parser.add_argument("dataset", nargs="?", choices=tuple(COUNTS))
+    parser.add_argument("root", nargs="?", type=Path, help="folder of the data set; the lists are written into it")
     parser.add_argument("--check", action="store_true", help="check the lists that are there; write nothing")
+    parser.add_argument("--config", help="check the lists that this config names instead; write nothing")
+    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="a.b=c", help="override config values")
     options = parser.parse_args(arguments)
     name, root = options.dataset, options.root
-    if not root.is_dir():
+    if (options.config is None) == (root is None) or (options.config is None and options.cfg_options):
+        parser.error("give either a data set and its folder, or --config (and --cfg-options)")
+    if root is not None and not root.is_dir():
         parser.error(f"{root} is not a folder")
-    problems = check_lists(name, root, root) if options.check else write_lists(name, root)
+    writes = not (options.check or options.config)
+    try:
+        if options.config:
+            problems = check_config(options.config, options.cfg_options)
+        else:
+            problems = write_lists(name, root) if writes else check_lists(name, root, root)
+    except (OSError, ValueError) as error:
+        problems = [str(error)]
+    except KeyboardInterrupt:
+        sys.exit("interrupted; nothing was written")
     for problem in problems[:SHOWN]:
         print(f"error: {problem}", file=sys.stderr)
     if problems:
         more = f" ({len(problems) - SHOWN} more than shown)" if len(problems) > SHOWN else ""
-        print(f"problems: {len(problems)}{more}{'' if options.check else '; nothing was written'}", file=sys.stderr)
+        print(f"problems: {len(problems)}{more}{'; nothing was written' if writes else ''}", file=sys.stderr)
     return 1 if problems else 0
+
+
+def _count(split: str, count: int, expected: int | None) -> str:
+    missing = f" ({expected - count} missing)" if expected and count < expected else ""
+    return f"{split:6}{count:5}{f' of {expected}' if expected else ''}{missing}"
 
 
 def _by_name(folder: Path, pattern: str, suffix: str) -> dict[str, Path]:

@@ -7,10 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from datasets.synthetic import write_synthetic
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# The same few cases in every run; HYPOTHESIS_PROFILE=thorough draws many new ones.
+quiet = (HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.function_scoped_fixture)
+settings.register_profile("few", max_examples=80, derandomize=True, deadline=None, suppress_health_check=quiet)
+settings.register_profile("thorough", max_examples=2000, deadline=None, suppress_health_check=quiet)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "few"))
 
 # Small in every way: a run of a few steps takes seconds. Drop path and dropout are on: they too must resume exactly.
 EXPERIMENT = """

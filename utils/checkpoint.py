@@ -1,5 +1,6 @@
 """Training state, and the student alone, as files that are either whole or absent."""
 
+import hashlib
 import io
 import json
 import re
@@ -12,34 +13,48 @@ from safetensors.torch import save
 from torch import Tensor
 
 from utils.files import write_atomically
+from utils.log import say
 
 STEP_FILE = re.compile(r"step_(\d+)\.pt")
+# A checkpoint is torch.save's zip archive with the digest of all before it as the archive's comment, which every reader
+# of the format passes over. A zip archive ends in the comment's length.
+NO_COMMENT = bytes(2)
+DIGEST_HEAD = b"sha256:"
+COMMENT_BYTES = len(DIGEST_HEAD) + 64
 
 
 def save_checkpoint(state: Mapping[str, Any], *paths: str | Path) -> None:
-    """Saves the same training state to each of ``paths``, atomically."""
+    """Saves the same training state to each of ``paths``, atomically, with a digest of what the file holds."""
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
+    content = buffer.getvalue()
+    signed = content.removesuffix(NO_COMMENT) + _comment(content)
     for path in paths:
-        write_atomically(path, buffer.getvalue())
+        write_atomically(path, signed)
 
 
 def load_checkpoint(path: str | Path, map_location: torch.device | str = "cpu") -> dict[str, Any]:
-    """Reads a training state; nothing in the file is executed.
+    """Reads a training state if it is whole; nothing in the file is executed.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file cannot be read, or is not one of ours.
+        ValueError: if a single bit of the file is not as it was written, or it is not one of ours.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
-    try:
-        state = torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # torch raises many types on a damaged file
+    signed = path.read_bytes()
+    content = signed[: -len(NO_COMMENT) - COMMENT_BYTES] + NO_COMMENT
+    if not signed.endswith(_comment(content)):
         raise ValueError(
-            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {str(error).partition(chr(10))[0]}); "
-            "it may be truncated: go on from another step_*.pt of its folder"
+            f"{path} ({len(signed)} bytes) is damaged or not one of this code's checkpoints: its end does not hold the "
+            "sha256 of the rest; go on from another checkpoint of its folder"
+        )
+    try:
+        state = torch.load(io.BytesIO(content), map_location=map_location, weights_only=True)
+    except Exception as error:  # torch raises many types
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
         ) from error
     wanted = {"student", "method", "optimizer", "scaler", "step", "best", "validated", "micro_batches", "config"}
     lacking = wanted - set(state) if isinstance(state, dict) else wanted
@@ -48,13 +63,65 @@ def load_checkpoint(path: str | Path, map_location: torch.device | str = "cpu") 
     return state
 
 
-def newest_checkpoint(work_dir: str | Path) -> Path | None:
-    """``last.pt``, or else the ``step_*.pt`` of the highest step, or None."""
+def _comment(content: bytes) -> bytes:
+    """The comment, after its length, of an archive that has none yet."""
+    digest = DIGEST_HEAD + hashlib.sha256(content).hexdigest().encode()
+    return COMMENT_BYTES.to_bytes(2, "little") + digest
+
+
+def newest_whole_checkpoint(work_dir: str | Path) -> tuple[Path, dict[str, Any]] | None:
+    """The first whole one of ``last.pt``, ``step_*.pt`` from the highest step down, and ``best.pt``, and its state.
+
+    A damaged one is named on the terminal. None where there is none of them.
+
+    Raises:
+        ValueError: if all that are there are damaged.
+    """
     work_dir = Path(work_dir)
-    if (work_dir / "last.pt").is_file():
-        return work_dir / "last.pt"
-    steps = step_files(work_dir)
-    return steps[-1] if steps else None
+    files = [work_dir / "last.pt", *reversed(step_files(work_dir)), work_dir / "best.pt"]
+    files, damaged = [path for path in files if path.is_file()], []
+    for path in files:
+        try:
+            return path, load_checkpoint(path)
+        except ValueError as error:
+            damaged.append(error)
+            say(f"WARNING: {error}")
+    if damaged:
+        raise ValueError(
+            f"none of the {len(damaged)} checkpoints in {work_dir} is whole (the first: {damaged[0]}); to start "
+            "afresh remove them, or choose another --work-dir"
+        )
+    return None
+
+
+def checkpoint_to_resume(work_dir: str | Path, asked: str | None) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint that a run goes on from, and its state; None to start afresh.
+
+    Args:
+        work_dir: folder of the run.
+        asked: ``'auto'`` for the newest whole one, if there is any; a path; or None, to start afresh.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``load_checkpoint``; and if the folder holds a run and nothing was asked,
+            or one that went further than the checkpoint asked for.
+    """
+    newest = newest_whole_checkpoint(work_dir)
+    if asked == "auto":
+        return newest
+    if asked is None:
+        if newest is None:
+            return None
+        raise ValueError(
+            f"{work_dir} already holds a run ({newest[0].name}): add --resume auto to go on with it, or choose another "
+            "--work-dir"
+        )
+    state = load_checkpoint(asked)
+    if newest is not None and state["step"] < newest[1]["step"]:
+        raise ValueError(
+            f"{work_dir} holds a run that is at step {newest[1]['step']} already; to go on from {asked} (step "
+            f"{state['step']}) choose another --work-dir"
+        )
+    return Path(asked), state
 
 
 def step_files(work_dir: str | Path) -> list[Path]:

@@ -111,7 +111,8 @@ def _tuples(value: Any) -> Any:
 def dump_config(config: BaseModel) -> str:
     """The resolved config as a Python file that ``load_config`` reads back to an equal config."""
     sections = config.model_dump().items()
-    return "\n".join(f"{name} = {pformat(value, width=110, sort_dicts=False)}" for name, value in sections) + "\n"
+    text = "\n".join(f"{name} = {pformat(value, width=110, sort_dicts=False)}" for name, value in sections) + "\n"
+    return text.replace("{{", r"{\x7b")  # only a string holds two braces; mmengine would fill them in as a template
 
 
 def changed_values(old: Any, new: Any, key: str = "") -> list[str]:

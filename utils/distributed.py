@@ -130,6 +130,14 @@ def gather_objects(value: object) -> list:
     return values
 
 
+def from_main(value: object) -> object:
+    """Rank 0's ``value``, on every rank."""
+    values = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
 def broadcast_buffers(module: nn.Module) -> None:
     """Every rank takes rank 0's buffers (running statistics)."""
     if dist.is_initialized():

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
+from utils.distributed import World
 from utils.metrics import ConfusionMatrix, SegMetrics
+from utils.sharding import is_sharded, joined
 
 Size = tuple[int, int]
 MODES = ("whole", "slide")
@@ -26,7 +28,8 @@ def inference(model: nn.Module) -> Iterator[None]:
     training = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.inference_mode():
+        # FSDP goes on writing into what it has gathered once: into tensors of the inference mode only inside of it.
+        with torch.no_grad() if is_sharded(model) else torch.inference_mode(), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         for module, mode in training:
@@ -211,7 +214,7 @@ def evaluate(
     The network's modes and the global random state are left as they were.
 
     Args:
-        model: on ``device``, unwrapped; every rank holds the same weights.
+        model: on ``device``, unwrapped; every rank holds the same weights, or its part of them (``utils.sharding``).
         dataset: has ``num_classes`` and ``len()``; ``[i]`` is a dict of ``image`` 3 H W uint8, ``label`` H W uint8 with
             255 = void, and ``name``.
         device: where the network runs.
@@ -245,25 +248,26 @@ def evaluate(
     confusion = ConfusionMatrix(dataset.num_classes, device)
     # disable=None: no bar where stderr is not a terminal.
     bar = tqdm(loader, desc=description, leave=False, disable=None if progress and rank == 0 else True)
-    for sample in bar:
-        image, label, name = sample["image"], sample["label"], sample["name"]
-        if label.shape != image.shape[-2:]:
-            raise ValueError(
-                f"{name}: label is {tuple(label.shape)}, image {tuple(image.shape[-2:])}; expected the same H x W"
-            )
-        with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
-            prediction = predict(
-                model,
-                image.to(device, non_blocking=True),
-                mode=mode,
-                scales=scales,
-                flip=flip,
-                crop_size=crop_size,
-                stride=stride,
-            )[0]
-        confusion.update(prediction, label.to(device, non_blocking=True))
-        if on_sample is not None:
-            on_sample(name, image, prediction.cpu(), label)
+    with joined(model, World(rank, world_size, device), autocast_dtype):
+        for sample in bar:
+            image, label, name = sample["image"], sample["label"], sample["name"]
+            if label.shape != image.shape[-2:]:
+                raise ValueError(
+                    f"{name}: label is {tuple(label.shape)}, image {tuple(image.shape[-2:])}; expected the same H x W"
+                )
+            with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
+                prediction = predict(
+                    model,
+                    image.to(device, non_blocking=True),
+                    mode=mode,
+                    scales=scales,
+                    flip=flip,
+                    crop_size=crop_size,
+                    stride=stride,
+                )[0]
+            confusion.update(prediction, label.to(device, non_blocking=True))
+            if on_sample is not None:
+                on_sample(name, image, prediction.cpu(), label)
     confusion.all_reduce()
     return confusion.compute()
 

@@ -1,15 +1,19 @@
-"""What a run leaves behind: ``metrics.jsonl``, TensorBoard events, ``env.txt``, lines on the terminal."""
+"""What a run leaves behind: ``metrics.jsonl``, TensorBoard events, ``env.txt``, and what it said: ``train.log``."""
 
 import json
+import logging
+import os
 import platform
+import re
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,11 @@ from utils.files import write_atomically
 from utils.metrics import SegMetrics
 
 PACKAGES = ("torch", "torchvision", "timm", "mmengine-lite", "pydantic", "opencv-python-headless", "numpy")
+RECORD = logging.getLogger("hmkd")  # of what is said; a run keeps it in a file
+RECORD.setLevel(logging.INFO)
+RECORD.propagate = False
+RECORD.addHandler(logging.NullHandler())
+RECORD_FILE, RECORD_BYTES, OLD_RECORDS = "train.log", 10 * 2**20, 3
 
 
 class RunLog:
@@ -34,12 +43,14 @@ class RunLog:
         total: steps of the whole run.
         batch_size: global, for the rate.
         active: False on every rank but one: then nothing is written or said.
+        go_on: an entry that cannot be written (a full disk) is said to be lost; otherwise it is an error (OSError).
     """
 
     def __init__(
-        self, work_dir: str | Path, step: int, validated: int, total: int, batch_size: int, active: bool = True
-    ):
-        self.total, self.batch_size, self.active = total, batch_size, active
+        self, work_dir: str | Path, step: int, validated: int, total: int, batch_size: int, active: bool = True,
+        go_on: bool = False,
+    ):  # fmt: skip
+        self.total, self.batch_size, self.active, self.go_on = total, batch_size, active, go_on
         self.clock, self.counted = time.perf_counter(), step  # the rate is measured from here on
         if not active:
             return
@@ -49,8 +60,8 @@ class RunLog:
             whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
             kept = [line for line in whole if _step_of(line, path) <= (validated if '"miou"' in line else step)]
         write_atomically(path, "".join(kept if step else []).encode())
-        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - lives as long as the run
-        self.board = SummaryWriter(str(Path(work_dir) / "tensorboard"), purge_step=step + 1)
+        self.file = open(path, "ab", buffering=0)  # noqa: SIM115 - lives as long as the run
+        self.board: SummaryWriter | None = SummaryWriter(str(Path(work_dir) / "tensorboard"), purge_step=step + 1)
 
     def training(
         self,
@@ -82,6 +93,12 @@ class RunLog:
         scaled = "".join(f" {name} {value:g}" for name, value in scaling.items())
         say(f"step {step}/{self.total} {shown} lr {lr:.2e}{scaled} {rate:.1f} images/s {left} left")
 
+    def skipped(self, step: int, count: int) -> None:
+        """How often a training sample was replaced since the last entry, because it could not be read."""
+        if self.active and count:
+            self._write(step, skipped_samples=count)
+            self._scalars(step, "train", {"skipped_samples": count})
+
     def teacher(self, step: int, miou: float) -> None:
         """The frozen teacher's mIoU on the validation set."""
         if self.active:
@@ -106,7 +123,7 @@ class RunLog:
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
         """H W 3 uint8 picture in TensorBoard."""
         if self.active:
-            self.board.add_image(name, image, step, dataformats="HWC")
+            self._on_board(lambda board: board.add_image(name, image, step, dataformats="HWC"))
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -117,17 +134,40 @@ class RunLog:
 
     def close(self) -> None:
         if self.active:
-            self.board.close()
+            self._on_board(SummaryWriter.close)
             self.file.close()
 
     def _write(self, step: int, **values: Any) -> None:
         """One JSON line; a number that is not finite (a class that does not occur) is null there."""
-        self.file.write(json.dumps(_jsonable({"step": step, **values})) + "\n")
-        self.file.flush()
+        rest = memoryview((json.dumps(_jsonable({"step": step, **values})) + "\n").encode())
+        end = os.fstat(self.file.fileno()).st_size
+        try:
+            while rest:
+                rest = rest[self.file.write(rest) :]
+        except OSError as error:
+            os.truncate(self.file.fileno(), end)  # no half line before the next
+            self._lost(f"cannot write step {step} to {self.file.name}", error)
 
     def _scalars(self, step: int, prefix: str, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self.board.add_scalar(f"{prefix}/{name}", value, step)
+        def add(board: SummaryWriter) -> None:
+            for name, value in values.items():
+                board.add_scalar(f"{prefix}/{name}", value, step)
+
+        self._on_board(add)
+
+    def _on_board(self, write: Callable[[SummaryWriter], None]) -> None:
+        if self.board is None:
+            return
+        try:
+            write(self.board)
+        except OSError as error:
+            folder, self.board = self.board.log_dir, None  # its thread has ended: it would never write again
+            self._lost(f"cannot write to {folder}, nor any more in this run", error)
+
+    def _lost(self, what: str, error: OSError) -> None:
+        if not self.go_on:
+            raise OSError(f"{what} ({error.strerror or error}); what was there is as it was") from error
+        say(f"WARNING: {what} ({error.strerror or error}); going on without it (checkpoint.on_save_error)")
 
 
 def _step_of(line: str, path: Path) -> int:
@@ -156,9 +196,37 @@ def peak_memory_mib() -> float:
 
 
 def say(message: str) -> None:
-    """A line on the terminal that does not break a progress bar."""
+    """A line on the terminal that does not break a progress bar; a run keeps it too (``recorded_in``)."""
     tqdm.write(message, file=sys.stdout)
     sys.stdout.flush()
+    RECORD.info(message)
+
+
+@contextmanager
+def recorded_in(work_dir: Path) -> Iterator[None]:
+    """What is said, and the error that ends it, goes to ``train.log`` too, with the time; large files are put aside."""
+    path = work_dir / RECORD_FILE
+    handler = RotatingFileHandler(path, maxBytes=RECORD_BYTES, backupCount=OLD_RECORDS, delay=True, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    handler.handleError = lambda record: None  # a full disk: the terminal has it
+    RECORD.addHandler(handler)
+    try:
+        yield
+    except BaseException as error:
+        if path.is_file():  # a run that never began leaves nothing
+            RECORD.info(f"ended by {type(error).__name__}: {error}")
+        raise
+    finally:
+        RECORD.removeHandler(handler)
+        handler.close()
+
+
+def reason(error: Exception) -> str:
+    """What an error says; of one that a loader's worker met, without the worker's traceback, which comes before it."""
+    text = str(error)
+    if not text.startswith("Caught "):
+        return text
+    return re.split(r"^[\w.]*Error: ", text, flags=re.MULTILINE)[-1].strip()
 
 
 def progress_bar(total: int, initial: int, description: str, active: bool) -> tqdm:

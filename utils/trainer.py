@@ -10,8 +10,9 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from utils.blocks import compile_in_place
 from utils.crash import NonFiniteError, non_finite_error
-from utils.distributed import World, all_reduce_sum
+from utils.distributed import World, all_reduce_sum, largest
 from utils.schedule import (
     build_optimizer,
     gradient_norms,
@@ -20,6 +21,7 @@ from utils.schedule import (
     set_learning_rate,
     weight_factor,
 )
+from utils.sharding import is_sharded, shard
 from utils.teacher_cache import TeacherCache
 
 # float16's loss scale halves with every gradient that overflows. What overflows even so small is not finite by itself.
@@ -74,6 +76,8 @@ class Trainer:
         curriculum: by loss term, arguments of ``weight_factor`` beside the step.
         seed: of dropout and drop path.
         teacher_cache: where the teacher's outputs are kept (``utils.teacher_cache``), or None to run it every time.
+        shard_teacher: shares its weights out over the ranks (``utils.sharding``).
+        compile_blocks: ``torch.compile`` of both networks (``utils.blocks``); their names and weights stay as they are.
     """
 
     def __init__(
@@ -90,6 +94,8 @@ class Trainer:
         curriculum: Mapping[str, Mapping[str, Any]],
         seed: int,
         teacher_cache: TeacherCache | None = None,
+        shard_teacher: bool = False,
+        compile_blocks: bool = False,
     ):
         self.world, self.schedule, self.grad_clip, self.seed = world, schedule, grad_clip, seed
         self.autocast_dtype, self.curriculum, self.teacher_cache = autocast_dtype, curriculum, teacher_cache
@@ -101,9 +107,16 @@ class Trainer:
             distiller = convert_sync_batchnorm(distiller)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.distiller = distiller.to(world.device, memory_format=layout)
-        self.teacher = teacher.to(world.device, memory_format=layout) if teacher is not None else None
+        self.teacher = teacher
         if teacher is not None and autocast_dtype is not None:
             cast_weights(teacher, autocast_dtype)
+        if shard_teacher:
+            shard(teacher, world, layout)
+        elif teacher is not None:
+            teacher.to(world.device, memory_format=layout)
+        if compile_blocks:
+            for network in self.networks.values():
+                compile_in_place(network)
         self.wrapped = self.distiller
         if world.size > 1:
             # No broadcast of buffers: memory banks are filled alike on all ranks, and of the running statistics only
@@ -164,7 +177,10 @@ class Trainer:
         if self.teacher_cache is None:
             return self.teacher(images) if self.teacher is not None else None
         known = self.teacher_cache.recall(positions)
-        if known is None:
+        missing = known is None
+        if is_sharded(self.teacher):  # it runs on all ranks or on none
+            missing = largest(missing, self.world)
+        if missing:
             self.teacher_cache.store(positions, self.teacher(images))
             known = self.teacher_cache.recall(positions)
         return known

@@ -13,9 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from configs.build import build_distiller, build_student, build_teacher
 from configs.schema import Experiment
 from scripts.benchmarks.published import PublishedStep
-from scripts.benchmarks.timing import peak_memory, synchronize, time_each
+from scripts.benchmarks.timing import peak_memory, time_each
 from utils.config import ConfigError, load_config, load_section, validate
 from utils.distributed import World
+from utils.log import say
 from utils.trainer import Trainer
 
 PAIRS = ("configs/hmkd/cityscapes_b4_r18.py", "configs/hmkd/cityscapes_r101_b0.py")
@@ -35,7 +36,7 @@ def random_batch(batch: int, size: tuple[int, int], pinned: bool) -> dict[str, A
     return {"image": images, "label": labels, "name": [f"noise {i}" for i in range(batch)]}
 
 
-def build(config: Experiment, device: torch.device, distil: bool = True) -> Trainer:
+def build(config: Experiment, world: World, distil: bool = True) -> Trainer:
     """The config's trainer with random networks; the student alone where it shall not distil.
 
     Learning rates are a thousandth of the config's: random networks must stay finite.
@@ -48,7 +49,7 @@ def build(config: Experiment, device: torch.device, distil: bool = True) -> Trai
     return Trainer(
         build_distiller(config, "benchmark", student, teacher),
         teacher,
-        World(0, 1, device),
+        world,
         optimizer=optimizer | {"lr": 1e-3 * optimizer["lr"]},
         schedule={"max_iters": 10**6, "power": 0.9, "warmup_iters": 0, "warmup_ratio": 1.0},
         autocast_dtype=config.train.autocast_dtype,
@@ -56,6 +57,7 @@ def build(config: Experiment, device: torch.device, distil: bool = True) -> Trai
         grad_clip=config.train.grad_clip,
         curriculum={},
         seed=0,
+        compile_blocks=config.train.compile,
     )
 
 
@@ -84,10 +86,13 @@ def free() -> None:
         torch.cuda.empty_cache()
 
 
-def step_row(file: str, device: torch.device, batch: int, size: tuple[int, int], rounds: int) -> dict[str, Any]:
+def step_row(
+    file: str, options: Sequence[str], device: torch.device, batch: int, size: tuple[int, int], rounds: int
+) -> dict[str, Any]:
     """Our step against the published one, its parts, its overhead, memory and use of the device, for one config."""
-    config = load_pair(file)
-    ours, alone = build(config, device), build(config, device, distil=False)
+    config = load_pair(file, *options)
+    world = World(0, 1, device)
+    ours, alone = build(config, world), build(config, world, distil=False)
     data = random_batch(batch, size, pinned=device.type == "cuda")
     images, labels = data["image"].to(device), data["label"].to(device)
 
@@ -109,7 +114,8 @@ def step_row(file: str, device: torch.device, batch: int, size: tuple[int, int],
         ours.optimizer.zero_grad(set_to_none=True)
 
     knowledge = teacher_forward()
-    reference = build(load_pair(file, "train.precision=fp32", "train.channels_last=False"), device)
+    plain = ("train.precision=fp32", "train.channels_last=False", "train.compile=False")
+    reference = build(load_pair(file, *options, *plain), world)
     theirs = PublishedStep(reference.student, reference.teacher, config.optimizer.model_dump())
     floats, longs = data["image"].float(), data["label"].long()
     alternatives = {
@@ -117,6 +123,9 @@ def step_row(file: str, device: torch.device, batch: int, size: tuple[int, int],
         "alone": lambda: alone.train_step([data]), "teacher": teacher_forward,
         "student forward": student_forward, "forward": forward, "backward": backward,
     }  # fmt: skip
+    if config.train.compile:
+        eager = build(load_pair(file, *options, "train.compile=False"), world)
+        alternatives["eager"] = lambda: eager.train_step([data])
     times = time_each(alternatives, device, rounds, warmup=1)
     memory = {name: peak_memory(alternatives[name], device) for name in ("published", "ours")}
     with FlopCounterMode(display=False) as counter:
@@ -133,50 +142,57 @@ def step_row(file: str, device: torch.device, batch: int, size: tuple[int, int],
     mfu = flops / ours_s / matmul_rate(device)
     memory_ratio = memory["ours"] / memory["published"]
     free()
+    compiled = f", compiled: eager {1e3 * times['eager'].median:.1f} ms" if config.train.compile else ""
     return {
         "what": f"step, {Path(file).stem}", "ours": ours_s, "published": theirs_s, "ratio": theirs_s / ours_s,
         "spread": times["ours"].spread, "batch": batch, "size": size, "images_per_s": batch / ours_s,
         "alone": times["alone"].median, "overhead": overhead, "memory": memory, "memory_ratio": memory_ratio,
         "flops": flops, "mfu": mfu, "parts": parts,
         "note": f"{batch / ours_s:.2f} images/s, step / (teacher + alone) {overhead:.2f}, "
-        f"peak {memory['ours'] / 2**20:.0f} MiB ({memory_ratio:.2f}x), MFU {mfu:.0%}",
+        f"peak {memory['ours'] / 2**20:.0f} MiB ({memory_ratio:.2f}x), MFU {mfu:.0%}{compiled}",
     }  # fmt: skip
 
 
 def method_rows(
     file: str,
+    options: Sequence[str],
     methods: Sequence[str],
     precisions: Sequence[str],
     device: torch.device,
     batch: int,
     size: tuple[int, int],
+    rounds: int,
     steps: int,
 ) -> list[dict[str, Any]]:
     """Every method in the place of the config's: time over teacher + student alone, memory, and whether all was finite.
 
     Args:
         precisions: ``'fp32'``, ``'bf16'``, ``'fp16'``.
-        steps: timed steps of each method, every term of which is checked.
+        rounds: timed steps of each method.
+        steps: of each method in all, if that is more; every term of every step is checked.
     """
-    rows = []
+    rows, world = [], World(0, 1, device)
     data = random_batch(batch, size, pinned=device.type == "cuda")
     for precision in precisions:
-        base = load_pair(file, f"train.precision={precision}")
-        alone = build(base, device, distil=False)
+        base = load_pair(file, *options, f"train.precision={precision}")
+        alone = build(base, world, distil=False)
         for method in methods:
             values = base.model_dump() | {"distill": load_section(method, "distill"), "curriculum": {}}
             rows.append({"method": method, "precision": precision, "batch": batch, "size": size})
             try:
-                trainer = build(validate(values, Experiment, method), device)
-                rows[-1] |= _method_row(trainer, alone, data, device, steps)
+                trainer = build(validate(values, Experiment, method), world)
+                rows[-1] |= _method_row(trainer, alone, data, device, rounds, steps)
             except (ValueError, FloatingPointError, torch.OutOfMemoryError) as error:
                 rows[-1]["error"] = str(error).splitlines()[0]
             trainer = None
             free()
+            say(f"{Path(method).stem}, {precision}: {rows[-1].get('error', 'measured')}")
     return rows
 
 
-def _method_row(trainer: Trainer, alone: Trainer, data: dict, device: torch.device, steps: int) -> dict[str, Any]:
+def _method_row(
+    trainer: Trainer, alone: Trainer, data: dict, device: torch.device, rounds: int, steps: int
+) -> dict[str, Any]:
     found: list[dict[str, float]] = []
     images = data["image"].to(device)
 
@@ -189,9 +205,10 @@ def _method_row(trainer: Trainer, alone: Trainer, data: dict, device: torch.devi
         "teacher": teacher,
         "alone": lambda: alone.train_step([data]),
     }
-    times = time_each(alternatives, device, steps, warmup=1)
-    synchronize(device)
+    times = time_each(alternatives, device, rounds, warmup=1)
     memory, memory_alone = (peak_memory(alternatives[name], device) for name in ("full", "alone"))
+    while len(found) < steps:
+        alternatives["full"]()
     scale = trainer.scaler.get_scale() if trainer.scaler.is_enabled() else None
     return {
         "ms": 1e3 * times["full"].median, "spread": times["full"].spread,

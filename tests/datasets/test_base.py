@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -182,6 +183,103 @@ def test_tables_that_do_not_fit_are_refused(tmp_path, palette, ids, message):
         SegDataset(tmp_path, "list.txt", NAMES, palette, ids)
 
 
+def test_pictures_of_every_legal_kind_are_read_as_their_colours_are_stored(tmp_path):
+    """Grey, palette, alpha and a colour said to be transparent, and 16 bits a channel, of which the upper 8 count."""
+    colours = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
+    grey = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    indexed = Image.fromarray(grey)
+    indexed.putpalette(np.random.default_rng(1).integers(0, 256, 768, np.uint8).tobytes())
+    table = np.array(indexed.getpalette(), np.uint8).reshape(-1, 3)
+    grey_levels, pixels = np.stack([grey] * 3, axis=-1), tmp_path / "x/0.png"
+    dataset = make(tmp_path, 1)
+
+    def read(picture: Image.Image, **options) -> np.ndarray:
+        picture.save(pixels, **options)
+        return dataset.load_image(0)
+
+    assert (read(Image.fromarray(grey)) == grey_levels).all()
+    assert (read(Image.fromarray(grey), transparency=3) == grey_levels).all()
+    assert (read(Image.fromarray(np.stack([grey, grey[::-1]], axis=-1))) == grey_levels).all()
+    assert (read(indexed) == table[grey]).all()
+    assert (read(indexed, transparency=5) == table[grey]).all()
+    assert (read(Image.fromarray(colours), transparency=tuple(colours[0, 0].tolist())) == colours).all()
+    assert (read(Image.fromarray(np.dstack([colours, grey]))) == colours).all()
+    cv2.imwrite(str(pixels), colours[..., ::-1].astype(np.uint16) * 256 + 77)
+    assert (dataset.load_image(0) == colours).all()
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif"])
+def test_labels_of_every_lossless_kind_keep_their_ids(tmp_path, suffix):
+    dataset, raw = make(tmp_path, 1), np.array([[5, 7, 8], [9, 5, 7]], np.uint8)
+    path = tmp_path / f"y.{suffix}"
+    for bits in (None, 4) if suffix == "png" else (None,):  # a palette's indices are ids however few bits they have
+        indexed = Image.fromarray(raw)
+        indexed.putpalette([200, 100, 50] * 16)
+        indexed.save(path, **({} if bits is None else {"bits": bits}))
+        assert dataset.read_label(path).tolist() == [[0, 1, 1], [255, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("y.jpg", None),
+        ("y.jp2", None),
+        ("y.pgm", b"P5 2 2 9 \5\7\5\7"),
+        ("y.pgm", b"P2 2 2 9\n5 7 5 7\n"),
+        ("y.tif", None),
+    ],
+)
+def test_labels_that_would_be_read_as_other_ids_are_refused(tmp_path, name, content):
+    """Lossy compression, and levels that are stretched to 255: of at most 9 in the header, 5 would become 142."""
+    dataset, path = make(tmp_path, 1), tmp_path / name
+    if content is None:
+        picture = Image.new("L", (8, 8), 5)
+        picture.save(path, **({"compression": "jpeg"} if name == "y.tif" else {}))
+    else:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} does not keep ids as they are: .*expected a label as a PNG"):
+        dataset.read_label(path)
+
+
+def test_a_list_from_another_editor(tmp_path):
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfa.png b.png\r\nc.png d.png\r\n")
+    assert read_list(tmp_path, "list.txt") == [("a.png", "b.png"), ("c.png", "d.png")]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a.png ä.png".encode("latin-1"), "is no UTF-8 text"),
+        ("a.png b.png".encode("utf-16"), "is no UTF-8 text"),
+        (b"a.png b.png\n\0\0\0\0", "holds a NUL byte"),
+    ],
+)
+def test_a_list_that_is_no_text_is_named(tmp_path, content, message):
+    (tmp_path / "list.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"list.txt.*{message}"):
+        read_list(tmp_path, "list.txt")
+
+
+def test_links_may_lead_anywhere_and_loops_are_named(tmp_path):
+    """Data sets are commonly linked into place; what a list names may not climb, what the owner links may."""
+    elsewhere, root = tmp_path / "elsewhere", tmp_path / "root"
+    make(elsewhere, 1)
+    root.mkdir()
+    (root / "x").symlink_to(elsewhere / "x")
+    (root / "y").symlink_to(elsewhere / "y")
+    (root / "list.txt").write_text("x/0.png y/0.png\n")
+    assert SegDataset(root, "list.txt", NAMES, PALETTE, IDS).load_image(0).shape == (4, 6, 3)
+    (root / "x").unlink()
+    (root / "x").symlink_to("x")
+    with pytest.raises(FileNotFoundError, match=r"1 of the files .*links that lead nowhere: x/0.png"):
+        SegDataset(root, "list.txt", NAMES, PALETTE, IDS)
+    (root / "loop").symlink_to("loop")
+    with pytest.raises(FileNotFoundError, match="loop is not a folder"):
+        read_list(root / "loop", "list.txt")
+    with pytest.raises(FileNotFoundError, match="loop is missing"):
+        read_list(root, "loop")
+
+
 def noise(image, label, rng):
     return image[:] + rng.integers(0, 100, image.shape, dtype=np.uint8), label
 
@@ -229,3 +327,38 @@ def test_stream_gives_the_transformed_sample_under_its_name(tmp_path):
     assert item["image"].shape == (3, 2, 3)
     assert item["label"].shape == (2, 3)
     assert (item["image"] == 100 + int(item["name"])).all()
+
+
+def test_a_bad_sample_is_replaced_by_the_next_of_its_epochs_order(tmp_path):
+    dataset = make(tmp_path, 5)
+    sound = TrainStream(dataset, noise, seed=3)
+    order = [sound.index(position) for position in range(5)]
+    (tmp_path / f"x/{order[1]}.png").write_bytes(b"")
+    save(tmp_path / f"y/{order[2]}.png", np.full((4, 6), 77))
+    stream = TrainStream(dataset, noise, seed=3, skip_bad=True)
+    found = [stream[position] for position in range(5)]
+    assert [item["name"] for item in found] == [str(order[i]) for i in (0, 3, 3, 3, 4)]
+    assert [len(item["skipped"].splitlines()) for item in found] == [0, 2, 1, 0, 0]
+    lines = found[1]["skipped"].splitlines()
+    assert lines[0].startswith(f"{order[1]}: {tmp_path}/x/{order[1]}.png cannot be decoded (it is empty")
+    assert lines[1].startswith(f"{order[2]}: {tmp_path}/y/{order[2]}.png holds the ids [77]")
+    # Augmented as the position says, whichever sample stands there; the last of an epoch is followed by its first.
+    assert not torch.equal(found[1]["image"], found[3]["image"])
+    assert torch.equal(found[3]["image"], sound[3]["image"])
+    (tmp_path / f"x/{order[1]}.png").write_bytes((tmp_path / f"x/{order[0]}.png").read_bytes())
+    (tmp_path / f"x/{order[4]}.png").write_bytes(b"")
+    assert stream[4]["name"] == str(order[0])
+    with pytest.raises(ValueError, match="it is empty"):
+        sound[4]
+
+
+def test_a_data_set_of_which_more_than_half_is_bad_is_refused(tmp_path):
+    dataset = make(tmp_path, 4)
+    stream = TrainStream(dataset, noise, seed=0, skip_bad=True)
+    first = [stream.index(position) for position in range(3)]
+    for index in first[:2]:
+        (tmp_path / f"x/{index}.png").write_bytes(b"")
+    assert stream[0]["name"] == str(first[2])
+    (tmp_path / f"x/{first[2]}.png").unlink()
+    with pytest.raises(ValueError, match=rf"3 of the 4 training samples in a row cannot be read.*x/{first[2]}.png"):
+        stream[0]

@@ -116,3 +116,15 @@ def test_data_that_are_no_picture_are_refused(data):
 def test_a_file_that_cannot_be_opened_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"gone.png cannot be decoded.*No such file"):
         open_rgb(tmp_path / "gone.png")
+
+
+def test_a_bomb_is_refused_before_it_is_unpacked():
+    """30000 x 30000 pixels would be 2.5 GiB, however small the file; the header is believed first."""
+    header = struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"small") + chunk(b"IEND", b"")
+    with pytest.raises(ValueError, match=r"picture.png is 30000 x 30000 \(H x W\); expected at most 178956970 pixels"):
+        PngRows(content, HERE)
+
+
+def test_more_data_than_the_picture_has_are_not_unpacked():
+    assert (PngRows(with_data(zlib.compress(scanlines(37) + bytes(2**26))), HERE)[:] == picture()).all()

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from losses.dkd import nontarget_divergence, target_divergence
+from losses.dkd import DKD, nontarget_divergence, target_divergence
 from losses.functional import kl_divergence
+from tests.losses.networks import LARGE, SMALL
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
@@ -43,3 +44,8 @@ def test_where_the_true_class_is_certain_the_others_still_count():
     torch.testing.assert_close(loss.item(), 0.75 * math.log(1.5) + 0.25 * math.log(0.5))
     (grad,) = torch.autograd.grad(loss, student)
     torch.testing.assert_close(grad.flatten().tolist(), [0.0, -0.25, 0.25])
+
+
+def test_one_class_is_refused():
+    with pytest.raises(ValueError, match="one class: .*choose kd"):
+        DKD(SMALL._replace(num_classes=1), LARGE._replace(num_classes=1))

@@ -12,6 +12,7 @@ from scripts import benchmark
 from scripts.benchmarks import step, timing
 from scripts.benchmarks.published import PublishedStep, unscaled_attention
 from utils.config import load_config
+from utils.distributed import World
 
 CPU = torch.device("cpu")
 
@@ -54,7 +55,7 @@ def config(experiments):
 
 
 def test_the_published_step_computes_what_its_description_says(config):
-    ours = step.build(config, CPU)
+    ours = step.build(config, World(0, 1, CPU))
     data = step.random_batch(2, (64, 64), pinned=False)
     student, teacher = ours.student, ours.teacher
     with torch.no_grad():

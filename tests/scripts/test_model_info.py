@@ -113,7 +113,8 @@ def test_a_pair_without_weights_or_data(experiments, without_onnx, tmp_path, cap
     main([experiments["hmkd"], "--device", "cpu", "--runs", "2", "--json", str(file), "--cfg-options", *ABSENT])
     said, result = capsys.readouterr().out, json.loads(file.read_text())
     assert "11 classes, image 32x48 (data.crop_size: nowhere/val.txt does not exist)" in said
-    assert max(map(len, said.splitlines()[1:])) <= 100
+    described = said.partition("latency")[0]  # times are as wide as the machine is slow
+    assert max(map(len, described.splitlines()[1:])) <= 100
     onnx = result["latency_ms"].pop("ONNX Runtime")
     assert onnx == 'onnxruntime cannot be imported (it is not there): pip install ".[onnx]"'
     assert list(result["latency_ms"]) == ["eager fp32", "channels_last fp32", "channels_last bf16"]

@@ -1,6 +1,8 @@
 import os
+import struct
 import subprocess
 import sys
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -151,7 +153,7 @@ def spoil_header(root):
     [
         (spoil_label, "val/0.png: has no label"),
         (spoil_image, "trainannot/1.png: has no image"),
-        (spoil_size, "test/1.png is 4 x 6 (H x W), its label"),
+        (spoil_size, "test/1.png is 4 x 6 (H x W) and its label"),
         (spoil_ids, "testannot/1.png holds the ids [77]"),
         (spoil_file, "testannot/1.png cannot be decoded"),
         (spoil_header, "test/1.png"),
@@ -197,6 +199,119 @@ def test_check_reads_the_lists_and_writes_nothing(tmp_path, capsys):
     (tmp_path / "train.txt").write_text("train/0.png trainannot/9.png\n")
     assert main(["camvid", str(tmp_path), "--check"]) == 1
     assert "trainannot/9.png" in capsys.readouterr().err
+
+
+LISTED = """
+data = dict(type="list", root={root!r}, crop_size=(4, 4), class_names=["a", "b"], id_table={{0: 0, 5: 1}})
+student = dict(backbone="mit_b0", head="segformer")
+optimizer = dict(type="sgd", lr=0.1)
+schedule = dict(max_iters=1)
+train = dict(batch_size=1)
+"""
+
+
+def listed(root: Path, count: int = 2) -> str:
+    """A ``list`` data set of good samples, and its config."""
+    for i in range(count):
+        picture(root / f"x/{i}.png")
+        save(root / f"y/{i}.png", np.full((4, 6), 5))
+    (root / "train.txt").write_text("".join(f"x/{i}.png y/{i}.png\n" for i in range(count)))
+    (root / "val.txt").write_text("x/0.png y/0.png\n")
+    (root / "config.py").write_text(LISTED.format(root=str(root)))
+    return str(root / "config.py")
+
+
+def cut_off(path: Path) -> None:
+    save(path, np.random.default_rng(0).integers(0, 255, (4, 6, 3)))
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def loop(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+def sixteen_bits(path: Path) -> None:
+    Image.fromarray(np.full((4, 6), 1285, np.uint16)).save(path)
+
+
+def four_bits(path: Path) -> None:
+    """Levels of 4 bits: 5 would be read as 5 x 17."""
+    rows = b"".join(b"\0" + bytes([0x55] * 3) for _ in range(4))
+    path.write_bytes(png(struct.pack(">IIBBBBB", 6, 4, 4, 0, 0, 0, 0), zlib.compress(rows)))
+
+
+def bomb(path: Path) -> None:
+    """A picture of 900 million pixels in a few bytes."""
+    path.write_bytes(png(struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0), zlib.compress(bytes(9999))))
+
+
+def png(header: bytes, data: bytes) -> bytes:
+    chunks = ((b"IHDR", header), (b"IDAT", data), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "spoil", "message"),
+    [
+        ("x/1.png", Path.unlink, "are missing under {root}, or are links that lead nowhere: x/1.png; put them there"),
+        ("x/1.png", loop, "links that lead nowhere: x/1.png"),
+        ("x/1.png", lambda path: path.write_bytes(b""), "{root}/x/1.png cannot be decoded (it is empty: 0 bytes)"),
+        ("x/1.png", cut_off, "{root}/x/1.png cannot be decoded (cut off"),
+        ("x/1.png", sixteen_bits, "{root}/x/1.png has pixel format 'I;16'; expected one of RGB, L"),
+        ("x/1.png", lambda path: Image.new("CMYK", (6, 4)).save(path, "jpeg"), "x/1.png has pixel format 'CMYK'"),
+        ("x/1.png", bomb, "{root}/x/1.png is 30000 x 30000 (H x W); expected at most 178956970 pixels"),
+        ("x/1.png", lambda path: picture(path, (6, 4)), "x/1.png is 6 x 4 (H x W) and its label {root}/y/1.png is 4 x"),
+        ("y/1.png", lambda path: save(path, np.full((4, 6), 9)), "y/1.png holds the ids [9]"),
+        (
+            "y/1.png",
+            lambda path: save(path, np.full((4, 6, 3), 5)),
+            "y/1.png has pixel format 'RGB'; expected one of L",
+        ),
+        ("y/1.png", sixteen_bits, "{root}/y/1.png has pixel format 'I;16'"),
+        ("y/1.png", four_bits, "{root}/y/1.png does not keep ids as they are"),
+        ("y/1.png", lambda path: Image.new("L", (6, 4), 5).save(path, "jpeg"), "y/1.png does not keep ids as they are"),
+    ],
+)
+def test_the_lists_of_any_config_are_checked_and_every_fault_is_named(tmp_path, capsys, file, spoil, message):
+    config = listed(tmp_path)
+    assert main(["--config", config]) == 0
+    assert capsys.readouterr().out.split() == ["train", "2", "val", "1"]
+    spoil(tmp_path / file)
+    assert main(["--config", config, "--check"]) == 1
+    errors = capsys.readouterr().err
+    assert message.format(root=tmp_path) in errors
+    assert "problems: 1\n" in errors
+
+
+def test_what_is_legal_but_may_be_a_mistake_is_counted(tmp_path, capsys):
+    config = listed(tmp_path, 4)
+    save(tmp_path / "y/1.png", np.full((4, 6), 255))
+    save(tmp_path / "y/3.png", np.full((4, 6), 255))
+    turned = Image.Exif()
+    turned[274] = 6
+    Image.new("RGB", (6, 4)).save(tmp_path / "x/2.png", exif=turned)
+    assert main(["--config", config]) == 0
+    warnings = capsys.readouterr().err.splitlines()
+    assert f"train: 2 labels void everywhere, which teach nothing; the first is {tmp_path}/y/1.png" in warnings[0]
+    assert "train: 1 images with an EXIF rotation" in warnings[1]
+    assert len(warnings) == 2
+
+
+def test_a_config_is_checked_as_it_is_trained(tmp_path, capsys):
+    config = listed(tmp_path)
+    (tmp_path / "val.txt").write_text("x/0.png\n")
+    assert main(["--config", config, "--cfg-options", "data.packed=nowhere"]) == 1
+    assert f"{tmp_path}/x/0.png: has no label in its list" in capsys.readouterr().err
+    assert main(["--config", config, "--cfg-options", "data.root=nowhere"]) == 1
+    assert "data root nowhere is not a folder" in capsys.readouterr().err
+    assert main(["--config", str(tmp_path / "confg.py")]) == 1
+    assert "did you mean" in capsys.readouterr().err
+    for arguments in ([], ["camvid"], ["camvid", str(tmp_path), "--config", config], ["camvid", "x", "--cfg-options"]):
+        with pytest.raises(SystemExit):
+            main(arguments)
 
 
 def test_an_empty_folder_is_told_the_layouts(tmp_path, capsys):

@@ -8,7 +8,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import ROOT
-from utils.log import RunLog, environment, peak_memory_mib
+from utils import log as log_module
+from utils.log import RunLog, environment, peak_memory_mib, recorded_in, say
 from utils.metrics import SegMetrics
 
 
@@ -85,6 +86,32 @@ def test_inactive_log_writes_nothing(tmp_path, capsys):
     log.close()
     assert not (tmp_path / "run").exists()
     assert capsys.readouterr().out == ""
+
+
+def test_what_is_said_is_kept_and_large_files_are_put_aside(tmp_path, monkeypatch):
+    monkeypatch.setattr(log_module, "RECORD_BYTES", 300)
+
+    def run():
+        for number in range(20):
+            say(f"line {number}: " + "x" * 40)
+        raise ValueError("the reason")
+
+    with pytest.raises(ValueError, match="the reason"), recorded_in(tmp_path):
+        run()
+    say("after the run")
+    names = ["train.log", "train.log.1", "train.log.2", "train.log.3"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert all(path.stat().st_size <= 300 for path in tmp_path.iterdir())
+    kept = "".join((tmp_path / name).read_text() for name in reversed(names)).splitlines()
+    assert kept[-1].endswith(" ended by ValueError: the reason")
+    numbers = [int(line.partition("line ")[2].partition(":")[0]) for line in kept[:-1]]
+    assert numbers == list(range(numbers[0], 20))
+
+
+def test_a_run_that_never_began_leaves_no_log(tmp_path):
+    with pytest.raises(ValueError, match="the reason"), recorded_in(tmp_path):
+        raise ValueError("the reason")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_environment_names_versions_and_commit():
