@@ -48,9 +48,9 @@ def one_of(choices: Mapping[str, Any], kind: str) -> AfterValidator:
 
 
 class Section(BaseModel):
-    """Strict types, no unknown keys."""
+    """Strict types, no unknown keys, no number that is infinite or none."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 def variants(base: type[BaseModel], table: Mapping[str, Callable], given_elsewhere: set[str]) -> Any:
