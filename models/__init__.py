@@ -127,7 +127,10 @@ def load_student(path: str | Path) -> tuple[SegModel, dict[str, Any]]:
             f"{path} does not say how its network is built (no {', '.join(lacking)}): expected a student.safetensors "
             f"or checkpoint that train_kd.py wrote"
         )
-    model = build_model(num_classes=len(about["class_names"]), **about["network"])
+    try:
+        model = build_model(num_classes=len(about["class_names"]), **about["network"])
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} describes a network that cannot be built: {error}") from error
     load_read_weights(model, weights)
     return model.eval(), about
 

@@ -7,16 +7,25 @@ from typing import Any
 from models.base import Normalization
 
 NUMBER = (int, float)
-# Arguments of build_model that a file may name, and the types that they may have.
-NETWORK = {
-    "backbone": (str,),
-    "head": (str,),
-    "output_stride": (int, type(None)),
-    "width": (int, type(None)),
-    "dropout": NUMBER,
-    "drop_path": NUMBER,
-    "normalization": (str,),
-    "aux": (bool,),
+WIDEST = 2**16  # channels of a head; more would ask for all of the memory before anything is compared
+MOST_CLASSES = 254  # labels are uint8, of which two values are taken
+LONGEST_NAME = 100  # characters
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, NUMBER) and 0 <= value <= 1
+
+
+# Arguments of build_model that a file may name, and what they may be.
+NETWORK: dict[str, Callable[[Any], bool]] = {
+    "backbone": lambda value: isinstance(value, str),
+    "head": lambda value: isinstance(value, str),
+    "output_stride": lambda value: value in (None, 8, 16, 32),
+    "width": lambda value: value is None or (type(value) is int and 0 < value <= WIDEST),
+    "dropout": _is_share,
+    "drop_path": _is_share,
+    "normalization": lambda value: isinstance(value, str),
+    "aux": lambda value: isinstance(value, bool),
 }
 
 
@@ -28,7 +37,7 @@ def _is_network(value: Any) -> bool:
     return (
         isinstance(value, Mapping)
         and {"backbone", "head"} <= value.keys() <= NETWORK.keys()
-        and all(isinstance(entry, NETWORK[name]) for name, entry in value.items())
+        and all(NETWORK[name](entry) for name, entry in value.items())
     )
 
 
@@ -48,6 +57,11 @@ def _is_taps(value: Any) -> bool:
     )
 
 
+def _is_name(value: Any) -> bool:
+    """A line of text: what would steer a terminal or fill a picture is none."""
+    return isinstance(value, str) and value.isprintable() and len(value) <= LONGEST_NAME
+
+
 def _is_color(value: Any) -> bool:
     return _is_list_of(value, lambda x: isinstance(x, int) and 0 <= x <= 255) and len(value) == 3
 
@@ -60,9 +74,13 @@ KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "network": (_is_network, f"backbone, head and others of {', '.join(NETWORK)}"),
     "normalization": (_is_normalization, "mean and std, three numbers each (std > 0), and bgr"),
     "taps": (_is_taps, "channels and stride by name"),
-    "class_names": (lambda value: _is_list_of(value, lambda x: isinstance(x, str)), "a list of names"),
+    "class_names": (
+        lambda value: _is_list_of(value, _is_name) and len(value) <= MOST_CLASSES,
+        f"1..{MOST_CLASSES} printable names of at most {LONGEST_NAME} characters",
+    ),
     "palette": (lambda value: _is_list_of(value, _is_color), "a list of RGB colours in 0..255"),
     "config": (_is_config, "the run's config"),
+    "scale": (lambda value: isinstance(value, NUMBER) and 0 < value < math.inf, "a positive number"),
 }
 
 

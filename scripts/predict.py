@@ -7,8 +7,8 @@ sound) and legend.png; a folder is searched through and mirrored. Images and vid
 """
 
 import argparse
-import glob
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -29,6 +29,7 @@ from configs.schema import Eval, Train
 from datasets.base import IMAGE_MODES
 from eval import factors
 from models import SegOutput, load_student
+from models.description import check_description
 from utils.config import validate
 from utils.evaluation import predict
 from utils.log import say
@@ -65,6 +66,22 @@ class Job(NamedTuple):
         return self.target.with_name(self.target.name + ("_classes" if self.is_video else "_classes.png"))
 
 
+def files_below(folder: Path) -> list[Path]:
+    """Files in a folder and its folders, relative to it, sorted; none that is hidden, and no folder twice in a path.
+
+    Links are followed, but not one that leads back up: that would never end.
+    """
+    found, entered = [], {folder: {folder.resolve()}}
+    for place, folders, files in os.walk(folder, followlinks=True):
+        above = entered.pop(Path(place))
+        inner = {name: (Path(place) / name).resolve() for name in folders if not name.startswith(".")}
+        folders[:] = [name for name, target in inner.items() if target not in above]
+        entered |= {Path(place) / name: above | {inner[name]} for name in folders}
+        paths = [Path(place) / name for name in files if not name.startswith(".")]
+        found += [path.relative_to(folder) for path in paths if path.is_file()]
+    return sorted(found)
+
+
 def find_jobs(inputs: list[Path], out: Path) -> list[Job]:
     """Every image and video of ``inputs``, those of a folder in the order of their names; hidden files are left alone.
 
@@ -77,8 +94,7 @@ def find_jobs(inputs: list[Path], out: Path) -> list[Job]:
         if path.is_dir():
             if out.resolve().is_relative_to(path.resolve()):
                 raise ValueError(f"--out {out} lies in the input folder {path}: overlays would become inputs")
-            names = sorted(map(Path, glob.glob("**", root_dir=path, recursive=True)))
-            names = [name for name in names if name.suffix.lower() in IMAGES + VIDEOS and (path / name).is_file()]
+            names = [name for name in files_below(path) if name.suffix.lower() in IMAGES + VIDEOS]
             if not names:
                 raise ValueError(f"{path} holds no image and no video; looked for {', '.join(IMAGES + VIDEOS)}")
             jobs += [Job(path / name, out / name.parent / name.stem) for name in names]
@@ -172,6 +188,7 @@ class Predictor:
         if is_onnx:
             self.model, self.device = OnnxNetwork(path), torch.device("cpu")
             self.about = self.model.model.about
+            check_description(self.about, str(path))
         else:
             self.model, self.about = load_student(path)
             self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")

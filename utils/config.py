@@ -35,7 +35,7 @@ def parse_options(options: Sequence[str]) -> dict[str, Any]:
     """``['a.b=1', "c=(2, 3)", 'd=text']`` -> values. Python literals, or else plain strings; nothing is evaluated.
 
     Raises:
-        ConfigError: if an option has no ``=``.
+        ConfigError: if an option has no ``=``, or is nested beyond what Python's parser takes.
     """
     values = {}
     for option in options:
@@ -46,6 +46,8 @@ def parse_options(options: Sequence[str]) -> dict[str, Any]:
             values[key] = ast.literal_eval(text)
         except (ValueError, SyntaxError):
             values[key] = text
+        except (MemoryError, RecursionError) as error:
+            raise ConfigError(f"--cfg-options: {key}: {text[:40]!r}... is nested too deeply to be a value") from error
     return values
 
 

@@ -105,7 +105,7 @@ def _decode(metadata: dict[str, str]) -> dict[str, Any]:
     """JSON values; another program's metadata need not be JSON, and means nothing here."""
     try:
         return {name: json.loads(value) for name, value in metadata.items()}
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
 
 

@@ -276,3 +276,48 @@ def test_hmkds_variants_are_one_config_away(name, pair):
 
 def test_every_file_of_a_method_is_tested():
     assert {file.stem for file in METHOD_FOLDER.glob("*.py")} == METHODS.keys() | VARIANTS.keys()
+
+
+HOSTILE = [
+    "train.batch_size=" + "-" * 200000 + "1",
+    "train.seed=" + "+".join(["1"] * 50000),
+    "train.batch_size=" + "[" * 5000,
+    "train.batch_size=" + "9" * 5000,
+    "train.batch_size=10**9",
+    "train.seed=1\0",
+    "optimizer.lr=1e999",
+    "optimizer.lr=nan",
+    "data.workers=__import__('os').system('touch {target}')",
+    "data.workers={{{{ fileBasename }}}}",
+    "data.workers=$HOME",
+    "data={{'_delete_': True}}",
+    "__class__=1",
+    "data.__init__.x=1",
+    "data..x=1",
+    ".=1",
+    "_base_={target}",
+    "train={{1: 2}}",
+    "data.crop_size.9=5",
+]
+
+
+@pytest.mark.parametrize("option", HOSTILE, ids=lambda option: option[:24].encode("unicode_escape").decode())
+def test_hostile_options_are_refused_and_nothing_in_them_runs(experiments, tmp_path, option):
+    option = option if len(option) > 200 else option.format(target=tmp_path / "owned")
+    with pytest.raises(ConfigError):
+        load_config(experiments["alone"], Experiment, [option])
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("text", ["__import__('os').system('touch {}')", "{{{{ fileDirname }}}}", "$HOME", "${{HOME}}"])
+def test_a_text_stays_the_text_it_is(experiments, tmp_path, text):
+    """No call, no template of mmengine, no variable of the shell is put in its place."""
+    text = text.format(tmp_path / "owned")
+    assert load_config(experiments["alone"], Experiment, [f"data.root={text}"]).data.root == text
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_cache_and_skipped_samples_do_not_go_together(experiments):
+    options = ["teacher.cache=kept", "data.distinct_epochs=1", "data.on_bad_sample=skip"]
+    with pytest.raises(ConfigError, match=r"teacher.cache is set and data.on_bad_sample is 'skip'"):
+        load_config(experiments["hmkd"], Experiment, options)

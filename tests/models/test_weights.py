@@ -217,7 +217,7 @@ def test_whole_networks_and_programs_are_refused_with_the_reason(tmp_path, segfo
         ({"normalization": {"mean": [0, 0, 0], "std": [1, 1, 0], "bgr": False}}, "normalization is"),
         ({"normalization": {"mean": [0, 0, float("nan")], "std": [1, 1, 1], "bgr": False}}, "normalization is"),
         ({"taps": 3}, "taps is 3; expected channels and stride"),
-        ({"class_names": 5}, "class_names is 5; expected a list of names"),
+        ({"class_names": 5}, "class_names is 5; expected 1..254 printable names"),
         ({"palette": [[999, 0, 0]]}, "palette is .*; expected a list of RGB colours"),
         ({"class_names": ["a", "b"], "palette": [[0, 0, 0]]}, "2 class_names and 1 colours"),
         ({"config": {"eval": 5}}, "config is .*; expected the run's config"),
