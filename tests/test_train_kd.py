@@ -8,12 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partialmethod
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+from torch._dynamo.utils import counters
 
 import train_kd
 from datasets import build_dataset
@@ -564,6 +567,40 @@ def test_two_ranks_fill_and_read_one_cache(experiments, tmp_path, launch):
         files = [(tmp_path / f"cache {ranks}" / f"{name}.f16").read_bytes() for ranks in ("one", "two")]
         assert files[0] == files[1]
         assert any(files[0])
+
+
+def test_a_teacher_shared_by_two_ranks_teaches_as_a_whole_one_does(experiments, tmp_path, launch):
+    """Five images, pictures, and a cache that lacks one sample: what the ranks run the teacher for is not the same."""
+    one, two, cache = tmp_path / "one", tmp_path / "two", tmp_path / "cache"
+    options = ["schedule.max_iters=3", "train.verify_teacher=True", "train.allow_weak_teacher=True"]
+    train_kd.main(cached(experiments, one, cache, *options, "train.accumulate=2"))
+    with open(cache / "done", "r+b") as done:
+        done.write(b"\0")  # the mark of the first sample
+    arguments = [*cached(experiments, two, cache, *options), "teacher.shard=True", "log.panel_images=1"]
+    run = launch("train_kd.py", *arguments, processes=2)
+    assert run.returncode == 0, run.stderr
+    assert (cache / "done").read_bytes() == b"\1" * 8
+    assert metrics(two)[0] == metrics(one)[0]
+    assert metrics(two)[0].keys() == {"step", "teacher_miou"}
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+
+
+def test_compiled_blocks_learn_what_eager_ones_do(experiments, whole, tmp_path, monkeypatch):
+    """Files and names stay the same, and an eager run goes on from them. Traced, but not made into kernels: quicker."""
+    compile_as_it_is = partialmethod(nn.Module.compile, backend="eager")
+    monkeypatch.setattr(nn.Module, "compile", compile_as_it_is)
+    compiled, eager = tmp_path / "compiled", tmp_path / "eager"
+    counters.clear()
+    train_kd.main([experiments["hmkd"], "--work-dir", str(compiled), "--cfg-options", "train.compile=True"])
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs >= 4  # the student has four kinds of blocks
+    assert losses(compiled) == pytest.approx(losses(whole), rel=1e-4)
+    assert weights(compiled / "last.pt").keys() == weights(whole / "last.pt").keys()
+    eager.mkdir()
+    (eager / "step_5.pt").write_bytes((compiled / "step_5.pt").read_bytes())
+    train_kd.main([experiments["hmkd"], "--work-dir", str(eager), "--resume"])
+    assert counters["stats"]["unique_graphs"] == graphs
+    assert losses(eager) == pytest.approx(losses(compiled)[5:], rel=1e-4)
 
 
 def test_a_cache_that_does_not_fit_is_refused_before_the_first_step(experiments, teacher_weights, kept, tmp_path):

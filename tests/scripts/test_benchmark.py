@@ -91,10 +91,24 @@ def test_a_row_for_every_part_and_method(experiments, tmp_path, capsys):
     (row,) = json.loads((tmp_path / "step.json").read_text())["step"]
     assert row["ratio"] == pytest.approx(row["published"] / row["ours"])
     assert sum(row["parts"].values()) == pytest.approx(row["ours"])
-    benchmark.main(["losses", *common, "--methods", *methods, "--json", str(tmp_path / "losses.json")])
+    given = ["--methods", *methods, "--steps", "4", "--cfg-options", "student.width=8"]
+    benchmark.main(["losses", *common, *given, "--json", str(tmp_path / "losses.json")])
     rows = json.loads((tmp_path / "losses.json").read_text())["losses"]
-    assert [(row["method"], row["finite"], row["steps"]) for row in rows] == [(m, True, 3) for m in methods]
+    assert [(row["method"], row["finite"], row["steps"]) for row in rows] == [(m, True, 4) for m in methods]
     assert "published / ours" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_processes_are_timed_against_one(experiments, tmp_path):
+    common = ["scaling", "--config", experiments["hmkd"], "--device", "cpu", "--size", "64", "64", "--rounds", "1"]
+    benchmark.main([*common, "--batch", "2", "--json", str(tmp_path / "scaling.json")])
+    one, weak, strong = json.loads((tmp_path / "scaling.json").read_text())["scaling"]
+    assert one["efficiency"] == pytest.approx(1)
+    assert weak["efficiency"] == pytest.approx(one["s"] / weak["s"])  # twice the images
+    assert strong["efficiency"] == pytest.approx(one["s"] / (2 * strong["s"]))  # as many
+    assert 0 < weak["all_reduce"] < 1
+    with pytest.raises(SystemExit, match="--batch 3 cannot be divided among 2 processes"):
+        benchmark.main([*common, "--batch", "3"])
 
 
 def test_what_cannot_be_measured_is_said(experiments, capsys):

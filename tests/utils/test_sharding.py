@@ -53,7 +53,7 @@ def held(model: torch.nn.Module) -> int:
 def both_ranks(rank: int, store: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(minutes=3)
     )
     world, images = World(rank, 2, CPU), torch.randint(0, 256, (2, 3, 64 + 32 * rank, 96), dtype=torch.uint8)
     for dtype in (None, torch.bfloat16):
