@@ -28,8 +28,8 @@ from utils.trainer import Trainer
 NONE_YET = {"step": 0, "miou": -1.0}  # the best student before any validation
 # Where files are, how often is evaluated, saved and logged, by how many workers and kernels, changes nothing learned.
 FREE_TO_CHANGE = (
-    "eval.", "checkpoint.", "log.", "data.workers", "data.root", "data.packed", "data.on_bad_sample", "student.pretrained",
-    "teacher.shard", "train.accumulate", "train.compile", "train.timeout",
+    "eval.", "checkpoint.", "log.", "data.workers", "data.root", "data.packed", "data.on_bad_sample",
+    "student.pretrained", "teacher.shard", "train.accumulate", "train.compile", "train.timeout",
 )  # fmt: skip
 
 
