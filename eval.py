@@ -21,9 +21,9 @@ from configs.build import build_split, build_student, build_teacher, load_traine
 from configs.schema import Eval, Experiment
 from models import read_weights
 from utils.config import ConfigError, load_config, validate
-from utils.distributed import World, close_world, init_world
+from utils.distributed import World, barrier, close_world, init_world, lost_peer
 from utils.evaluation import evaluate
-from utils.files import write_atomically
+from utils.files import remove_temporaries, write_atomically
 from utils.log import environment, reason, say
 from utils.visualize import overlay, write_png
 
@@ -70,6 +70,11 @@ def run(config: Experiment, args: argparse.Namespace, world: World) -> None:
     changes = {name: value for name, value in asked.items() if value is not None}
     settings = validate({**config.eval.model_dump(), **changes}, Eval, f"{args.config}: eval")
 
+    if world.is_main:
+        for folder in filter(None, (args.save_pred, args.save_vis)):
+            remove_temporaries(folder)  # of an evaluation that was killed
+    barrier()
+
     def save_pictures(name, image, prediction, label):
         if args.save_pred:
             write_png(args.save_pred / f"{name}.png", dataset.to_raw_ids(prediction.numpy()))
@@ -99,12 +104,15 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     failure = None
     try:
-        run(load_config(args.config, Experiment, args.cfg_options), args, init_world())
+        config = load_config(args.config, Experiment, args.cfg_options)
+        run(config, args, init_world(config.train.timeout))
         close_world()
     except (ValueError, OSError) as error:
         # The process group is left standing: to leave it in order would wait for ranks that know of no error.
         failure = f"error: {reason(error)}"
         clear_frames(error.__traceback__)  # one that a worker met refers to itself, and would keep the workers alive
+    except RuntimeError as error:
+        failure = f"error: {lost_peer(error, config.train.timeout)}"
     except KeyboardInterrupt:
         failure = "interrupted"
     if failure:

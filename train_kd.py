@@ -198,7 +198,7 @@ def main(arguments: list[str] | None = None) -> None:
         outcome = f"error: {reason(error)}" + ("" if args.dry_run else keep_crash(error, args.work_dir))
         clear_frames(error.__traceback__)  # one that a worker met refers to itself, and would keep the workers alive
     except RuntimeError as error:
-        outcome = f"error: {lost_peer(error, config.train.timeout)}"
+        outcome = f"error: {lost_peer(error, config.train.timeout)} --resume auto goes on from the last checkpoint"
     except KeyboardInterrupt:
         outcome = "interrupted before the first step or a second time: nothing was saved since the last checkpoint"
     if outcome:

@@ -2,6 +2,10 @@
 
 import hashlib
 import json
+import multiprocessing
+import os
+import shutil
+import signal
 
 import cv2
 import numpy as np
@@ -11,6 +15,7 @@ import torch
 import eval as evaluation
 from datasets import build_dataset
 from models import build_model
+from utils import files
 from utils.checkpoint import save_student
 
 
@@ -117,3 +122,66 @@ def test_refusals_name_what_is_wrong(experiments, student, teacher_weights, tmp_
     assert "missing" in refused(experiments["alone"], teacher_weights)  # another architecture
     (tmp_path / "half.safetensors").write_bytes(student.read_bytes()[:999])
     assert "half.safetensors" in refused(experiments["alone"], tmp_path / "half.safetensors")
+
+
+forked = multiprocessing.get_context("fork")
+
+
+def broken_off(number, *arguments):
+    """An evaluation that gets the signal in the middle of its third prediction file; gives its exit code."""
+
+    def main():
+        written = []
+
+        def replace(source, target, plain=os.replace):
+            written.append(target)
+            if len(written) == 3:
+                os.kill(os.getpid(), number)
+            plain(source, target)
+
+        files.os.replace = replace
+        torch.set_num_threads(1)
+        run(*arguments)
+
+    process = forked.Process(target=main)
+    process.start()
+    process.join(60)
+    return process.exitcode
+
+
+def test_an_evaluation_killed_halfway_leaves_whole_files_and_runs_again(experiments, student, tmp_path):
+    whole, killed = ([tmp_path / name / kind for kind in ("pred", "vis", "r.json")] for name in ("whole", "killed"))
+    arguments = [
+        [experiments["alone"], student, "--save-pred", pred, "--save-vis", vis, "--json", result]
+        for pred, vis, result in (whole, killed)
+    ]
+    run(*arguments[0])
+    assert broken_off(signal.SIGKILL, *arguments[1]) == -signal.SIGKILL
+    assert not killed[2].exists()
+    names = [{path.name for path in folder.iterdir() if path.suffix == ".png"} for folder in killed[:2]]
+    assert 0 < len(names[0]) + len(names[1]) < 10
+    for ours, theirs, found in zip(killed, whole, names, strict=False):
+        for name in found:
+            assert (ours / name).read_bytes() == (theirs / name).read_bytes()
+    run(*arguments[1])
+    for ours, theirs in zip(killed[:2], whole[:2], strict=True):
+        contents = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (ours, theirs)]
+        assert contents[0] == contents[1]
+        assert len(contents[0]) == 5
+    assert json.loads(killed[2].read_text())["miou"] == json.loads(whole[2].read_text())["miou"]
+
+
+def test_ctrl_c_is_one_line(experiments, student, tmp_path, capfd):
+    assert broken_off(signal.SIGINT, experiments["alone"], student, "--save-pred", tmp_path / "pred") == 1
+    assert capfd.readouterr().err.strip().splitlines()[-1] == "interrupted"
+
+
+def test_a_damaged_image_is_named_on_two_ranks(experiments, student, streets, tmp_path, launch):
+    root = tmp_path / "streets"
+    shutil.copytree(streets, root)
+    image = root / (root / "val.txt").read_text().split()[0]
+    image.write_bytes(image.read_bytes()[:200])
+    options = ["--cfg-options", f"data.root={root}", "train.timeout=30"]
+    done = launch("eval.py", experiments["alone"], student, *options, processes=2, timeout=120)
+    assert done.returncode == 1
+    assert f"error: {image} cannot be decoded" in done.stderr

@@ -80,7 +80,7 @@ def lost_peer(error: RuntimeError, timeout: float) -> str:
     return (
         f"rank {os.environ['RANK']}: another rank died, or did not answer within {timeout:g} s (train.timeout); "
         f"no word from rank {silent or '(unknown: the one that keeps the roll may be gone)'}. See what that one said "
-        "last; the same command with --resume auto goes on from the last checkpoint. "
+        "last. "
         f"({type(error).__name__}: {str(error).partition(chr(10))[0]})"
     )
 
