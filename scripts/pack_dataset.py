@@ -20,6 +20,7 @@ from configs.build import build_split
 from configs.schema import Experiment
 from datasets.base import SegDataset
 from datasets.packed import INDEX, VERSION, PackedDataset, describe, describe_sample, digest, source_digests
+from datasets.png import undecodable
 from utils.config import load_config
 from utils.files import write_atomically
 from utils.log import say
@@ -120,12 +121,19 @@ class Packer:
 
 
 def plan(dataset: SegDataset) -> tuple[list[dict[str, Any]], list[range]]:
-    """What the index says of each sample before it is decoded, and which samples each shard holds."""
+    """What the index says of each sample before it is decoded, and which samples each shard holds.
+
+    Raises:
+        ValueError: a file is no image, or larger than one may be.
+    """
     samples: list[dict[str, Any]] = []
     shards, first, offset = [], 0, 0
     for index, (image, label) in enumerate(dataset.files):
-        with Image.open(image) as picture:
-            width, height = picture.size
+        try:
+            with Image.open(image) as picture:
+                width, height = picture.size
+        except Exception as error:  # Pillow's are of many types
+            raise undecodable(image, error) from error
         size = height * width * (3 if label is None else 4)
         if offset and offset + size > SHARD:
             shards.append(range(first, index))

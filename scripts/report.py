@@ -99,6 +99,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"wrote table.md, curves.png and panel.png to {args.out}")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
 
 
 if __name__ == "__main__":

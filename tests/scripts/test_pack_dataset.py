@@ -1,5 +1,6 @@
 """The command: what it says, goes on with, verifies and refuses; and a config that reads what it wrote."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
 from configs.build import build_split, build_train_stream
 from configs.schema import Experiment
@@ -151,3 +153,11 @@ def test_a_damaged_source_is_named(command, data, capsys):
     image.write_bytes(image.read_bytes()[:-20])
     assert command() == 1
     assert f"{image.name} cannot be decoded" in capsys.readouterr().err
+
+
+def test_an_image_that_would_fill_the_memory_is_named(command, data, monkeypatch, capsys):
+    """Judged by its header, before anything is decoded; a bomb takes few bytes."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 48 * 64 // 2 - 1)
+    first = data / (data / "train.txt").read_text().split()[0]
+    assert command() == 1
+    assert re.match(rf"error: {first} cannot be decoded .*decompression bomb", capsys.readouterr().err)
