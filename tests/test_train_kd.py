@@ -218,7 +218,7 @@ def test_a_bad_file_in_a_worker_process_ends_the_run(experiments, streets, tmp_p
     label = root / (root / "train.txt").read_text().split()[1]
     label.write_bytes(label.read_bytes()[:100])
     options = ["--cfg-options", f"data.root={root}", "data.workers=2"]
-    done = launch("train_kd.py", experiments["alone"], "--work-dir", tmp_path / "run", *options, timeout=60)
+    done = launch("train_kd.py", experiments["alone"], "--work-dir", tmp_path / "run", *options)
     assert done.returncode == 1
     assert f"error: {label} cannot be decoded" in done.stderr
     assert "Traceback" not in done.stderr
