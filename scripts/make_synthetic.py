@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None):
     args = parser.parse_args(argv)
     try:
         written = write_synthetic(args.out, args.train, args.val, args.test, tuple(args.size), args.seed)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         parser.error(str(error))
     print(f"{args.out}: {'written' if written else 'this very data set is already there; nothing to do'}")
 

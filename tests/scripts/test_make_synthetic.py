@@ -39,3 +39,10 @@ def test_help_shows_examples(capsys):
         main(["--help"])
     assert stop.value.code == 0
     assert "python scripts/make_synthetic.py --out data/synthetic --train 400 --val 100" in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        main(["--out", str(tmp_path / "file" / "streets"), "--train", "1", "--val", "1"])
+    assert capsys.readouterr().err.splitlines()[-1].startswith("make_synthetic.py: error: ")
