@@ -121,3 +121,60 @@ def test_a_folder_that_links_to_itself_is_searched_once(tmp_path):
     (folder / "b").symlink_to(folder / "a")  # a link aside is another name, and its pictures have other overlays
     jobs = predict.find_jobs([folder], tmp_path / "out")
     assert [str(job.target.relative_to(tmp_path / "out")) for job in jobs] == ["a/x", "b/x"]
+
+
+ABOUT = {"class_names": '["a", "b"]', "palette": "[[0, 0, 0], [9, 9, 9]]", "outputs": '["classes"]'}
+
+
+def onnx_file(path, metadata, outside=None):
+    """A file that takes the red plane for the class map; its constant may lie in a file ``outside``."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    make, kinds = onnx.helper, onnx.TensorProto
+    plane = make.make_tensor("plane", kinds.INT64, [], [0])
+    if outside is not None:
+        plane.ClearField("int64_data")
+        plane.data_location = kinds.EXTERNAL
+        plane.external_data.add(key="location", value=outside)
+    graph = make.make_graph(
+        [make.make_node("Gather", ["images", "plane"], ["classes"], axis=1)],
+        "red",
+        [make.make_tensor_value_info("images", kinds.UINT8, [1, 3, 8, 8])],
+        [make.make_tensor_value_info("classes", kinds.UINT8, [1, 8, 8])],
+        [plane],
+    )
+    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 17)], ir_version=8)
+    make.set_model_props(model, metadata)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_the_onnx_file_of_these_tests_is_read(tmp_path):
+    Image.new("RGB", (8, 8), (1, 0, 0)).save(tmp_path / "x.png")
+    predict.main([str(onnx_file(tmp_path / "m.onnx", ABOUT)), str(tmp_path / "x.png"), "--out", str(tmp_path / "out")])
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"legend.png", "x.png"}
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("class_names", "not JSON"), ("class_names", "[" * 100000), ("class_names", '{"a": 1}'),
+        ("class_names", '["a"]'), ("class_names", "[1, 2]"), ("palette", "[[0, 0, 0]]"), ("palette", "7"),
+        ("palette", '[["x", 0, 0], [0, 0, 0]]'), ("palette", "[[0, 0, 999], [0, 0, -4]]"),
+        ("palette", "[[0, 0], [0, 0]]"),
+    ],
+)  # fmt: skip
+def test_metadata_that_lie_in_an_onnx_file_are_refused(tmp_path, key, text):
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    path = onnx_file(tmp_path / "m.onnx", ABOUT | {key: text})
+    assert str(path) in refused(predict.main, path, tmp_path / "x.png", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_onnx_file_reads_no_file_outside_its_folder(tmp_path):
+    (tmp_path / "secret").write_bytes(bytes(8))
+    (tmp_path / "inner").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    path = onnx_file(tmp_path / "inner" / "m.onnx", ABOUT, outside="../secret")
+    message = refused(predict.main, path, tmp_path / "x.png", "--out", tmp_path / "out")
+    assert f"{path} cannot be read as an ONNX file" in message

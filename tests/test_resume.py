@@ -278,6 +278,17 @@ def test_a_full_disk_stops_nothing_if_so_asked(tiny, whole, run, small_disk, cap
     assert_same_run(run, whole)
 
 
+def test_a_disk_that_has_become_read_only_keeps_what_was_there(small_disk):
+    disk = small_disk(1)
+    files.write_atomically(disk / "last.pt", b"old")
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    with pytest.raises(
+        OSError, match=r"cannot write .*last\.pt \(Read-only file system\); what was there is as it was"
+    ):
+        files.write_atomically(disk / "last.pt", b"new")
+    assert (disk / "last.pt").read_bytes() == b"old"
+
+
 def test_a_log_that_cannot_be_written_stops_the_run_or_not_as_asked(tiny, whole, run):
     """A limit on the size of files meets metrics.jsonl in the middle of a line; checkpoints go elsewhere."""
 
