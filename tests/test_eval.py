@@ -141,6 +141,7 @@ def broken_off(number, *arguments):
 
         files.os.replace = replace
         torch.set_num_threads(1)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
         run(*arguments)
 
     process = forked.Process(target=main)

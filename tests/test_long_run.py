@@ -53,5 +53,5 @@ def test_two_thousand_steps_hold_nothing_back(experiments, tmp_path, monkeypatch
     for kind in ("files", "threads", "children"):
         assert {each[kind] for each in seen[2:]} == {seen[2][kind]}, (kind, seen)
     assert seen[-1]["memory"] < seen[2]["memory"] + 16, seen  # 16 MiB in 1400 steps are 12 KiB a step
-    assert len(list((tmp_path / "run").iterdir())) == 9  # as after six steps
+    assert len(list((tmp_path / "run").iterdir())) == 10  # as after six steps
     assert {kind: held()[kind] for kind in ("threads", "children")} == before

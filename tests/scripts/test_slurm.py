@@ -18,11 +18,12 @@ if [ "$1" = requeue ]; then echo "$2" >> "$REQUEUED"; else echo localhost; fi
 """
 # As Slurm: USR1 reaches the task alone, not what the task has started; TERM kills it.
 SRUN = """#!/usr/bin/env bash
+trap 'kill -USR1 "$task"' USR1
+trap 'kill -KILL "$task"' TERM
 "$@" &
-trap "kill -USR1 $!" USR1
-trap "kill -KILL $!" TERM
-wait $!; code=$?
-while kill -0 $! 2> /dev/null; do wait $!; code=$?; done
+task=$!
+wait "$task"; code=$?
+while kill -0 "$task" 2> /dev/null; do wait "$task"; code=$?; done
 exit $code
 """
 REAL = f'#!/usr/bin/env bash\nexec {sys.executable} -m torch.distributed.run "$@"\n'
