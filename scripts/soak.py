@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 if not __package__:  # run as a file: its own folder is on the import path, the repository's root is not
@@ -50,7 +51,9 @@ VALIDATION_IMAGES = 4
 PATIENCE = 300  # seconds after which a run is held to hang
 SIGNALS = {"SIGTERM": signal.SIGTERM, "SIGUSR1": signal.SIGUSR1, "SIGINT": signal.SIGINT, "killed": signal.SIGKILL}
 DAMAGES = ("cut off", "bit flipped", "emptied", "not renamed")
-forked = multiprocessing.get_context("fork")  # a child need not import anything
+# A run starts as a copy of a process that has imported all and done nothing: it has no threads that a copy would lack.
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["scripts.soak"])
 
 
 class LostRunError(Exception):
@@ -93,6 +96,16 @@ def die_validating(draw: random.Random) -> None:
 ARMED = {"killed writing": die_writing, "killed validating": die_validating}
 
 
+def train(arguments: list[str], output: Path, prepare: Callable[[random.Random], None] | None, seed: float) -> None:
+    """What a run's process does; what it says is added to a file."""
+    with open(output, "ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    if prepare is not None:
+        prepare(random.Random(seed))
+    train_kd.main(arguments)
+
+
 class Soak:
     """The runs, their references and what was found.
 
@@ -116,19 +129,12 @@ class Soak:
         self.seconds: dict[int, float] = {}  # of an uninterrupted run
         self.work_dir = folder
 
-    def start(self, prepare: Callable[[random.Random], None] | None = None) -> multiprocessing.Process:
+    def start(self, prepare: Callable[[random.Random], None] | None = None) -> BaseProcess:
         """The run, in a process of its own; ``prepare`` arms it."""
-        seed = self.draw.random()
-
-        def main() -> None:
-            with open(self.folder / "output.txt", "ab") as output:
-                os.dup2(output.fileno(), 1)
-                os.dup2(output.fileno(), 2)
-            if prepare is not None:
-                prepare(random.Random(seed))
-            train_kd.main([str(self.config), "--work-dir", str(self.work_dir), "--resume", "auto"])
-
-        process = forked.Process(target=main)
+        arguments = [str(self.config), "--work-dir", str(self.work_dir), "--resume", "auto"]
+        process = processes.Process(
+            target=train, args=(arguments, self.folder / "output.txt", prepare, self.draw.random())
+        )
         process.start()
         return process
 
@@ -300,7 +306,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of faults and moments (default: the time)")
     parser.add_argument("--ranks", type=float, default=0.1, metavar="SHARE", help="of runs on two processes (0.1)")
     args = parser.parse_args(arguments)
-    torch.set_num_threads(1)  # a process with threads cannot be forked
     folder, draw = Path(tempfile.mkdtemp(prefix="soak_")), random.Random(args.seed)
     print(f"seed {args.seed}, in {folder}", flush=True)
     soak, began, cycles = Soak(folder, draw), time.monotonic(), 0
