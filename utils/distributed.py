@@ -5,6 +5,7 @@ import re
 import time
 from datetime import timedelta
 from typing import NamedTuple
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -48,6 +49,7 @@ def init_world(timeout: float = 1800.0) -> World:
 
     Raises:
         ValueError: if there are GPUs, but fewer than processes on this node.
+        torch.distributed.DistError: if the others do not come.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device("cpu")
@@ -63,8 +65,52 @@ def init_world(timeout: float = 1800.0) -> World:
         return World(0, 1, device)
     on_gpu = device.type == "cuda"
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout), device_id=device if on_gpu else None)
-    return World(dist.get_rank(), dist.get_world_size(), device)
+    limit = timedelta(seconds=timeout)
+    store, rank, size = next(dist.rendezvous("env://", timeout=limit))
+    dist.init_process_group(
+        backend,
+        store=meet(store, rank, size, timeout),
+        rank=rank,
+        world_size=size,
+        timeout=limit,
+        device_id=device if on_gpu else None,
+    )
+    return World(rank, size, device)
+
+
+def meet(store: dist.Store, rank: int, size: int, timeout: float) -> dist.Store:
+    """A part of the store in which no rank has written yet, the same on all ranks.
+
+    torchrun's store outlives the ranks that it starts anew. PyTorch would read there where the dead have listened, if
+    it comes before the living have said where they do: a rank then knocks at a closed door, or waits for ever. (What
+    torchrun counts tells no life from another: each of its agents counts only the deaths on its own node.) So each
+    rank says a word that none has said before, rank 0 answers with its own, and is answered.
+
+    Args:
+        store: of all ranks.
+        rank, size: this one's number, and of how many.
+        timeout: seconds that rank 0 waits; others wait as long as the store does.
+
+    Raises:
+        torch.distributed.DistError: if the others do not come.
+    """
+    word, deadline = uuid4().hex, time.monotonic() + timeout
+    store.delete_key(f"roll_call/{rank}")
+    store.set(f"word/{rank}", word)
+    if rank > 0:
+        first = store.get(f"answer/{word}").decode()
+        store.set(f"came/{first}/{rank}", "")
+        return dist.PrefixStore(first, store)
+    missing = set(range(1, size))
+    while missing:
+        if time.monotonic() > deadline:
+            raise dist.DistStoreError(f"after {timeout:g} s, these ranks have not come: {sorted(missing)}")
+        for other in missing:
+            if store.check([f"word/{other}"]):
+                store.set(f"answer/{store.get(f'word/{other}').decode()}", word)
+        time.sleep(0.01)
+        missing = {other for other in missing if not store.check([f"came/{word}/{other}"])}
+    return dist.PrefixStore(word, store)
 
 
 def lost_peer(error: RuntimeError, timeout: float) -> str:
@@ -90,8 +136,8 @@ def silent_ranks() -> list[int]:
 
     The word goes by torchrun's own store, which outlives the ranks.
     """
-    life, seconds = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), timedelta(seconds=ROLL_CALL)
-    keys = [f"roll_call/{life}/{rank}" for rank in range(int(os.environ["WORLD_SIZE"]))]
+    seconds = timedelta(seconds=ROLL_CALL)
+    keys = [f"roll_call/{rank}" for rank in range(int(os.environ["WORLD_SIZE"]))]
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
         store = dist.TCPStore(*address, is_master=False, timeout=seconds)

@@ -1,9 +1,12 @@
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.distributed as dist
 
 from utils import distributed
-from utils.distributed import lost_peer
+from utils.distributed import lost_peer, meet
 
 
 @pytest.fixture
@@ -11,15 +14,14 @@ def rank_0_of_3(monkeypatch):
     """With the store that torchrun keeps; gives it."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     facts = {"RANK": 0, "WORLD_SIZE": 3, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}
-    for name, value in {**facts, "TORCHELASTIC_RESTART_COUNT": 1}.items():
+    for name, value in facts.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setattr(distributed, "ROLL_CALL", 0.3)
     return store
 
 
 def test_the_ranks_that_do_not_answer_are_named(rank_0_of_3):
-    rank_0_of_3.set("roll_call/0/1", "here")  # in an earlier life
-    rank_0_of_3.set("roll_call/1/2", "here")
+    rank_0_of_3.set("roll_call/2", "here")
     message = lost_peer(RuntimeError("[../pair.cc:534] Connection closed by peer [::1]:1234\nframe 1"), 60.0)
     assert "rank 0: another rank died, or did not answer within 60 s (train.timeout); no word from rank 1." in message
     assert message.endswith("(RuntimeError: [../pair.cc:534] Connection closed by peer [::1]:1234)")
@@ -28,6 +30,38 @@ def test_the_ranks_that_do_not_answer_are_named(rank_0_of_3):
 def test_without_anybody_to_ask_nobody_is_named(rank_0_of_3, monkeypatch):
     monkeypatch.setenv("MASTER_PORT", "1")
     assert "no word from rank (unknown" in lost_peer(dist.DistBackendError("NCCL error"), 60.0)
+
+
+def life(store, late=None, size=3):
+    """The parts of the store that the ranks of one life agree on; rank ``late`` comes 0.2 s after the others."""
+
+    def rank(number):
+        if number == late:
+            time.sleep(0.2)
+        part = meet(store.clone(), number, size, timeout=20)
+        part.set(f"address of {number}", str(number))
+        return part
+
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(rank, range(size)))
+
+
+@pytest.mark.parametrize("late", [None, 0, 1])
+def test_ranks_that_are_started_anew_do_not_read_what_the_dead_have_written(rank_0_of_3, late):
+    for name in ("roll_call/1", "word/2"):
+        rank_0_of_3.set(name, "of a life that ended before it began")
+    first, second = life(rank_0_of_3), life(rank_0_of_3, late)
+    for parts in (first, second):
+        assert [part.get(f"address of {(i + 1) % 3}") for i, part in enumerate(parts)] == [b"1", b"2", b"0"]
+    second[0].set("said", "")
+    assert [part.check(["said"]) for part in (*second, *first)] == 3 * [True] + 3 * [False]
+    assert not rank_0_of_3.check(["roll_call/1"])
+
+
+def test_ranks_that_do_not_come_are_named(rank_0_of_3):
+    rank_0_of_3.set("word/1", "of an earlier life")
+    with pytest.raises(dist.DistStoreError, match=r"after 0.1 s, these ranks have not come: \[1, 2\]"):
+        meet(rank_0_of_3, 0, 3, timeout=0.1)
 
 
 @pytest.mark.parametrize(
