@@ -33,7 +33,7 @@ def to_tokens(maps: Tensor) -> Tensor:
 
 def to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """B (h w) C -> B C h w."""
-    return tokens.transpose(1, 2).unflatten(2, grid)
+    return tokens.unflatten(1, grid).permute(0, 3, 1, 2)
 
 
 class OverlapPatchEmbed(nn.Module):

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.base import Tap
@@ -12,9 +12,12 @@ STAGES = ("stage4", "stage3", "stage2", "stage1")  # the order in which the rele
 
 
 class SegFormerHead(nn.Module):
-    """Every stage projected to one width, resized to the grid of stage 1 and fused by a linear layer.
+    """Every stage projected to one width, resized to the grid of stage 1, concatenated and fused by a linear layer.
 
-    The linear layers are 1x1 convolutions, which is the same thing without leaving B C h w.
+    The linear layers are 1x1 convolutions, which is the same thing without leaving B C h w. The fusing one is applied
+    before the resizing, stage by stage, and the results are added: it acts on channels, bilinear interpolation (whose
+    weights add up to 1) on positions, and neither minds which comes first. The product over 4 x width channels of the
+    finest grid, half of SegFormer-B0's operations, is then one over each stage's own channels on its own grid.
 
     Args:
         taps: the backbone's ``tap_info``.
@@ -36,12 +39,30 @@ class SegFormerHead(nn.Module):
 
     def forward(self, stages: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Stages -> logits B K h w and features B width h w, on the grid of stage 1."""
-        maps = [resize(self.project[stage](stages[stage]), like=stages["stage1"]) for stage in STAGES]
-        features = self.fuse(torch.cat(maps, dim=1))
+        convolution, *rest = self.fuse
+        weights = dict(zip(STAGES, convolution.weight.chunk(len(STAGES), dim=1), strict=True))
+        fused = self.project_and_fuse("stage1", stages["stage1"], weights["stage1"])
+        for stage in STAGES[:-1]:
+            fused += resize(self.project_and_fuse(stage, stages[stage], weights[stage]), like=fused)
+        features = nn.Sequential(*rest)(fused)
         return self.classifier(self.dropout(features)), features
+
+    def project_and_fuse(self, stage: str, maps: Tensor, weight: Tensor) -> Tensor:
+        """B C h w -> B width h w: this stage's part of the fused map, by the product of both layers' matrices.
+
+        Args:
+            stage: its name.
+            maps: its features.
+            weight: width width 1 1, the fusing layer's for this stage.
+        """
+        layer, weight = self.project[stage], weight.flatten(1)
+        return F.conv2d(maps, (weight @ layer.weight.flatten(1))[..., None, None], weight @ layer.bias)
 
 
 class MMSegSegFormerHead(SegFormerHead):
     """mmsegmentation's form of it: each projection is a convolution without bias, BatchNorm and ReLU."""
 
     projection = staticmethod(conv_bn_relu)
+
+    def project_and_fuse(self, stage: str, maps: Tensor, weight: Tensor) -> Tensor:
+        return F.conv2d(self.project[stage](maps), weight)

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from models import build_model
 from scripts.benchmarks.metric import CLASSES, SIZE, PublishedMetric, random_maps, without_void
+from scripts.benchmarks.published import as_published
 from scripts.benchmarks.timing import peak_memory, time_each
 from utils.evaluation import class_map, evaluate
 from utils.metrics import ConfusionMatrix
@@ -94,7 +95,7 @@ def network_row(backbone: str, head: str, quick: bool, device: torch.device) -> 
     size = (128, 256) if quick else SIZE
     images, rounds = (20, 5) if device.type == "cuda" else (1, 1 if quick else 3)
     torch.manual_seed(0)
-    model = build_model(backbone, head, CLASSES).eval().to(device)
+    model = as_published(build_model(backbone, head, CLASSES)).eval().to(device)
     fast = build_model(backbone, head, CLASSES).eval().to(device, memory_format=torch.channels_last)
     fast.load_state_dict(model.state_dict())
     data = Noise(images, size)

@@ -1,5 +1,7 @@
 """The field's training step, re-created from its description with this project's own modules, to measure against."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,6 +9,8 @@ from torch import Tensor
 from losses.alignment import FeatureAlignment
 from losses.hmkd import HMKD
 from models import SegModel
+from models.layers import resize
+from models.segformer import STAGES, SegFormerHead
 from utils.schedule import build_optimizer, parameter_groups
 
 
@@ -16,22 +20,36 @@ def unscaled_attention(x: Tensor) -> Tensor:
     return (tokens @ (tokens.transpose(1, 2) @ tokens).softmax(-1).transpose(1, 2)).view_as(x)
 
 
+def concatenated(head: SegFormerHead, stages: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """SegFormer's head as it is released: all stages on the finest grid, concatenated, and one layer over them all."""
+    maps = [resize(head.project[stage](stages[stage]), like=stages["stage1"]) for stage in STAGES]
+    features = head.fuse(torch.cat(maps, dim=1))
+    return head.classifier(head.dropout(features)), features
+
+
+def as_published(network: SegModel) -> SegModel:
+    """The same network, in place, whose head computes what it does in the release's way."""
+    if isinstance(network.head, SegFormerHead):
+        network.head.forward = partial(concatenated, network.head)
+    return network
+
+
 class PublishedStep:
     """One step of dual alignment in float32, NCHW, eager, one process.
 
     Images arrive as normalised float32 and are copied while the step waits. The teacher's logits are upsampled to the
     labels' size and copied; cross-entropy and KL read both networks' full-resolution logits. The feature term is the
-    released form: self-attention on the CNN's map before it is resized, then projection, refinement, warp. Each loss is
-    read out in every step, for the log.
+    released form: self-attention on the CNN's map before it is resized, then projection, refinement, warp. SegFormer's
+    head is ``concatenated``. Each loss is read out in every step, for the log.
 
     Args:
-        student, teacher: on the device; the teacher frozen.
+        student, teacher: on the device, for nothing else; the teacher frozen.
         optimizer: settings of ``parameter_groups`` and ``build_optimizer``.
         tap: the stage whose features are compared.
     """
 
     def __init__(self, student: SegModel, teacher: SegModel, optimizer: dict, tap: str = "stage3"):
-        self.student, self.teacher, self.tap = student, teacher, tap
+        self.student, self.teacher, self.tap = as_published(student), as_published(teacher), tap
         self.device = next(student.parameters()).device
         method = HMKD(student.spec, teacher.spec, anchor=None, feature_pairs=((tap, tap),))
         self.align: FeatureAlignment = method.alignments["feature"].to(self.device)

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 import torchvision
@@ -9,7 +11,8 @@ from models.base import Tap
 from models.deeplabv3 import DeepLabV3Head
 from models.layers import GlobalContext, PooledBatchNorm2d
 from models.pspnet import PSPHead
-from models.segformer import SegFormerHead
+from models.segformer import MMSegSegFormerHead, SegFormerHead
+from scripts.benchmarks.published import concatenated
 from tests.models.oracles import deeplabv3_as_torchvision, randomize, segformer_as_hugging_face
 
 TAPS = {"stage1": Tap(8, 4), "stage2": Tap(12, 8), "stage3": Tap(16, 16), "stage4": Tap(20, 32)}
@@ -52,6 +55,26 @@ def test_segformer_logits_equal_hugging_face():
         found = model(images).logits
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     assert found.abs().max() > 0.1
+
+
+@pytest.mark.parametrize("head_class", [SegFormerHead, MMSegSegFormerHead])
+@pytest.mark.parametrize("grid", [8, 9])
+def test_segformer_fuses_stage_by_stage_what_the_release_concatenates(head_class, grid):
+    """Features, logits and every gradient, those of the parameters too."""
+    head = randomize(head_class(TAPS, 5, width=24, dropout=0.0)).double().train()
+    stages = {
+        name: torch.randn(2, channels, side, side, dtype=torch.float64).requires_grad_()
+        for name, (channels, stride) in TAPS.items()
+        for side in [-(-grid * 4 // stride)]
+    }
+    leaves = [*stages.values(), *head.parameters()]
+    slopes, both = None, []
+    for forward in (head, partial(concatenated, head)):
+        outputs = forward(stages)
+        slopes = slopes or [torch.randn_like(x) for x in outputs]
+        both.append([*outputs, *torch.autograd.grad(outputs, leaves, slopes)])
+    for found, expected in zip(*both, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("backbone", ["resnet50", "resnet101"])
