@@ -8,15 +8,15 @@ from losses.alignment import LogitAlignment
 from losses.base import Method
 from losses.checks import check_pairs, check_weights
 from losses.fitnet import on_student_grid
-from losses.functional import full_precision, masked_mean, pool_valid, tap_grid, valid_cells
+from losses.functional import channel_mean, fill_void, full_precision, masked_mean, pool_valid, tap_grid, valid_cells
 from losses.mgd import MaskedGeneration
 from models.base import ModelSpec, SegOutput
 
 
 def pool_maxima(x: Tensor, valid: Tensor, p: int) -> Tensor:
     """B C h w, B h w bool -> B C ceil(h / p) ceil(w / p): maxima over valid cells, 0 where there are none."""
-    pooled = F.max_pool2d(x.masked_fill(~valid[:, None], -torch.inf), p, ceil_mode=True)
-    return pooled.masked_fill(~pool_valid(valid, p)[:, None], 0)
+    pooled = F.max_pool2d(fill_void(x, valid, -torch.inf), p, ceil_mode=True)
+    return fill_void(pooled, pool_valid(valid, p))
 
 
 def patches(x: Tensor, side: int) -> Tensor:
@@ -139,7 +139,7 @@ class AfDCD(Method):
             S, T, valid = on_student_grid(s, t, labels, self.taps)
             S = self.generation(S, valid)
             if "afdcd_feature" in self.weights:
-                terms["afdcd_feature"] = masked_mean((S - T).square().mean(1), valid)
+                terms["afdcd_feature"] = masked_mean(channel_mean((S - T).square()), valid)
             if "afdcd_contrast" in self.weights:
                 pooled = [pool_maxima(x, valid, self.pool) for x in (S, T)]
                 shape = self.patch, self.groups, self.tau

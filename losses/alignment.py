@@ -22,8 +22,10 @@ from losses.checks import check_shape
 from losses.functional import (
     IGNORE_INDEX,
     as_float,
+    channel_mean,
     count_valid,
     cross_entropy,
+    fill_void,
     full_precision,
     kl_divergence,
     majority_labels,
@@ -135,9 +137,8 @@ class FeatureAlignment(nn.Module):
         grid = tap_grid(labels, self.stride)
         cells = shrink_labels(labels, grid)
         valid = cells != IGNORE_INDEX
-        void = ~valid[:, None]
-        S = resize(student, grid).masked_fill(void, 0)
-        T = self.project(resize(teacher.detach(), grid).masked_fill(void, 0))
+        S = fill_void(resize(student, grid), valid)
+        T = self.project(fill_void(resize(teacher.detach(), grid), valid))
         if self.context == "student":
             S = self_attention_context(S)
         elif self.context == "teacher":
@@ -151,7 +152,7 @@ class FeatureAlignment(nn.Module):
             target = warped.detach()
             with full_precision(warped):
                 anchor = cross_entropy(self.classify(warped), cells)
-        return masked_mean((target - S).square().mean(1), valid), anchor
+        return masked_mean(channel_mean((target - S).square()), valid), anchor
 
 
 class LogitAlignment(nn.Module):
@@ -215,7 +216,7 @@ class StageLogitAlignment(nn.Module):
         with full_precision(teacher):
             for name, head in self.heads.items():
                 stage = as_float(student[name])
-                logits = head(stage.masked_fill(~valid_cells(labels, stage.shape[-2:])[:, None], 0))
+                logits = head(fill_void(stage, valid_cells(labels, stage.shape[-2:])))
                 losses.append(self.align(resize(logits, size), teacher, labels))
         return torch.stack(losses).mean()
 
@@ -284,10 +285,10 @@ class RelationAlignment(nn.Module):
         h, w = student.shape[-2:]
         patches = patch_labels(labels, (h, w), self.patch)
         valid = (patches != IGNORE_INDEX).any(-1)
-        void = ~valid_cells(labels, (h, w))[:, None]
+        inside = valid_cells(labels, (h, w))
 
         def prepare(x: Tensor) -> Tensor:
-            return F.pad(x.masked_fill(void, 0), (0, -w % self.patch, 0, -h % self.patch))
+            return F.pad(fill_void(x, inside), (0, -w % self.patch, 0, -h % self.patch))
 
         with full_precision(student):
             _, P_s = self.relate_student(prepare(as_float(student)), valid)

@@ -5,13 +5,13 @@ from torch import Tensor
 
 from losses.checks import Pairs, check_weights
 from losses.fitnet import FeatureMethod
-from losses.functional import masked_mean
+from losses.functional import channel_mean, masked_mean
 from models.base import ModelSpec
 
 
 def attention(x: Tensor) -> Tensor:
     """B C h w -> B h w: mean over channels of the squares, divided by its L2 norm over the cells of each image."""
-    return F.normalize(x.square().mean(1).flatten(1)).view(len(x), *x.shape[-2:])
+    return F.normalize(channel_mean(x.square()).flatten(1)).view(len(x), *x.shape[-2:])
 
 
 class AT(FeatureMethod):

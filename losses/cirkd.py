@@ -1,23 +1,26 @@
 """CIRKD: the relations of each pixel to the pixels of other images, and to memories of pixels and regions."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from losses.alignment import LogitAlignment
 from losses.base import Method
 from losses.functional import (
     IGNORE_INDEX,
     as_float,
+    fill_void,
     full_precision,
     pool_valid,
     resize,
     shrink_labels,
     tap_grid,
+    tile_elements,
     unit,
     valid_cells,
 )
@@ -27,24 +30,60 @@ PIXELS = 16  # of a class that enter the pixel memory from one image, at most
 
 
 def relation_divergence(
-    student: Tensor, teacher: Tensor, student_keys: Tensor, teacher_keys: Tensor, tau: float
+    students: Sequence[Tensor],
+    teachers: Sequence[Tensor],
+    student_keys: Sequence[Tensor],
+    teacher_keys: Sequence[Tensor],
+    tau: float,
 ) -> Tensor:
-    """Sum over rows a of KL(softmax(T_a K_t^T / tau) || softmax(S_a K_s^T / tau)); 0 where there are no keys.
+    """Sum over images i, sets of keys j and rows a of KL(softmax(T_ia K_tj^T / tau) || softmax(S_ia K_sj^T / tau)).
 
-    The n m similarities are computed anew in the backward pass, so that those of no two calls are held at a time.
+    Similarities of a few rows at a time are held, never those of an image. The teacher's side gets no gradient.
 
     Args:
-        student, teacher: n C_s and n C_t, rows of length 1.
-        student_keys, teacher_keys: m C_s and m C_t, the same.
+        students, teachers: of each image n_i C_s and n_i C_t, rows of length 1.
+        student_keys, teacher_keys: of each set m_j C_s and m_j C_t, the same; one without keys counts for nothing.
         tau: temperature of the similarities, > 0.
     """
+    return _RelationDivergence.apply(tau, teachers, teacher_keys, *students, *student_keys)
 
-    def divergence(s: Tensor, t: Tensor, s_keys: Tensor, t_keys: Tensor) -> Tensor:
-        log_s, log_t = F.log_softmax(s @ s_keys.T / tau, dim=1), F.log_softmax(t @ t_keys.T / tau, dim=1)
-        return (log_t.exp() * (log_t - log_s)).sum()
 
-    tensors = (student, teacher, student_keys, teacher_keys)
-    return checkpoint(divergence, *tensors, use_reentrant=False, preserve_rng_state=False)
+class _RelationDivergence(torch.autograd.Function):
+    """``relation_divergence``, whose gradient is made with the value.
+
+    Of one similarity it is (softmax(S_ia K_sj^T / tau) - softmax(T_ia K_tj^T / tau)) / tau.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, tau: float, teachers: Sequence[Tensor], teacher_keys: Sequence[Tensor], *tensors: Tensor
+    ) -> Tensor:
+        n, needed, sums = len(teachers), ctx.needs_input_grad[3:], [tensors[0].new_zeros(())]
+        gradients = [torch.zeros_like(x) if need else None for x, need in zip(tensors, needed, strict=True)]
+        images = list(zip(tensors[:n], teachers, gradients[:n], strict=True))
+        for s_keys, t_keys, keys_gradient in zip(tensors[n:], teacher_keys, gradients[n:], strict=True):
+            length = max(1, tile_elements(s_keys) // max(1, len(s_keys)))
+            for student, teacher, gradient in images if len(s_keys) else ():
+                for start in range(0, len(student), length):
+                    rows = slice(start, start + length)
+                    log_s, log_t = (
+                        (x[rows] @ keys.T).div_(tau).log_softmax(1)
+                        for x, keys in ((student, s_keys), (teacher, t_keys))
+                    )
+                    p_t = log_t.exp()
+                    sums.append(torch.dot(p_t.flatten(), (log_t - log_s).flatten()))
+                    slope = log_s.exp_().sub_(p_t).div_(tau)
+                    if gradient is not None:
+                        gradient[rows] += slope @ s_keys
+                    if keys_gradient is not None:
+                        keys_gradient += slope.T @ student[rows]
+        ctx.save_for_backward(*gradients)
+        return torch.stack(sums).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, None, *(None if x is None else x * grad_output for x in ctx.saved_tensors)
 
 
 def pool_factor(size: tuple[int, int], cells: int) -> int:
@@ -124,9 +163,8 @@ class CIRKD(Method):
     - Memories are rings, at first empty, drawn from class by class with replacement. There they hold random vectors
       at first, one draw of slots serves every class, and at the ring's end newest vectors replace newest.
     - The ranks share each image's 16 pixels and mean of each class, not its whole map.
-    - L_batch recomputes similarities in the backward pass, so that one pair of images' N x N at a time are held, and
-      grids of more than ``batch_cells`` cells are averaged, p x p with the least p that will do (there 4 x 4 from
-      256 x 256 on).
+    - Similarities of a few rows at a time are held. In L_batch grids of more than ``batch_cells`` cells are averaged,
+      p x p with the least p that will do (there 4 x 4 from 256 x 256 on).
 
     L_batch compares the images that one process sees at once, so it depends on how a batch is split. The memories
     grow in training mode only, by each micro-batch of all ranks before it is compared.
@@ -210,17 +248,16 @@ class CIRKD(Method):
         cells = shrink_labels(labels, s.shape[-2:])
         valid = cells != IGNORE_INDEX
         with full_precision(s):
-            s, t = (x.masked_fill(~valid[:, None], 0) for x in (as_float(s), resize(as_float(t), s.shape[-2:])))
+            s, t = (fill_void(x, valid) for x in (as_float(s), resize(as_float(t), s.shape[-2:])))
             if "cirkd_batch" in self.weights:
                 terms["cirkd_batch"] = self._across_the_batch(s, t, valid)
             if self.memories:
                 if self.training:
                     self._remember(t, cells)
-                rows = list(zip(unit_rows(self.project(s), valid), unit_rows(t, valid), strict=True))
+                S, T = unit_rows(self.project(s), valid), unit_rows(t, valid)
                 for term, memory in self.memories.items():
-                    keys = memory.draw().to(t)
-                    total = sum(relation_divergence(*image, keys, keys, self.tau) for image in rows)
-                    terms[term] = total / valid.sum().clamp(min=1)
+                    keys = [memory.draw().to(t)]
+                    terms[term] = relation_divergence(S, T, keys, keys, self.tau) / valid.sum().clamp(min=1)
         return terms
 
     def _across_the_batch(self, s: Tensor, t: Tensor, valid: Tensor) -> Tensor:
@@ -228,8 +265,7 @@ class CIRKD(Method):
         valid = pool_valid(valid, p)
         # Void cells are 0 and a mean's length does not matter: this is the direction of the valid cells' mean.
         S, T = (unit_rows(F.avg_pool2d(x, p, ceil_mode=True), valid) for x in (s, t))
-        total = sum(relation_divergence(S[i], T[i], S[j], T[j], self.tau) for i in range(len(S)) for j in range(len(S)))
-        return total / (valid.sum() * valid.flatten(1).any(1).sum()).clamp(min=1)
+        return relation_divergence(S, T, S, T, self.tau) / (valid.sum() * valid.flatten(1).any(1).sum()).clamp(min=1)
 
     def _remember(self, t: Tensor, cells: Tensor) -> None:
         classes = torch.arange(self.num_classes, device=cells.device)

@@ -1,12 +1,11 @@
 """CWD: channel-wise distillation, of where in an image each channel is active."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from losses.checks import Pairs, check_weights
 from losses.fitnet import FeatureMethod, on_student_grid
-from losses.functional import full_precision, masked_mean, tap_grid, valid_cells
+from losses.functional import fill_void, full_precision, masked_mean, tap_grid, valid_cells
 from models.base import ModelSpec, SegOutput, Tap
 
 
@@ -20,13 +19,13 @@ def channel_divergence(student: Tensor, teacher: Tensor, valid: Tensor, temperat
         valid: B h w bool.
         temperature: T > 0.
     """
-    void = ~valid[:, None]
     log_s, log_t = (
         # The lowest finite number, not -inf: an image of nothing but void then has a uniform softmax, not NaN.
-        F.log_softmax((x / temperature).masked_fill(void, torch.finfo(x.dtype).min).flatten(2), dim=2)
+        # Cells before channels, B N C, as a channels_last map lies in memory.
+        fill_void(x / temperature, valid, torch.finfo(x.dtype).min).permute(0, 2, 3, 1).flatten(1, 2).log_softmax(1)
         for x in (student, teacher)
     )
-    divergence = (log_t.exp() * (log_t - log_s)).sum(2).mean(1)
+    divergence = (log_t.exp() * (log_t - log_s)).sum(1).mean(1)
     return temperature**2 * masked_mean(divergence, valid.flatten(1).any(1))
 
 

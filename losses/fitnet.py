@@ -4,7 +4,16 @@ from torch import Tensor, nn
 
 from losses.base import Method
 from losses.checks import Pairs, check_pairs, check_shape, check_weights
-from losses.functional import as_float, full_precision, masked_mean, resize, tap_grid, valid_cells
+from losses.functional import (
+    as_float,
+    channel_mean,
+    fill_void,
+    full_precision,
+    masked_mean,
+    resize,
+    tap_grid,
+    valid_cells,
+)
 from models.base import ModelSpec, SegOutput, Tap
 
 
@@ -30,7 +39,7 @@ def on_student_grid(
     size = student.shape[-2:]
     valid = valid_cells(labels, size)
     S, T = as_float(student), resize(as_float(teacher.detach()), size)
-    return S.masked_fill(~valid[:, None], 0), T.masked_fill(~valid[:, None], 0), valid
+    return fill_void(S, valid), fill_void(T, valid), valid
 
 
 class FeatureMethod(Method):
@@ -112,4 +121,4 @@ class FitNet(FeatureMethod):
         )
 
     def compare(self, name: str, student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
-        return masked_mean((self.project[name](student) - teacher).square().mean(1), valid)
+        return masked_mean(channel_mean((self.project[name](student) - teacher).square()), valid)

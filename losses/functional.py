@@ -85,9 +85,31 @@ def majority_labels(patches: Tensor, num_classes: int) -> Tensor:
     return votes.argmax(-1).masked_fill(~valid.any(-1), IGNORE_INDEX)
 
 
+def fill_void(x: Tensor, valid: Tensor, value: float = 0.0) -> Tensor:
+    """B C h w -> B C h w: ``value`` where ``valid`` (B h w bool) is not, without gradient.
+
+    It keeps a channels_last map as it is, which ``masked_fill`` lays out anew (five times as slow on a CPU), and so
+    does its gradient.
+    """
+    return torch.where(valid[:, None], x, value)
+
+
+def channel_mean(x: Tensor) -> Tensor:
+    """B C h w -> B h w, in the order of a channels_last map, whose gradient is then channels_last too."""
+    return x.movedim(1, -1).mean(-1)
+
+
 def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
     """Mean of ``values`` where ``valid`` (both of one shape); exactly 0, with gradient 0, where nothing is valid."""
     return values.masked_fill(~valid, 0).sum() / valid.sum().clamp(min=1)
+
+
+def tile_elements(x: Tensor) -> int:
+    """Size of a tile of what is computed from ``x`` piece by piece, and never held as a whole.
+
+    On a CPU each core's share stays in its cache, on a GPU a kernel outlasts its launch.
+    """
+    return 2**19 * torch.get_num_threads() if x.device.type == "cpu" else 2**24
 
 
 class Band(NamedTuple):
@@ -122,9 +144,7 @@ def _tiles(logits: Tensor, labels: Tensor, weights: Tensor) -> Iterator[tuple[Ba
         Rows, columns, and of their tile: log-probabilities B K r c, labels B 1 r c (0 where the weight is), weights.
     """
     (B, K, h, w), (H, W) = logits.shape, labels.shape[-2:]
-    # Elements of a tile: on a CPU each core's share stays in its cache, on a GPU a kernel outlasts its launch.
-    elements = 2**19 * torch.get_num_threads() if logits.device.type == "cpu" else 2**24
-    length = max(1, math.isqrt(elements // (B * K)))
+    length = max(1, math.isqrt(tile_elements(logits) // (B * K)))
     axes = (_bands(*axis, length, logits.dtype, logits.device) for axis in ((h, H), (w, W)))
     for rows, columns in itertools.product(*axes):
         tile = rows.weights @ (logits[:, :, rows.sources, columns.sources] @ columns.weights.T)
@@ -255,8 +275,7 @@ def kl_divergence(student_logits: Tensor, teacher_logits: Tensor, valid: Tensor,
         temperature: T > 0.
     """
     # Cut void before the softmax, not after: a non-finite logit there would come back as NaN in the gradient.
-    void = ~valid[:, None]
-    cut = (as_float(x).masked_fill(void, 0).div_(temperature) for x in (student_logits, teacher_logits))
+    cut = (fill_void(as_float(x), valid).div_(temperature) for x in (student_logits, teacher_logits))
     log_s, log_t = (x.log_softmax(1) for x in cut)
     return temperature**2 * masked_mean((log_t.exp() * (log_t - log_s)).sum(1), valid)
 

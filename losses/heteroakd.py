@@ -10,6 +10,7 @@ from losses.functional import (
     IGNORE_INDEX,
     as_float,
     count_valid,
+    fill_void,
     full_precision,
     masked_mean,
     resize,
@@ -75,7 +76,7 @@ class HybridAlignment(nn.Module):
             cells = shrink_labels(labels, student.shape[-2:])
             valid = cells != IGNORE_INDEX
             maps = as_float(student), resize(as_float(teacher.detach()), student.shape[-2:])
-            s, t = (norm(x.masked_fill(~valid[:, None], 0)) for norm, x in zip(self.standardize, maps, strict=True))
+            s, t = (norm(fill_void(x, valid)) for norm, x in zip(self.standardize, maps, strict=True))
             Z_s = self.classify[0](s)
             exits = self.classify[0](s.detach()), self.classify[1](t)
             y = F.one_hot(cells.long().masked_fill(~valid, 0), Z_s.shape[1]).permute(0, 3, 1, 2).to(Z_s)

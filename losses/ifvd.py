@@ -9,6 +9,7 @@ from losses.functional import (
     IGNORE_INDEX,
     as_float,
     count_valid,
+    fill_void,
     full_precision,
     masked_mean,
     resize,
@@ -31,11 +32,13 @@ def class_similarity(x: Tensor, cells: Tensor, num_classes: int) -> Tensor:
         B h w; 0 at void cells, which are in no mean.
     """
     valid = cells != IGNORE_INDEX
-    rows = x.masked_fill(~valid[:, None], 0).flatten(2).transpose(1, 2)  # B N C
+    rows = fill_void(x, valid).flatten(2).transpose(1, 2)  # B N C
     # Void passes for class 0, to whose sum it adds 0. A sum has the direction of the mean.
     members = F.one_hot(cells.long().masked_fill(~valid, 0).flatten(1), num_classes).to(x.dtype)  # B N K
-    centres = members @ (members.transpose(1, 2) @ rows)
-    return (unit(rows) * unit(centres)).sum(-1).view(cells.shape)
+    centres = unit(members.transpose(1, 2) @ rows)  # B K C
+    # A cell's centre is not written out: of its K products with all centres one is taken.
+    products, lengths = (rows @ centres.transpose(1, 2) * members).sum(-1), rows.norm(dim=-1)
+    return (products / lengths.where(lengths > 0, 1)).view(cells.shape)
 
 
 class IFVD(Method):

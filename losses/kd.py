@@ -10,6 +10,7 @@ from losses.checks import check_classes, check_shape, check_weights
 from losses.functional import (
     IGNORE_INDEX,
     as_float,
+    fill_void,
     full_precision,
     kl_divergence,
     resize,
@@ -61,9 +62,8 @@ class LogitMethod(Method):
         s, t = student.logits, teacher.logits.detach()
         check_shape("the student's logits", s, self.num_classes, self.stride, labels)
         cells = shrink_labels(labels, s.shape[-2:])
-        void = (cells == IGNORE_INDEX)[:, None]
         with full_precision(s):
-            s, t = (resize(as_float(x), s.shape[-2:]).masked_fill(void, 0) for x in (s, t))
+            s, t = (fill_void(resize(as_float(x), s.shape[-2:]), cells != IGNORE_INDEX) for x in (s, t))
             return {term: self.comparisons[term](s, t, cells, self.temperature) for term in self.weights}
 
     def counts(self, labels: Tensor) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from losses.checks import Pairs, check_weights
 from losses.fitnet import FeatureMethod
-from losses.functional import masked_mean
+from losses.functional import channel_mean, fill_void, masked_mean
 from models.base import ModelSpec, Tap
 
 
@@ -34,7 +34,7 @@ class MaskedGeneration(nn.Module):
     def forward(self, student: Tensor, valid: Tensor) -> Tensor:
         """B C_s h w, B h w bool -> B C_t h w; void cells are masked too."""
         kept = valid & (torch.rand(valid.shape, device=valid.device) <= 1 - self.mask_ratio)
-        return self.generate(self.align(student).masked_fill(~kept[:, None], 0))
+        return self.generate(fill_void(self.align(student), kept))
 
 
 class MGD(FeatureMethod):
@@ -74,4 +74,4 @@ class MGD(FeatureMethod):
         self.generation = nn.ModuleDict({name: MaskedGeneration(*taps, mask_ratio) for name, taps in self.taps.items()})
 
     def compare(self, name: str, student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
-        return masked_mean((self.generation[name](student, valid) - teacher).square().mean(1), valid)
+        return masked_mean(channel_mean((self.generation[name](student, valid) - teacher).square()), valid)

@@ -12,6 +12,7 @@ from losses.functional import (
     IGNORE_INDEX,
     as_float,
     count_valid,
+    fill_void,
     full_precision,
     masked_mean,
     resize,
@@ -36,7 +37,7 @@ def enhanced_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, cells
         eps: 1 or more.
     """
     valid = cells != IGNORE_INDEX
-    s, t = (as_float(x).masked_fill(~valid[:, None], 0) for x in (student_logits, teacher_logits))
+    s, t = (fill_void(as_float(x), valid) for x in (student_logits, teacher_logits))
     y = F.one_hot(cells.long().masked_fill(~valid, 0), s.shape[1]).permute(0, 3, 1, 2)
     q = (t.softmax(1) + y) ** eps - y
     return masked_mean(-(q * F.log_softmax(s, dim=1)).sum(1), valid)
@@ -111,7 +112,7 @@ class OFA(Method):
                 losses = []
                 for tap, exit_ in self.exits.items():
                     x = as_float(student.taps[tap])
-                    logits = exit_(x.masked_fill(~valid_cells(labels, x.shape[-2:])[:, None], 0))
+                    logits = exit_(fill_void(x, valid_cells(labels, x.shape[-2:])))
                     losses.append(enhanced_cross_entropy(resize(logits, size), target, cells, self.eps))
                 terms["ofa_stage"] = torch.stack(losses).mean()
             if "ofa_logit" in self.weights:

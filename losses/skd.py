@@ -7,7 +7,7 @@ from torch import Tensor
 from losses.alignment import LogitAlignment
 from losses.base import Method
 from losses.checks import Pairs, check_classes, check_pairs, check_shape, check_weights
-from losses.functional import as_float, full_precision, masked_mean, tap_grid, unit, valid_cells
+from losses.functional import as_float, fill_void, full_precision, masked_mean, tap_grid, unit, valid_cells
 from models.base import ModelSpec, SegOutput, Tap
 
 
@@ -22,7 +22,7 @@ def pool_nodes(x: Tensor, valid: Tensor, nodes: int) -> Tensor:
     Returns:
         B n^2 C; 0 where a region has no valid cell (``valid_nodes`` tells).
     """
-    x = x.masked_fill(~valid[:, None], -torch.inf)
+    x = fill_void(x, valid, -torch.inf)
     # By a gather, whose gradient can be added up in a fixed order on a GPU; the pooling's own cannot.
     _, places = F.adaptive_max_pool2d(x.detach(), nodes, return_indices=True)
     pooled = x.flatten(2).gather(2, places.flatten(2)).transpose(1, 2)

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+import torch.nn.functional as F
 from torch import nn
 from torch.autograd import gradcheck
 
@@ -58,9 +59,37 @@ def leaves(output):
 def test_relation_divergence_by_hand():
     student, teacher, keys = torch.tensor([E1, E2]), torch.tensor([E2, E2]), torch.tensor([E1, E2])
     # Row 1: KL((1/4, 3/4) || (3/4, 1/4)) = 1/4 log 1/3 + 3/4 log 3; row 2: equal.
-    assert relation_divergence(student, teacher, keys, keys, TAU).item() == pytest.approx(math.log(3) / 2)
-    assert relation_divergence(student, student, keys, keys, TAU).item() == 0
-    assert relation_divergence(student, teacher, keys[:0], keys[:0], TAU).item() == 0
+    assert relation_divergence([student], [teacher], [keys], [keys], TAU).item() == pytest.approx(math.log(3) / 2)
+    assert relation_divergence([student], [student], [keys], [keys], TAU).item() == 0
+    assert relation_divergence([student], [teacher], [keys[:0]], [keys[:0]], TAU).item() == 0
+    both, sets = [teacher, student], [keys[:0], keys, keys]
+    assert relation_divergence(both, both[::-1], sets, sets, TAU).item() == pytest.approx(2 * math.log(3))
+
+
+@pytest.mark.parametrize("elements", [1, 15, 10**6])
+def test_relation_divergence_and_gradients_equal_the_plain_form(elements, monkeypatch):
+    """However few rows are taken at a time; images are their own keys, as in the batch term."""
+    monkeypatch.setattr("losses.cirkd.tile_elements", lambda x: elements)
+    torch.manual_seed(0)
+    lengths = (7, 0, 4)
+    S = [torch.randn(n, 3, dtype=torch.float64, requires_grad=True) for n in lengths]
+    T = [torch.randn(n, 5, dtype=torch.float64) for n in lengths]
+
+    def plain(S, T, K_s, K_t):
+        pairs = ((i, j) for i in range(3) for j in range(len(K_s)) if len(K_s[j]))
+        return sum(
+            F.kl_div((S[i] @ K_s[j].T / TAU).log_softmax(1), (T[i] @ K_t[j].T / TAU).softmax(1), reduction="sum")
+            for i, j in pairs
+        )
+
+    memory = [torch.randn(6, n, dtype=torch.float64) for n in (3, 5)]
+    for K_s, K_t in ((S, T), (memory[:1], memory[1:])):
+        found, expected = relation_divergence(S, T, K_s, K_t, TAU), plain(S, T, K_s, K_t)
+        torch.testing.assert_close(found, expected)
+        for pair in zip(torch.autograd.grad(3 * found, S), torch.autograd.grad(3 * expected, S), strict=True):
+            torch.testing.assert_close(*pair)
+    with torch.no_grad():
+        torch.testing.assert_close(relation_divergence(S, T, S, T, TAU), plain(S, T, S, T))
 
 
 def test_batch_term_by_hand():

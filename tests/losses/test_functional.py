@@ -54,6 +54,21 @@ def test_masked_mean_of_nothing_is_zero_with_zero_gradient_even_beside_infinity(
     assert values.grad.tolist() == [0.0, 0.0, 0.0]
 
 
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_void_is_filled_without_a_gradient_and_maps_stay_as_they_lie(layout):
+    x = torch.tensor([[[[1.0, math.nan]], [[2.0, math.inf]]]]).expand(3, 2, 1, 2).contiguous(memory_format=layout)
+    x.requires_grad_()
+    filled = LF.fill_void(x, torch.tensor([[[True, False]]]).expand(3, 1, 2), -5.0)
+    assert filled[0].tolist() == [[[1.0, -5.0]], [[2.0, -5.0]]]
+    means = LF.channel_mean(filled.square())
+    assert means.tolist() == 3 * [[[2.5, 25.0]]]
+    (gradient,) = torch.autograd.grad(means.sum(), x)
+    assert gradient[2].tolist() == [[[1.0, 0.0]], [[2.0, 0.0]]]
+    assert filled.stride() == x.stride()
+    if layout == torch.channels_last:
+        assert gradient.stride() == x.stride()
+
+
 # Cross-entropy
 
 
