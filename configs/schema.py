@@ -27,6 +27,7 @@ from pydantic import (
 from datasets import DATASETS
 from losses import METHODS
 from models import HEADS, NORMALIZATIONS
+from utils.evaluation import LARGEST_SCALE
 
 Positive = Annotated[int, Field(gt=0)]
 Size = tuple[Positive, Positive]  # height, width in pixels
@@ -247,7 +248,7 @@ class Eval(Section):
     mode: Literal["whole", "slide"] = "whole"
     crop_size: Size | None = None  # window of mode='slide'
     stride: Size | None = None
-    scales: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1.0,)
+    scales: Annotated[tuple[Annotated[float, Field(gt=0, le=LARGEST_SCALE)], ...], Field(min_length=1)] = (1.0,)
     flip: bool = False
 
     @model_validator(mode="after")

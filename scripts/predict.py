@@ -7,7 +7,6 @@ sound) and legend.png; a folder is searched through and mirrored. Images and vid
 """
 
 import argparse
-import math
 import os
 import sys
 import time
@@ -31,7 +30,7 @@ from eval import factors
 from models import SegOutput, load_student
 from models.description import check_description
 from utils.config import validate
-from utils.evaluation import predict
+from utils.evaluation import LARGEST_SCALE, predict
 from utils.log import say
 from utils.media import Video, write_video
 from utils.onnx import OnnxModel
@@ -305,8 +304,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if not 0 <= args.alpha <= 1:
         parser.error(f"--alpha {args.alpha}: expected 0..1")
-    if args.scales and not all(0 < scale < math.inf for scale in args.scales):
-        parser.error(f"--scales {args.scales}: expected positive factors")
+    if args.scales and not all(0 < scale <= LARGEST_SCALE for scale in args.scales):
+        parser.error(f"--scales {args.scales}: expected factors above 0 and at most {LARGEST_SCALE:g}")
     try:
         run(args)
     except (ValueError, OSError) as error:

@@ -306,6 +306,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of faults and moments (default: the time)")
     parser.add_argument("--ranks", type=float, default=0.1, metavar="SHARE", help="of runs on two processes (0.1)")
     args = parser.parse_args(arguments)
+    if args.seconds <= 0 or not 0 <= args.ranks <= 1:
+        parser.error(f"SECONDS {args.seconds:g}, --ranks {args.ranks:g}: expected more than 0, and a share in 0..1")
     folder, draw = Path(tempfile.mkdtemp(prefix="soak_")), random.Random(args.seed)
     print(f"seed {args.seed}, in {folder}", flush=True)
     soak, began, cycles = Soak(folder, draw), time.monotonic(), 0

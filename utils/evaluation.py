@@ -19,6 +19,7 @@ from utils.sharding import is_sharded, joined
 
 Size = tuple[int, int]
 MODES = ("whole", "slide")
+LARGEST_SCALE = 8.0  # beyond it a whole image fills any memory; published protocols end at 2
 TILE = 2**22  # logits in a band of rows: 16 MiB stay in a GPU's cache
 
 
@@ -168,10 +169,11 @@ def predict(
         B H W uint8 (B is 1 for a single image).
 
     Raises:
-        ValueError: no scale or one that is not positive, an unknown mode, bad windows, or more than 255 classes.
+        ValueError: no scale, one that is not positive or beyond ``LARGEST_SCALE``, an unknown mode, bad windows, or
+            more than 255 classes.
     """
-    if not scales or min(scales) <= 0:
-        raise ValueError(f"scales are {tuple(scales)}; expected one or more positive factors")
+    if not scales or not all(0 < scale <= LARGEST_SCALE for scale in scales):
+        raise ValueError(f"scales are {tuple(scales)}; expected one or more factors, above 0 to {LARGEST_SCALE:g}")
     images = images.unsqueeze(0) if images.ndim == 3 else images
     height, width = images.shape[-2:]
     size = size or (height, width)

@@ -23,12 +23,15 @@ def sole_run_in(work_dir: Path) -> Iterator[None]:
     seconds. A folder that was made for the run and stayed empty is removed again.
 
     Raises:
-        ValueError: another run holds it, with its process and host; or ``work_dir`` is a file.
+        ValueError: another run holds it, with its process and host; or ``work_dir`` is a file or cannot be made.
     """
     if work_dir.exists() and not work_dir.is_dir():
         raise ValueError(f"--work-dir {work_dir} is a file; expected a folder, which is made where it is missing")
     made = not work_dir.exists()
-    work_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        work_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--work-dir {work_dir} cannot be made ({error.strerror}); choose another") from None
     file = _lock(work_dir)
     try:
         if owner := file.read():

@@ -2,6 +2,7 @@ import multiprocessing
 import os
 import signal
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +35,12 @@ def test_the_second_run_is_refused_with_host_and_process_of_the_first(held):
     with pytest.raises(ValueError, match=expected), sole_run_in(folder):
         pass
     assert (folder / LOCK).is_file()
+
+
+def test_a_folder_that_cannot_be_made_is_named():
+    expected = "--work-dir /proc/runs/a cannot be made .No such file"
+    with pytest.raises(ValueError, match=expected), sole_run_in(Path("/proc/runs/a")):
+        pass
 
 
 def test_a_dead_runs_lock_is_recognised_and_its_unfinished_files_go(held, capsys):
