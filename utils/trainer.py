@@ -1,6 +1,7 @@
 """The mechanics of a training step: device, precision, processes, accumulation. What is learned is not known here."""
 
 import contextlib
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -119,11 +120,11 @@ class Trainer:
                 compile_in_place(network)
         self.wrapped = self.distiller
         if world.size > 1:
-            # No broadcast of buffers: memory banks are filled alike on all ranks, and of the running statistics only
-            # rank 0's are ever read (evaluation hands them out).
-            self.wrapped = DistributedDataParallel(
-                self.distiller, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+            # No broadcast of buffers in a step: memory banks are filled alike on all ranks, and of the running
+            # statistics only rank 0's are ever read (evaluation hands them out).
+            names = inspect.signature(DistributedDataParallel).parameters  # PyTorch 2.13 renamed the option
+            option = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+            self.wrapped = DistributedDataParallel(self.distiller, gradient_as_bucket_view=True, **{option: False})
 
         names = ("lr", "head_lr_mult", "weight_decay", "decay_norm_bias")
         groups = parameter_groups(self.student.backbone, self.distiller, **{name: optimizer[name] for name in names})
