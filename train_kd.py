@@ -112,6 +112,7 @@ def train(config: Experiment, args: argparse.Namespace, world: World) -> int:
             trainer.check()
             run.save(last=stopping > 0 or step == total)
         if stopping and step < total:
+            skipped.report()
             log.close()
             if world.is_main:
                 say(f"stopped at step {step}; the same command with --resume auto goes on")
