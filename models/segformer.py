@@ -40,7 +40,7 @@ class SegFormerHead(nn.Module):
     def forward(self, stages: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Stages -> logits B K h w and features B width h w, on the grid of stage 1."""
         convolution, *rest = self.fuse
-        weights = dict(zip(STAGES, convolution.weight.chunk(len(STAGES), dim=1), strict=True))
+        weights = dict(zip(STAGES, matrix(convolution).chunk(len(STAGES), dim=1), strict=True))
         fused = self.project_and_fuse("stage1", stages["stage1"], weights["stage1"])
         for stage in STAGES[:-1]:
             fused += resize(self.project_and_fuse(stage, stages[stage], weights[stage]), like=fused)
@@ -53,10 +53,10 @@ class SegFormerHead(nn.Module):
         Args:
             stage: its name.
             maps: its features.
-            weight: width width 1 1, the fusing layer's for this stage.
+            weight: width width, the fusing layer's for this stage.
         """
-        layer, weight = self.project[stage], weight.flatten(1)
-        return F.conv2d(maps, (weight @ layer.weight.flatten(1))[..., None, None], weight @ layer.bias)
+        layer = self.project[stage]
+        return F.conv2d(maps, (weight @ matrix(layer))[..., None, None], weight @ layer.bias)
 
 
 class MMSegSegFormerHead(SegFormerHead):
@@ -65,4 +65,9 @@ class MMSegSegFormerHead(SegFormerHead):
     projection = staticmethod(conv_bn_relu)
 
     def project_and_fuse(self, stage: str, maps: Tensor, weight: Tensor) -> Tensor:
-        return F.conv2d(self.project[stage](maps), weight)
+        return F.conv2d(self.project[stage](maps), weight[..., None, None])
+
+
+def matrix(layer: nn.Conv2d) -> Tensor:
+    """A 1x1 convolution's weights, outputs x inputs; their gradient lies in memory as channels_last weights do."""
+    return layer.weight.permute(0, 2, 3, 1).flatten(1)
