@@ -88,8 +88,7 @@ def majority_labels(patches: Tensor, num_classes: int) -> Tensor:
 def fill_void(x: Tensor, valid: Tensor, value: float = 0.0) -> Tensor:
     """B C h w -> B C h w: ``value`` where ``valid`` (B h w bool) is not, without gradient.
 
-    It keeps a channels_last map as it is, which ``masked_fill`` lays out anew (five times as slow on a CPU), and so
-    does its gradient.
+    It keeps a channels_last map as it is, which ``masked_fill`` lays out anew, and so does its gradient.
     """
     return torch.where(valid[:, None], x, value)
 

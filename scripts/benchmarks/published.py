@@ -63,8 +63,11 @@ class PublishedStep:
             optimizer["type"], groups, momentum=optimizer["momentum"], betas=optimizer["betas"]
         )
 
-    def __call__(self, images: Tensor, labels: Tensor) -> dict[str, float]:
-        """The loss terms of B 3 H W float images and B H W int64 labels, both on the CPU, after the step."""
+    def __call__(self, images: Tensor, labels: Tensor, attention: bool = True) -> dict[str, float]:
+        """The loss terms of B 3 H W float images and B H W int64 labels, both on the CPU, after the step.
+
+        ``attention=False`` leaves the self-attention out: some CPUs' libraries are slow beyond reason at its products.
+        """
         images, labels = images.to(self.device), labels.to(self.device)
         with torch.no_grad():
             teacher = self.teacher(images)
@@ -74,7 +77,7 @@ class PublishedStep:
         task = F.cross_entropy(logits, labels, ignore_index=255)
         kd = F.kl_div(logits.log_softmax(1), teacher_logits.softmax(1), reduction="none").sum(1).mean()
         maps = {"student": student.taps[self.tap], "teacher": teacher.taps[self.tap].clone()}
-        if self.context is not None:
+        if attention and self.context is not None:
             maps[self.context] = unscaled_attention(maps[self.context])
         feature, _ = self.align(maps["student"], maps["teacher"], labels)
         loss = task + kd + feature

@@ -126,6 +126,8 @@ def step_row(
     if config.train.compile:
         eager = build(load_pair(file, *options, "train.compile=False"), world)
         alternatives["eager"] = lambda: eager.train_step([data])
+    if theirs.context is not None:
+        alternatives["published, no attention"] = lambda: theirs(floats, longs, attention=False)
     times = time_each(alternatives, device, rounds, warmup=1)
     memory = {name: peak_memory(alternatives[name], device) for name in ("published", "ours")}
     with FlopCounterMode(display=False) as counter:
@@ -142,13 +144,16 @@ def step_row(
     mfu = flops / ours_s / matmul_rate(device)
     memory_ratio = memory["ours"] / memory["published"]
     free()
+    bare = times.get("published, no attention", times["published"]).median / ours_s
     compiled = f", compiled: eager {1e3 * times['eager'].median:.1f} ms" if config.train.compile else ""
     return {
         "what": f"step, {Path(file).stem}", "ours": ours_s, "published": theirs_s, "ratio": theirs_s / ours_s,
-        "spread": times["ours"].spread, "batch": batch, "size": size, "images_per_s": batch / ours_s,
+        "ratio_without_attention": bare, "spread": times["ours"].spread,
+        "batch": batch, "size": size, "images_per_s": batch / ours_s,
         "alone": times["alone"].median, "overhead": overhead, "memory": memory, "memory_ratio": memory_ratio,
         "flops": flops, "mfu": mfu, "parts": parts,
-        "note": f"{batch / ours_s:.2f} images/s, step / (teacher + alone) {overhead:.2f}, "
+        "note": f"{bare:.2f}x without its attention, {batch / ours_s:.2f} images/s, "
+        f"step / (teacher + alone) {overhead:.2f}, "
         f"peak {memory['ours'] / 2**20:.0f} MiB ({memory_ratio:.2f}x), MFU {mfu:.0%}{compiled}",
     }  # fmt: skip
 

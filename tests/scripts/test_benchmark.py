@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from configs.schema import Experiment
 from scripts import benchmark
-from scripts.benchmarks import step, timing
+from scripts.benchmarks import published, step, timing
 from scripts.benchmarks.published import PublishedStep, unscaled_attention
 from utils.config import load_config
 from utils.distributed import World
@@ -72,6 +72,17 @@ def test_the_published_step_computes_what_its_description_says(config):
     assert any(not torch.equal(a, b) for a, b in zip(before, student.parameters(), strict=True))
 
 
+def test_the_published_attention_can_be_left_out(config, monkeypatch):
+    ours = step.build(config, World(0, 1, CPU))
+    theirs = PublishedStep(ours.student, ours.teacher, config.optimizer.model_dump())
+    assert theirs.context is not None
+    data, calls = step.random_batch(2, (64, 64), pinned=False), []
+    monkeypatch.setattr(published, "unscaled_attention", lambda x: calls.append(x) or unscaled_attention(x))
+    for attention in (True, False):
+        theirs(data["image"].float(), data["label"].long(), attention)
+    assert len(calls) == 1
+
+
 def test_a_row_for_every_part_and_method(experiments, tmp_path, capsys):
     methods = ["configs/_base_/methods/kd.py", "configs/_base_/methods/hmkd.py"]
     common = [
@@ -90,6 +101,7 @@ def test_a_row_for_every_part_and_method(experiments, tmp_path, capsys):
     benchmark.main(["step", *common, "--json", str(tmp_path / "step.json")])
     (row,) = json.loads((tmp_path / "step.json").read_text())["step"]
     assert row["ratio"] == pytest.approx(row["published"] / row["ours"])
+    assert f"{row['ratio_without_attention']:.2f}x without its attention" in row["note"]
     assert sum(row["parts"].values()) == pytest.approx(row["ours"])
     given = ["--methods", *methods, "--steps", "4", "--cfg-options", "student.width=8"]
     benchmark.main(["losses", *common, *given, "--json", str(tmp_path / "losses.json")])
