@@ -53,7 +53,7 @@ SIGNALS = {"SIGTERM": signal.SIGTERM, "SIGUSR1": signal.SIGUSR1, "SIGINT": signa
 DAMAGES = ("cut off", "bit flipped", "emptied", "not renamed")
 # A run starts as a copy of a process that has imported all and done nothing: it has no threads that a copy would lack.
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["scripts.soak"])
+processes.set_forkserver_preload(["train_kd"])
 
 
 class LostRunError(Exception):

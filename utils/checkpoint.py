@@ -70,28 +70,31 @@ def _comment(content: bytes) -> bytes:
 
 
 def newest_whole_checkpoint(work_dir: str | Path) -> tuple[Path, dict[str, Any]] | None:
-    """The first whole one of ``last.pt``, ``step_*.pt`` from the highest step down, and ``best.pt``, and its state.
+    """The whole one of the highest step among ``last.pt`` and ``step_*.pt``, else ``best.pt``, and its state.
 
-    A damaged one is named on the terminal. None where there is none of them.
+    ``last.pt`` where it is as new. ``step_N.pt`` is written first: a run that was killed between them has gone further
+    than its ``last.pt``. A damaged one is named on the terminal. None where there is none of them.
 
     Raises:
         ValueError: if all that are there are damaged.
     """
     work_dir = Path(work_dir)
-    files = [work_dir / "last.pt", *reversed(step_files(work_dir)), work_dir / "best.pt"]
-    files, damaged = [path for path in files if path.is_file()], []
-    for path in files:
+    newest, damaged = None, []
+    for path in (work_dir / "last.pt", *reversed(step_files(work_dir)), work_dir / "best.pt"):
+        older = newest is not None and (path.name == "best.pt" or _step_of(path) <= newest[1]["step"])
+        if older or not path.is_file():
+            continue
         try:
-            return path, load_checkpoint(path)
+            newest = path, load_checkpoint(path)
         except ValueError as error:
             damaged.append(error)
             say(f"WARNING: {error}")
-    if damaged:
+    if newest is None and damaged:
         raise ValueError(
             f"none of the {len(damaged)} checkpoints in {work_dir} is whole (the first: {damaged[0]}); to start "
             "afresh remove them, or choose another --work-dir"
         )
-    return None
+    return newest
 
 
 def checkpoint_to_resume(work_dir: str | Path, asked: str | None) -> tuple[Path, dict[str, Any]] | None:
@@ -127,7 +130,11 @@ def checkpoint_to_resume(work_dir: str | Path, asked: str | None) -> tuple[Path,
 def step_files(work_dir: str | Path) -> list[Path]:
     """``step_*.pt`` in the order of their steps."""
     files = [path for path in Path(work_dir).glob("step_*.pt") if STEP_FILE.fullmatch(path.name)]
-    return sorted(files, key=lambda path: int(STEP_FILE.fullmatch(path.name)[1]))
+    return sorted(files, key=_step_of)
+
+
+def _step_of(path: Path) -> int:
+    return int(STEP_FILE.fullmatch(path.name)[1])
 
 
 def prune_checkpoints(work_dir: str | Path, keep: int) -> None:

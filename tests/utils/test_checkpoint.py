@@ -147,6 +147,20 @@ def test_the_newest_whole_checkpoint_and_loudly_so(tmp_path, capsys):
         newest_whole_checkpoint(tmp_path)
 
 
+def test_a_step_file_is_newer_than_a_last_pt_that_was_not_written_any_more(tmp_path, capsys):
+    for name, step in (("step_4.pt", 4), ("last.pt", 4), ("step_5.pt", 5), ("best.pt", 6)):
+        save_checkpoint({**STATE, "step": step}, tmp_path / name)
+    path, state = newest_whole_checkpoint(tmp_path)
+    assert (path.name, state["step"]) == ("step_5.pt", 5)
+    save_checkpoint({**STATE, "step": 5}, tmp_path / "last.pt")
+    assert newest_whole_checkpoint(tmp_path)[0].name == "last.pt"
+    save_checkpoint({**STATE, "step": 4}, tmp_path / "last.pt")
+    assert capsys.readouterr().out == ""
+    (tmp_path / "step_5.pt").write_bytes(b"")
+    assert newest_whole_checkpoint(tmp_path)[0].name == "last.pt"
+    assert "step_5.pt (0 bytes) is damaged" in capsys.readouterr().out
+
+
 def test_what_to_go_on_from(tmp_path):
     assert checkpoint_to_resume(tmp_path, None) is None
     assert checkpoint_to_resume(tmp_path, "auto") is None
