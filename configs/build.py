@@ -47,14 +47,17 @@ HOW_TO_GET = {
 }
 
 
-def build_split(config: Experiment, source: str, split: str) -> SegDataset:
-    """The dataset of ``split`` ('train', 'val' or 'test') at full size, not augmented."""
+def build_split(config: Experiment, source: str, split: str, check_files: bool = True) -> SegDataset:
+    """The dataset of ``split`` ('train', 'val' or 'test') at full size, not augmented.
+
+    ``check_files=False`` accepts a list of which files are missing: for whoever names each of them.
+    """
     list_file = getattr(config.data, f"{split}_list")
     if list_file is None:
         raise ConfigError(f"{source}: data.{split}_list is None: this config has no {split} split")
     packed = None if config.data.packed is None else Path(config.data.packed) / split
     with blame(source, "data"):
-        return build_dataset(list_file=list_file, packed=packed, **config.data.options)
+        return build_dataset(list_file=list_file, packed=packed, check_files=check_files, **config.data.options)
 
 
 def build_train_stream(config: Experiment, source: str) -> TrainStream:

@@ -24,6 +24,7 @@ def build_dataset(
     root: str | Path,
     list_file: str | Path,
     packed: str | Path | None = None,
+    check_files: bool = True,
     **options,
 ) -> SegDataset:
     """Builds a data set by its name.
@@ -33,9 +34,11 @@ def build_dataset(
         root: folder of the data set.
         list_file: list of ``image label`` lines, relative to ``root`` or absolute.
         packed: folder of the same samples decoded, to read their pixels from.
+        check_files: refuse a list of which a file is missing.
         **options: what that data set takes besides (``list``: class_names, palette, id_table).
 
     Raises:
+        FileNotFoundError: a listed file is missing; and as the data set itself.
         ValueError: unknown ``type``; and as the data set itself.
     """
     if type not in DATASETS:
@@ -43,6 +46,13 @@ def build_dataset(
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"data set type {type!r}; expected one of {', '.join(DATASETS)}{hint}")
     dataset = DATASETS[type](root, list_file, **options)
+    if check_files and (missing := dataset.missing_files()):
+        named = ", ".join(str(path.relative_to(dataset.root)) for path in missing[:10])
+        raise FileNotFoundError(
+            f"{len(missing)} of the files that {dataset.root / list_file} lists are missing under {dataset.root}, or "
+            f"are links that lead nowhere: {named}{' ...' if len(missing) > 10 else ''}; put them there or remove "
+            "their lines (scripts/prepare_lists.py --config names each)"
+        )
     return dataset if packed is None else PackedDataset(dataset, packed)
 
 

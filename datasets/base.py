@@ -133,7 +133,7 @@ class SegDataset(Dataset):
         names: a unique name of each sample without folder or suffix, to name prediction files by.
 
     Raises:
-        FileNotFoundError: the root, the list or a listed file is missing.
+        FileNotFoundError: the root or the list is missing.
         ValueError: the list is malformed, two samples share their name, or the tables do not fit together.
     """
 
@@ -152,17 +152,14 @@ class SegDataset(Dataset):
         self.root = Path(root)
         pairs = read_list(root, list_file)
         self.files = [(self.root / image, self.root / label if label else None) for image, label in pairs]
-        missing = [path for pair in self.files for path in pair if path is not None and not path.is_file()]
-        if missing:
-            raise FileNotFoundError(
-                f"{len(missing)} of the files that {self.root / list_file} lists are missing under {self.root}, or are "
-                f"links that lead nowhere: {', '.join(str(path.relative_to(self.root)) for path in missing[:10])}"
-                f"{' ...' if len(missing) > 10 else ''}; put them there or remove their lines"
-            )
         self.names = _unique_names([image for image, _ in pairs], self.root / list_file)
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def missing_files(self) -> list[Path]:
+        """The listed files that are not there, or are links that lead nowhere."""
+        return [path for pair in self.files for path in pair if path is not None and not path.is_file()]
 
     def load_image(self, index: int) -> np.ndarray:
         """H x W x 3 uint8 RGB, as stored (an EXIF rotation is not applied, since labels know of none)."""

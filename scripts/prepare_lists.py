@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -113,7 +114,7 @@ def check_lists(name: str, root: Path, folder: Path) -> list[str]:
         problems.append(f"{folder} holds none of {', '.join(path.name for path in paths.values())}")
     for split, path in paths.items():
         if path.is_file():
-            problems += check_split(split, lambda path=path: DATASETS[name](root, path.resolve()), COUNTS[name][split])
+            problems += check_split(split, partial(DATASETS[name], root, path.resolve()), COUNTS[name][split])
         else:
             print(_count(split, 0, COUNTS[name][split]))
     return problems
@@ -130,7 +131,8 @@ def check_config(source: str, options: Sequence[str]) -> list[str]:
     for split in ("train", "val", "test"):
         if getattr(config.data, f"{split}_list") is None:
             continue
-        problems += check_split(split, lambda split=split: build_split(config, source, split), labelled=split != "test")
+        build = partial(build_split, config, source, split, check_files=False)
+        problems += check_split(split, build, labelled=split != "test")
     return problems
 
 
@@ -150,9 +152,12 @@ def check_split(
     except (OSError, ValueError) as error:
         return [str(error)]
     problems = [f"{image}: has no label in its list" for image, label in dataset.files if labelled and label is None]
+    missing = set(dataset.missing_files())
+    problems += [f"{path}: is missing, or is a link that leads nowhere" for path in sorted(missing)]
+    there = [index for index, pair in enumerate(dataset.files) if missing.isdisjoint(pair)]
     with ThreadPoolExecutor() as pool:
-        results = pool.map(lambda index: check_sample(dataset, index), range(len(dataset)))
-        samples = list(tqdm(results, split, len(dataset), leave=False, disable=None))  # no bar in a log file
+        results = pool.map(lambda index: check_sample(dataset, index), there)
+        samples = list(tqdm(results, split, len(there), leave=False, disable=None))  # no bar in a log file
     print(_count(split, len(dataset), expected))
     for what, files in {
         "labels void everywhere, which teach nothing": [sample.void for sample in samples if sample.void],

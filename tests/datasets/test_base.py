@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from datasets import build_dataset
 from datasets.base import IGNORE, SegDataset, TrainStream, read_list
 
 NAMES, PALETTE, IDS = ("sky", "road"), ((0, 0, 255), (90, 90, 90)), {5: 0, 7: 1, 8: 1, 9: IGNORE}
@@ -64,7 +65,7 @@ def test_missing_root_list_and_files_are_named(tmp_path):
     make(tmp_path)
     (tmp_path / "y/1.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of the files.*y/1.png"):
-        SegDataset(tmp_path, "list.txt", NAMES, PALETTE, IDS)
+        build_dataset("list", tmp_path, "list.txt", class_names=NAMES)
 
 
 def test_empty_list_is_refused(tmp_path):
@@ -271,8 +272,9 @@ def test_links_may_lead_anywhere_and_loops_are_named(tmp_path):
     assert SegDataset(root, "list.txt", NAMES, PALETTE, IDS).load_image(0).shape == (4, 6, 3)
     (root / "x").unlink()
     (root / "x").symlink_to("x")
+    assert SegDataset(root, "list.txt", NAMES, PALETTE, IDS).missing_files() == [root / "x/0.png"]
     with pytest.raises(FileNotFoundError, match=r"1 of the files .*links that lead nowhere: x/0.png"):
-        SegDataset(root, "list.txt", NAMES, PALETTE, IDS)
+        build_dataset("list", root, "list.txt", class_names=NAMES)
     (root / "loop").symlink_to("loop")
     with pytest.raises(FileNotFoundError, match="loop is not a folder"):
         read_list(root / "loop", "list.txt")

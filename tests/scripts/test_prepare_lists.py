@@ -256,8 +256,8 @@ def png(header: bytes, data: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("file", "spoil", "message"),
     [
-        ("x/1.png", Path.unlink, "are missing under {root}, or are links that lead nowhere: x/1.png; put them there"),
-        ("x/1.png", loop, "links that lead nowhere: x/1.png"),
+        ("x/1.png", Path.unlink, "{root}/x/1.png: is missing, or is a link that leads nowhere"),
+        ("y/1.png", loop, "{root}/y/1.png: is missing, or is a link that leads nowhere"),
         ("x/1.png", lambda path: path.write_bytes(b""), "{root}/x/1.png cannot be decoded (it is empty: 0 bytes)"),
         ("x/1.png", cut_off, "{root}/x/1.png cannot be decoded (cut off"),
         ("x/1.png", sixteen_bits, "{root}/x/1.png has pixel format 'I;16'; expected one of RGB, L"),
@@ -284,6 +284,20 @@ def test_the_lists_of_any_config_are_checked_and_every_fault_is_named(tmp_path, 
     errors = capsys.readouterr().err
     assert message.format(root=tmp_path) in errors
     assert "problems: 1\n" in errors
+
+
+def test_missing_files_do_not_hide_what_is_wrong_with_the_others(tmp_path, capsys):
+    config = listed(tmp_path, 16)
+    for index in range(12):
+        (tmp_path / f"x/{index}.png").unlink()
+    (tmp_path / "y/3.png").unlink()
+    cut_off(tmp_path / "x/14.png")
+    assert main(["--config", config]) == 1
+    errors = capsys.readouterr().err.splitlines()
+    for name in [f"x/{index}.png" for index in range(12)] + ["y/3.png"]:
+        assert f"error: {tmp_path}/{name}: is missing, or is a link that leads nowhere" in errors
+    assert any(f"{tmp_path}/x/14.png cannot be decoded" in line for line in errors)
+    assert errors[-1] == "problems: 15"  # the lists' own: train misses 13 and one is cut off, val misses x/0.png
 
 
 def test_what_is_legal_but_may_be_a_mistake_is_counted(tmp_path, capsys):
