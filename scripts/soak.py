@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -26,6 +27,7 @@ if not __package__:  # run as a file: its own folder is on the import path, the 
     restart_as_module(__file__)
 
 import torch
+from tqdm import tqdm
 
 import train_kd
 from configs import run
@@ -101,6 +103,7 @@ def train(arguments: list[str], output: Path, prepare: Callable[[random.Random],
     with open(output, "ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore too, which a killed process would leave behind
     if prepare is not None:
         prepare(random.Random(seed))
     train_kd.main(arguments)
