@@ -21,7 +21,7 @@ from configs.build import build_split, build_student, build_teacher, load_traine
 from configs.schema import Eval, Experiment
 from models import read_weights
 from utils.config import ConfigError, load_config, validate
-from utils.distributed import World, barrier, close_world, init_world, lost_peer
+from utils.distributed import World, barrier, close_world, init_world, lost_process
 from utils.evaluation import evaluate
 from utils.files import remove_temporaries, write_atomically
 from utils.log import environment, reason, say
@@ -84,7 +84,7 @@ def run(config: Experiment, args: argparse.Namespace, world: World) -> None:
 
     metrics = evaluate(
         model, dataset, device=world.device, autocast_dtype=config.train.autocast_dtype, rank=world.rank,
-        world_size=world.size, workers=config.data.workers, description=args.split,
+        world_size=world.size, workers=config.data.workers, timeout=config.train.timeout, description=args.split,
         on_sample=save_pictures if args.save_pred or args.save_vis else None, **settings.protocol,
     )  # fmt: skip
     if not world.is_main:
@@ -112,7 +112,7 @@ def main(arguments: list[str] | None = None) -> None:
         failure = f"error: {reason(error)}"
         clear_frames(error.__traceback__)  # one that a worker met refers to itself, and would keep the workers alive
     except RuntimeError as error:
-        failure = f"error: {lost_peer(error, config.train.timeout)}"
+        failure = f"error: {lost_process(error, config.train.timeout)}"
     except KeyboardInterrupt:
         failure = "interrupted"
     if failure:

@@ -21,7 +21,7 @@ from utils.distributed import (
     World,
     close_world,
     init_world,
-    lost_peer,
+    lost_process,
     make_deterministic,
 )
 from utils.files import write_atomically
@@ -199,7 +199,7 @@ def main(arguments: list[str] | None = None) -> None:
         outcome = f"error: {reason(error)}" + ("" if args.dry_run else keep_crash(error, args.work_dir))
         clear_frames(error.__traceback__)  # one that a worker met refers to itself, and would keep the workers alive
     except RuntimeError as error:
-        outcome = f"error: {lost_peer(error, config.train.timeout)} --resume auto goes on from the last checkpoint"
+        outcome = f"error: {lost_process(error, config.train.timeout)} --resume auto goes on from the last checkpoint"
     except KeyboardInterrupt:
         outcome = "interrupted before the first step or a second time: nothing was saved since the last checkpoint"
     if outcome:

@@ -106,8 +106,13 @@ class Run:
 
     def loader(self, stop: int) -> torch.utils.data.DataLoader:
         """This rank's micro-batches from the current step to ``stop``."""
-        positions, workers = self.positions(self.trainer.step, stop), self.config.data.workers
-        return make_loader(self.stream, positions, workers=workers, pin_memory=self.world.device.type == "cuda")
+        return make_loader(
+            self.stream,
+            self.positions(self.trainer.step, stop),
+            workers=self.config.data.workers,
+            pin_memory=self.world.device.type == "cuda",
+            timeout=self.config.train.timeout,
+        )
 
     def evaluate(self, model: SegModel, description: str) -> SegMetrics:
         """Metrics of ``model`` on the whole validation set, shared out over the ranks."""
@@ -120,6 +125,7 @@ class Run:
             rank=self.world.rank,
             world_size=self.world.size,
             workers=self.config.data.workers,
+            timeout=self.config.train.timeout,
             description=description,
             **self.config.eval.protocol,
         )

@@ -236,7 +236,7 @@ class Train(Section):
     compile: bool = False
     seed: Annotated[int, Field(ge=0)] = 0
     deterministic: bool = False  # GPUs too compute the same bit for bit every time, at some cost in speed
-    timeout: Annotated[float, Field(gt=0)] = 1800.0  # seconds that a rank waits for another before the run stops
+    timeout: Annotated[float, Field(gt=0)] = 1800.0  # seconds that a rank waits for another, or for data
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:

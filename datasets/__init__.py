@@ -57,7 +57,12 @@ def build_dataset(
 
 
 def make_loader(
-    stream: TrainStream, batches: Iterable[list[int]], *, workers: int = 0, pin_memory: bool = False
+    stream: TrainStream,
+    batches: Iterable[list[int]],
+    *,
+    workers: int = 0,
+    pin_memory: bool = False,
+    timeout: float = 0,
 ) -> DataLoader:
     """Loads micro-batches: dicts of ``image`` B 3 h w uint8, ``label`` B h w uint8, ``name`` and ``skipped``, lists of
     B, and ``position``, B int64.
@@ -67,9 +72,15 @@ def make_loader(
         batches: lists of positions, as ``PositionBatches`` gives them.
         workers: processes that load ahead; 0 loads in this one.
         pin_memory: page-locked tensors, for asynchronous copies to a GPU.
+        timeout: seconds to wait for a worker's batch before it is an error; 0 waits for ever.
     """
     return DataLoader(
-        stream, batch_sampler=batches, num_workers=workers, pin_memory=pin_memory, worker_init_fn=_start_worker
+        stream,
+        batch_sampler=batches,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        timeout=timeout if workers else 0,
+        worker_init_fn=_start_worker,
     )
 
 

@@ -2,7 +2,9 @@
 
 import json
 import math
+import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,10 +19,11 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch._dynamo.utils import counters
+from torch.utils.data import get_worker_info
 
 import train_kd
 from datasets import build_dataset
-from datasets.base import TrainStream
+from datasets.base import SegDataset, TrainStream
 from datasets.transforms import TrainTransform
 from models import load_student
 from tests.conftest import ROOT
@@ -222,6 +225,43 @@ def test_a_bad_file_in_a_worker_process_ends_the_run(experiments, streets, tmp_p
     assert done.returncode == 1
     assert f"error: {label} cannot be decoded" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang():
+    time.sleep(3600)
+
+
+@pytest.mark.parametrize(
+    ("fault", "seconds", "said"),
+    [
+        (die, 60, r"DataLoader worker \(pid \d+\) is killed by signal: Killed"),
+        (hang, 2, "DataLoader timed out"),
+    ],
+)
+@pytest.mark.parametrize("when", ["training", "validation"])
+def test_a_worker_that_dies_or_hangs_ends_the_run(experiments, tmp_path, monkeypatch, fault, seconds, said, when):
+    """At the third image that it reads."""
+
+    def open_(self, index, whole=SegDataset.open, opened=[0]):  # noqa: B006  # each worker counts for itself
+        opened[0] += 1
+        if get_worker_info() and ("val" in self.files[index][0].parts) == (when == "validation") and opened[0] > 2:
+            fault()
+        return whole(self, index)
+
+    monkeypatch.setattr(SegDataset, "open", open_)
+    options = [*SHORT, "data.workers=1", "eval.interval=2", "checkpoint.interval=1", f"train.timeout={seconds}"]
+    with pytest.raises(SystemExit) as stop:
+        train_kd.main([experiments["alone"], "--work-dir", str(tmp_path), "--cfg-options", *options])
+    assert re.match(
+        rf"error: a process that loads data died, as where .*, or gave nothing within {seconds} s \(train.timeout\); "
+        rf".*{said}.*--resume auto goes on from the last checkpoint$",
+        stop.value.code,
+    )
+    assert multiprocessing.active_children() == []
 
 
 @pytest.fixture

@@ -1,7 +1,9 @@
 """Who am I among how many: one process, many GPUs or many nodes look the same to the code above."""
 
+import multiprocessing
 import os
 import re
+import signal
 import time
 from datetime import timedelta
 from typing import NamedTuple
@@ -12,7 +14,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 ROLL_CALL = 5.0  # seconds in which ranks that lost one say that they are there themselves
-# Gloo has no error class of its own: what it says.
+# The loader and gloo have no error classes of their own: what they say.
+LOST_WORKER = re.compile(r"DataLoader (worker|timed out)")
 LOST_PEER = re.compile(r"gloo/|Connection (closed|reset) by peer|Timed out waiting|Broken pipe")
 
 
@@ -113,12 +116,22 @@ def meet(store: dist.Store, rank: int, size: int, timeout: float) -> dist.Store:
     return dist.PrefixStore(word, store)
 
 
-def lost_peer(error: RuntimeError, timeout: float) -> str:
-    """In plain words, that another rank died or hangs, and which ranks are not heard of any more.
+def lost_process(error: RuntimeError, timeout: float) -> str:
+    """In plain words, that another rank or a loader's worker died or hangs, and which ranks are not heard of any more.
+
+    Ends the loader's other workers.
 
     Raises:
         RuntimeError: ``error`` itself, if it is about something else.
     """
+    if LOST_WORKER.search(str(error)):
+        end_workers()
+        cause = error.__cause__ if isinstance(error.__cause__, RuntimeError) else error  # says by which signal
+        return (
+            "a process that loads data died, as where memory or shared memory runs out, or gave nothing within "
+            f"{timeout:g} s (train.timeout); data.workers says how many there are, 0 loads in the main process. "
+            f"{_first_line(cause)}"
+        )
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
     if alone or not (isinstance(error, dist.DistError) or LOST_PEER.search(str(error))):
         raise error
@@ -126,9 +139,17 @@ def lost_peer(error: RuntimeError, timeout: float) -> str:
     return (
         f"rank {os.environ['RANK']}: another rank died, or did not answer within {timeout:g} s (train.timeout); "
         f"no word from rank {silent or '(unknown: the one that keeps the roll may be gone)'}. See what that one said "
-        "last. "
-        f"({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+        f"last. {_first_line(error)}"
     )
+
+
+def end_workers() -> None:
+    """Kills the loader's processes: one that hangs would not let this one end."""
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's would say of each of these that it was lost
+    for worker in multiprocessing.active_children():
+        worker.kill()
+        worker.join()
+    signal.signal(signal.SIGCHLD, handler)
 
 
 def silent_ranks() -> list[int]:
@@ -201,3 +222,7 @@ def close_world() -> None:
     """Leaves the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _first_line(error: Exception) -> str:
+    return f"({type(error).__name__}: {str(error).partition(chr(10))[0].strip()})"

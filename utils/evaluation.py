@@ -205,6 +205,7 @@ def evaluate(
     crop_size: Size | None = None,
     stride: Size | None = None,
     workers: int = 0,
+    timeout: float = 0,
     on_sample: Callable[[str, Tensor, Tensor, Tensor], None] | None = None,
     progress: bool = True,
     description: str = "",
@@ -225,6 +226,7 @@ def evaluate(
         world_size: number of processes; all of them must call.
         mode, scales, flip, crop_size, stride: as in :func:`predict`.
         workers: loader processes.
+        timeout: seconds to wait for a worker's sample before it is an error; 0 waits for ever.
         on_sample: called with (name, image, prediction, label) of this rank's samples, as uint8 tensors on the CPU.
         progress: draws a bar, on rank 0 and a terminal only.
         description: text before the bar.
@@ -244,6 +246,7 @@ def evaluate(
         batch_size=None,
         num_workers=workers,
         pin_memory=device.type == "cuda",
+        timeout=timeout if workers else 0,
         worker_init_fn=_start_worker,
         generator=torch.Generator(),  # a loader draws a seed: not from the training's random state
     )

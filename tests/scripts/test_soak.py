@@ -23,7 +23,8 @@ def test_every_byte_that_differs_is_counted(tmp_path):
 
 @pytest.mark.slow
 def test_a_short_soak_loses_nothing(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = SimpleNamespace(mkdtemp=lambda prefix: tempfile.mkdtemp(prefix=prefix, dir=tmp_path))
+    monkeypatch.setattr(soak, "tempfile", folder)  # its own alone: what multiprocessing makes must outlive this test
     assert soak.main(["20", "--seed", "0", "--ranks", "0"]) == 0
     assert " 0 lost, 0 bytes lost" in capsys.readouterr().out
     assert list(tmp_path.glob("soak_*")) == []

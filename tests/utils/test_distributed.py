@@ -1,12 +1,13 @@
 import time
 from concurrent.futures import ThreadPoolExecutor
+from queue import Empty
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from utils import distributed
-from utils.distributed import lost_peer, meet
+from utils.distributed import lost_process, meet
 
 
 @pytest.fixture
@@ -22,14 +23,25 @@ def rank_0_of_3(monkeypatch):
 
 def test_the_ranks_that_do_not_answer_are_named(rank_0_of_3):
     rank_0_of_3.set("roll_call/2", "here")
-    message = lost_peer(RuntimeError("[../pair.cc:534] Connection closed by peer [::1]:1234\nframe 1"), 60.0)
+    message = lost_process(RuntimeError("[../pair.cc:534] Connection closed by peer [::1]:1234\nframe 1"), 60.0)
     assert "rank 0: another rank died, or did not answer within 60 s (train.timeout); no word from rank 1." in message
     assert message.endswith("(RuntimeError: [../pair.cc:534] Connection closed by peer [::1]:1234)")
 
 
 def test_without_anybody_to_ask_nobody_is_named(rank_0_of_3, monkeypatch):
     monkeypatch.setenv("MASTER_PORT", "1")
-    assert "no word from rank (unknown" in lost_peer(dist.DistBackendError("NCCL error"), 60.0)
+    assert "no word from rank (unknown" in lost_process(dist.DistBackendError("NCCL error"), 60.0)
+
+
+def test_the_signal_that_ended_a_worker_is_told():
+    """As PyTorch has it where a container gives too little shared memory."""
+    error = RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
+    error.__cause__ = RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. Raise the limit.\nmore")
+    assert lost_process(error, 60.0).endswith(
+        "(RuntimeError: DataLoader worker (pid 7) is killed by signal: Bus error. Raise the limit.)"
+    )
+    error.__cause__ = Empty()
+    assert lost_process(error, 60.0).endswith("(RuntimeError: DataLoader worker (pid(s) 7) exited unexpectedly)")
 
 
 def life(store, late=None, size=3):
@@ -69,11 +81,11 @@ def test_ranks_that_do_not_come_are_named(rank_0_of_3):
 )
 def test_other_errors_stay_what_they_are(rank_0_of_3, error):
     with pytest.raises(type(error)) as raised:
-        lost_peer(error, 60.0)
+        lost_process(error, 60.0)
     assert raised.value is error
 
 
 def test_one_process_has_no_peers(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with pytest.raises(RuntimeError, match="Timed out waiting"):
-        lost_peer(RuntimeError("Timed out waiting"), 60.0)
+        lost_process(RuntimeError("Timed out waiting"), 60.0)
