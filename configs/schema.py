@@ -29,8 +29,11 @@ from losses import METHODS
 from models import HEADS, NORMALIZATIONS
 from utils.evaluation import LARGEST_SCALE
 
-Positive = Annotated[int, Field(gt=0)]
-Size = tuple[Positive, Positive]  # height, width in pixels
+Positive = Annotated[int, Field(gt=0, lt=2**63)]  # what 64 bits hold, as tensors and generators do
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Side = Annotated[int, Field(gt=0, le=2**16)]  # in pixels
+Size = tuple[Side, Side]  # height, width
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean
 
@@ -84,8 +87,8 @@ class DataSection(Section):
     cat_max_ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
     flip: bool = True
     photometric: bool = False
-    workers: Annotated[int, Field(ge=0)] = 4
-    seed: Annotated[int, Field(ge=0)] | None = None  # of order and augmentation; None: train.seed
+    workers: Count = 4
+    seed: Seed | None = None  # of order and augmentation; None: train.seed
     # After so many passes over the data the same samples come again, order and augmentation alike: fewer different
     # augmentations, for outputs of the teacher that can be kept (teacher.cache). None: the stream never repeats.
     distinct_epochs: Positive | None = None
@@ -150,7 +153,7 @@ class WeightSchedule(Section):
     iters: Positive
     start: Annotated[float, Field(ge=0)] = 0.0
     end: Annotated[float, Field(ge=0)] = 1.0
-    begin: Annotated[int, Field(ge=0)] = 0
+    begin: Count = 0
 
 
 class Network(Section):
@@ -209,7 +212,7 @@ class Schedule(Section):
     type: Literal["poly"] = "poly"
     max_iters: Positive
     power: Annotated[float, Field(gt=0)] = 0.9
-    warmup_iters: Annotated[int, Field(ge=0)] = 0
+    warmup_iters: Count = 0
     warmup_ratio: Annotated[float, Field(gt=0, le=1)] = 1e-6  # lr factor at step 0
 
     @model_validator(mode="after")
@@ -234,7 +237,7 @@ class Train(Section):
     # torch.compile of the networks' repeated blocks in training steps: the first step waits for it, and results differ
     # by rounding. Off: it pays on a GPU alone.
     compile: bool = False
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     deterministic: bool = False  # GPUs too compute the same bit for bit every time, at some cost in speed
     timeout: Annotated[float, Field(gt=0)] = 1800.0  # seconds that a rank waits for another, or for data
 
@@ -268,15 +271,15 @@ class Eval(Section):
 
 class Checkpoint(Section):
     interval: Positive = 800
-    keep: Annotated[int, Field(ge=0)] = 3  # how many step_*.pt stay
+    keep: Count = 3  # how many step_*.pt stay
     # Where a checkpoint or a log entry cannot be written (a full disk): stop, or say so and go on.
     on_save_error: Literal["stop", "continue"] = "stop"
 
 
 class Log(Section):
     interval: Positive = 50
-    grad_norm_interval: Annotated[int, Field(ge=0)] = 0  # 0: never; each costs one more backward pass a term
-    panel_images: Annotated[int, Field(ge=0)] = 4  # validation images shown in TensorBoard
+    grad_norm_interval: Count = 0  # 0: never; each costs one more backward pass a term
+    panel_images: Count = 4  # validation images shown in TensorBoard
 
 
 class Experiment(Section):
