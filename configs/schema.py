@@ -31,7 +31,7 @@ from utils.evaluation import LARGEST_SCALE
 
 Positive = Annotated[int, Field(gt=0, lt=2**63)]  # what 64 bits hold, as tensors and generators do
 Count = Annotated[int, Field(ge=0, lt=2**63)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what is derived of it for a step fits 64 bits
 Side = Annotated[int, Field(gt=0, le=2**16)]  # in pixels
 Size = tuple[Side, Side]  # height, width
 Fraction = Annotated[float, Field(ge=0, le=1)]
