@@ -11,20 +11,19 @@ torchrun --nproc_per_node=4 eval.py CONFIG CHECKPOINT                    the sam
 import argparse
 import hashlib
 import json
-import sys
 from pathlib import Path
-from traceback import clear_frames
 
 import torch
 
-from configs.build import build_split, build_student, build_teacher, load_trained
 from configs.schema import Eval, Experiment
+from engine.build import build_split, build_student, build_teacher, load_trained
+from engine.evaluation import evaluate
+from engine.launch import launch
 from models import read_weights
-from utils.config import ConfigError, load_config, validate
-from utils.distributed import World, barrier, close_world, init_world, lost_process
-from utils.evaluation import evaluate
+from utils.config import ConfigError, validate
+from utils.console import environment, say
+from utils.distributed import World, barrier
 from utils.files import remove_temporaries, write_atomically
-from utils.log import environment, reason, say
 from utils.visualize import overlay, write_png
 
 
@@ -52,7 +51,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def run(config: Experiment, args: argparse.Namespace, world: World) -> None:
+def run_evaluation(config: Experiment, args: argparse.Namespace, world: World) -> int:
     dataset = build_split(config, args.config, args.split)
     if args.teacher:
         if config.teacher is None:
@@ -88,7 +87,7 @@ def run(config: Experiment, args: argparse.Namespace, world: World) -> None:
         on_sample=save_pictures if args.save_pred or args.save_vis else None, **settings.protocol,
     )  # fmt: skip
     if not world.is_main:
-        return
+        return 0
     say(metrics.table(dataset.class_names))
     if args.json:
         result = {
@@ -98,25 +97,11 @@ def run(config: Experiment, args: argparse.Namespace, world: World) -> None:
             "world_size": world.size, "environment": environment(), "config": config.model_dump(),
         }  # fmt: skip
         write_atomically(args.json, (json.dumps(result, indent=2) + "\n").encode())
+    return 0
 
 
 def main(arguments: list[str] | None = None) -> None:
-    args = parse_arguments(arguments)
-    failure = None
-    try:
-        config = load_config(args.config, Experiment, args.cfg_options)
-        run(config, args, init_world(config.train.timeout))
-        close_world()
-    except (ValueError, OSError) as error:
-        # The process group is left standing: to leave it in order would wait for ranks that know of no error.
-        failure = f"error: {reason(error)}"
-        clear_frames(error.__traceback__)  # one that a worker met refers to itself, and would keep the workers alive
-    except RuntimeError as error:
-        failure = f"error: {lost_process(error, config.train.timeout)}"
-    except KeyboardInterrupt:
-        failure = "interrupted"
-    if failure:
-        sys.exit(failure)  # not within the handlers above, whose tracebacks keep the loader's workers alive
+    launch(run_evaluation, parse_arguments(arguments))
 
 
 if __name__ == "__main__":

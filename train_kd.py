@@ -8,30 +8,23 @@ python train_kd.py CONFIG --cfg-options train.batch_size=8 data.root=/data/camvi
 """
 
 import argparse
-import sys
 from pathlib import Path
-from traceback import clear_frames
 
-from configs.run import Run, find_checkpoint
 from configs.schema import Experiment
-from utils.checkpoint import load_checkpoint, save_student
-from utils.config import dump_config, load_config
-from utils.crash import keep_crash
+from engine.checkpoint import load_checkpoint, save_student
+from engine.launch import launch
+from engine.log import RunLog, SkippedSamples
+from engine.metrics import SegMetrics
+from engine.report import prediction_panel, table, term_table
+from engine.run import Run, find_checkpoint
+from engine.sharding import keep_gathering
+from utils.config import dump_config
+from utils.console import log_to_file, peak_memory_mib, progress_bar, say
 from utils.distributed import (
+    StopSignals,
     World,
-    close_world,
-    init_world,
-    lost_process,
-    make_deterministic,
 )
-from utils.files import write_atomically
-from utils.lock import sole_run_in
-from utils.log import RunLog, peak_memory_mib, progress_bar, reason, recorded_in, say
-from utils.metrics import SegMetrics
-from utils.report import prediction_panel, table, term_table
-from utils.sharding import joined
-from utils.signals import StopSignals
-from utils.skipped import SkippedSamples
+from utils.files import lock_work_dir, write_atomically
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -53,14 +46,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def launch(config: Experiment, args: argparse.Namespace, world: World) -> int:
+def run_experiment(config: Experiment, args: argparse.Namespace, world: World) -> int:
     """A dry run, or the run, for which rank 0 keeps other runs out of its folder and writes down what is said."""
     if args.dry_run:
         dry_run(Run(config, args.config, args.work_dir, world, dry=True))
         return 0
     if not world.is_main:
         return train(config, args, world)
-    with sole_run_in(args.work_dir), recorded_in(args.work_dir):
+    with lock_work_dir(args.work_dir), log_to_file(args.work_dir):
         return train(config, args, world)
 
 
@@ -73,13 +66,13 @@ def train(config: Experiment, args: argparse.Namespace, world: World) -> int:
     resume = find_checkpoint(args.work_dir, args.resume, world)
     run = Run(config, args.config, args.work_dir, world, resume, args.force)
     del resume  # as large as the networks
-    trainer, total, every = run.trainer, config.schedule.max_iters, config.log
+    trainer, total, log_config = run.trainer, config.schedule.max_iters, config.log
     log = RunLog(
         args.work_dir, trainer.step, run.validated, total, config.train.batch_size, active=world.is_main,
         go_on=config.checkpoint.on_save_error == "continue",
     )  # fmt: skip
     if world.is_main:
-        introduce(run)
+        write_provenance(run)
     if trainer.teacher is not None and run.teacher_miou is None and config.train.verify_teacher:
         run.verify_teacher()
         log.teacher(trainer.step, run.teacher_miou)
@@ -95,14 +88,14 @@ def train(config: Experiment, args: argparse.Namespace, world: World) -> int:
         if step == total:
             break
 
-        measure = every.grad_norm_interval > 0 and (step + 1) % every.grad_norm_interval == 0
+        measure = log_config.grad_norm_interval > 0 and (step + 1) % log_config.grad_norm_interval == 0
         weights = trainer.weights
         micro_batches = [next(batches) for _ in range(config.train.accumulate)]
         skipped.note(micro_batches)
         terms, norms = trainer.train_step(micro_batches, measure)
         step = trainer.step
         bar.update()
-        if step % every.interval == 0 or step == total or measure:
+        if step % log_config.interval == 0 or step == total or measure:
             log.training(step, terms, weights, norms, trainer.learning_rate, trainer.scaling())
             if run.stream.skip_bad:
                 log.skipped(step, skipped.report())
@@ -125,7 +118,7 @@ def train(config: Experiment, args: argparse.Namespace, world: World) -> int:
     return 0
 
 
-def introduce(run: Run) -> None:
+def write_provenance(run: Run) -> None:
     """Writes down what is run and on what, and says so."""
     write_atomically(run.work_dir / "config.py", dump_config(run.config).encode())
     write_atomically(run.work_dir / "env.txt", "".join(f"{k}: {v}\n" for k, v in run.environment.items()).encode())
@@ -143,12 +136,14 @@ def validate(run: Run, log: RunLog) -> None:
     before = run.best
     if metrics.miou > before["miou"]:
         run.best = {"step": trainer.step, "miou": metrics.miou}
-    with joined(trainer.teacher, run.world, run.config.train.autocast_dtype):  # the pictures show the teacher's, too
+    with keep_gathering(
+        trainer.teacher, run.world, run.config.train.autocast_dtype
+    ):  # the pictures show the teacher's, too
         if run.world.is_main:
-            keep(run, log, metrics, before)
+            record_validation(run, log, metrics, before)
 
 
-def keep(run: Run, log: RunLog, metrics: SegMetrics, before: dict) -> None:
+def record_validation(run: Run, log: RunLog, metrics: SegMetrics, before: dict) -> None:
     """What one rank writes after a validation; ``before``: the best student before it."""
     trainer, dataset = run.trainer, run.validation
     go_on = run.config.checkpoint.on_save_error == "continue"
@@ -188,22 +183,7 @@ def dry_run(run: Run) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
-    try:
-        config = load_config(args.config, Experiment, args.cfg_options)
-        if config.train.deterministic:
-            make_deterministic()
-        outcome = launch(config, args, init_world(config.train.timeout))
-        close_world()
-    except (ValueError, OSError, FloatingPointError) as error:
-        # The process group is left standing: to leave it in order would wait for ranks that know of no error.
-        outcome = f"error: {reason(error)}" + ("" if args.dry_run else keep_crash(error, args.work_dir))
-        clear_frames(error.__traceback__)  # one that a worker met refers to itself, and would keep the workers alive
-    except RuntimeError as error:
-        outcome = f"error: {lost_process(error, config.train.timeout)} --resume auto goes on from the last checkpoint"
-    except KeyboardInterrupt:
-        outcome = "interrupted before the first step or a second time: nothing was saved since the last checkpoint"
-    if outcome:
-        sys.exit(outcome)  # not within the handlers above, whose tracebacks keep the loader's workers alive
+    launch(run_experiment, args, work_dir=None if args.dry_run else args.work_dir)
 
 
 if __name__ == "__main__":

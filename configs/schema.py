@@ -7,7 +7,6 @@ needs no change in this file.
 
 import inspect
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from functools import reduce
 from operator import or_
 from typing import Annotated, Any, Literal
@@ -27,7 +26,8 @@ from pydantic import (
 from datasets import DATASETS
 from losses import METHODS
 from models import HEADS, NORMALIZATIONS
-from utils.evaluation import LARGEST_SCALE
+from models.inference import LARGEST_SCALE
+from utils.names import unknown_name
 
 Positive = Annotated[int, Field(gt=0, lt=2**63)]  # what 64 bits hold, as tensors and generators do
 Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -43,9 +43,7 @@ def one_of(choices: Mapping[str, Any], kind: str) -> AfterValidator:
 
     def check(name: str) -> str:
         if name not in choices:
-            near = get_close_matches(name, choices, n=1, cutoff=0.4)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"unknown {kind} {name!r}{hint} Choices: {', '.join(sorted(choices))}")
+            raise unknown_name(kind, name, choices)
         return name
 
     return AfterValidator(check)
@@ -265,7 +263,7 @@ class Eval(Section):
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """Arguments of ``utils.evaluation.evaluate``."""
+        """Arguments of ``engine.evaluation.evaluate``."""
         return {name: getattr(self, name) for name in ("mode", "crop_size", "stride", "scales", "flip")}
 
 

@@ -1,6 +1,5 @@
 """Data sets by name, and the loaders that feed them to the networks."""
 
-import difflib
 import signal
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +12,7 @@ from datasets.camvid import CamVid
 from datasets.cityscapes import Cityscapes
 from datasets.listed import ListedDataset
 from datasets.packed import PackedDataset
+from utils.names import unknown_name
 
 GRACE = 30  # seconds that a worker lives on after SIGTERM
 
@@ -42,9 +42,7 @@ def build_dataset(
         ValueError: unknown ``type``; and as the data set itself.
     """
     if type not in DATASETS:
-        near = difflib.get_close_matches(str(type), DATASETS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"data set type {type!r}; expected one of {', '.join(DATASETS)}{hint}")
+        raise unknown_name("data set type", type, DATASETS)
     dataset = DATASETS[type](root, list_file, **options)
     if check_files and (missing := dataset.missing_files()):
         named = ", ".join(str(path.relative_to(dataset.root)) for path in missing[:10])
@@ -80,11 +78,11 @@ def make_loader(
         num_workers=workers,
         pin_memory=pin_memory,
         timeout=timeout if workers else 0,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
     )
 
 
-def _start_worker(_: int) -> None:
+def start_worker(_: int) -> None:
     """The workers are the parallelism: OpenCV's own threads in each of them would only contend for the cores.
 
     Ctrl-C and a scheduler's SIGTERM or SIGUSR1 reach every process of a job. What to do about them is the main

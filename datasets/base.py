@@ -10,8 +10,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from datasets.png import PngRows, open_rgb, undecodable
+from utils.names import VOID
 
-IGNORE = 255  # void: the train id which no loss and no score counts
 UNKNOWN = 254  # in an id table: a raw id which no label file of the data set may hold
 
 
@@ -197,7 +197,7 @@ class SegDataset(Dataset):
         """As ``load``, with the image as ``open_image`` gives it."""
         image, label = self.open_image(index), self.load_label(index)
         if label is None:
-            label = np.full(image.shape[:2], IGNORE, np.uint8)
+            label = np.full(image.shape[:2], VOID, np.uint8)
         if label.shape != image.shape[:2]:
             raise ValueError(
                 f"{self.files[index][0]} is {image.shape[0]} x {image.shape[1]} (H x W) and its label "
@@ -219,7 +219,7 @@ class SegDataset(Dataset):
         raw = self._raw_ids[label]
         if (raw < 0).any():
             bad = np.unique(label[raw < 0]).tolist()
-            raise ValueError(f"train ids {bad}; expected 0..{self.num_classes - 1} or {IGNORE}")
+            raise ValueError(f"train ids {bad}; expected 0..{self.num_classes - 1} or {VOID}")
         return raw.astype(np.uint8)
 
 
@@ -336,16 +336,16 @@ def _id_tables(ids: Mapping[int, int], num_classes: int) -> tuple[np.ndarray, np
     if not 1 <= num_classes <= UNKNOWN:
         raise ValueError(f"{num_classes} classes; expected 1..{UNKNOWN}, since labels are uint8 and 254, 255 are taken")
     for raw, train in ids.items():
-        if not (0 <= raw <= 255 and (0 <= train < num_classes or train == IGNORE)):
+        if not (0 <= raw <= 255 and (0 <= train < num_classes or train == VOID)):
             raise ValueError(
                 f"id table maps {raw} to {train}; expected a raw id in 0..255 and a train id in "
-                f"0..{num_classes - 1} or {IGNORE}"
+                f"0..{num_classes - 1} or {VOID}"
             )
     absent = sorted(set(range(num_classes)) - set(ids.values()))
     if absent:
         raise ValueError(f"id table maps nothing to the train ids {absent}; expected a raw id for each class")
     inverse = np.full(256, -1, np.int16)
-    inverse[IGNORE] = IGNORE
+    inverse[VOID] = VOID
     for raw, train in sorted(ids.items(), reverse=True):
         inverse[train] = raw
     return id_table(ids), inverse

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.base import IGNORE, LABEL_MODES, UNKNOWN, SegDataset, map_ids, read_pixels
+from datasets.base import LABEL_MODES, UNKNOWN, SegDataset, map_ids, read_pixels
+from utils.names import VOID
 
 # Class -> the colours of CamVid's 32 original classes that SegNet's 11 group (after label_colors.txt); the first
 # colour is the one the class is drawn in. Void is black.
@@ -38,8 +39,8 @@ GROUPS = {
     },
     "Bicyclist": {"Bicyclist": (0, 128, 192), "MotorcycleScooter": (192, 0, 192)},
 }
-VOID = 11  # in SegNet's label files
-IDS = {train: train for train in range(VOID)} | {VOID: IGNORE, IGNORE: IGNORE}
+UNLABELLED = 11  # in SegNet's label files
+IDS = {train: train for train in range(UNLABELLED)} | {UNLABELLED: VOID, VOID: VOID}
 
 
 def _pack(colours: np.ndarray) -> np.ndarray:
@@ -50,7 +51,7 @@ def _pack(colours: np.ndarray) -> np.ndarray:
 def _colour_table() -> np.ndarray:
     """64 uint8: 6-bit colour code -> train id, 255 for void, 254 for no colour of CamVid."""
     table = np.full(64, UNKNOWN, np.uint8)
-    table[0] = IGNORE
+    table[0] = VOID
     for train, members in enumerate(GROUPS.values()):
         table[_pack(np.array(list(members.values()), np.uint8))] = train
     return table

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.base import IGNORE, LABEL_MODES, SegDataset, id_table, map_ids, read_pixels
+from datasets.base import LABEL_MODES, SegDataset, id_table, map_ids, read_pixels
+from utils.names import VOID
 
 # (name, labelId, colour) in train id order, as the official labels table has them.
 CLASSES = (
@@ -28,8 +29,8 @@ CLASSES = (
     ("motorcycle", 32, (0, 0, 230)),
     ("bicycle", 33, (119, 11, 32)),
 )
-LABEL_IDS = dict.fromkeys(range(34), IGNORE) | {raw: train for train, (_, raw, _) in enumerate(CLASSES)}
-TRAIN_IDS = {train: train for train in range(len(CLASSES))} | {IGNORE: IGNORE}
+LABEL_IDS = dict.fromkeys(range(34), VOID) | {raw: train for train, (_, raw, _) in enumerate(CLASSES)}
+TRAIN_IDS = {train: train for train in range(len(CLASSES))} | {VOID: VOID}
 
 
 class Cityscapes(SegDataset):

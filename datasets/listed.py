@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.base import IGNORE, SegDataset
+from datasets.base import SegDataset
+from utils.names import VOID
 
 
 class ListedDataset(SegDataset):
@@ -33,7 +34,7 @@ class ListedDataset(SegDataset):
             id_table = range(len(class_names))
         ids = dict(id_table) if isinstance(id_table, Mapping) else dict(enumerate(id_table))
         colours = distinct_colours(len(class_names)) if palette is None else palette
-        super().__init__(root, list_file, class_names, colours, {IGNORE: IGNORE} | ids)
+        super().__init__(root, list_file, class_names, colours, {VOID: VOID} | ids)
 
 
 def distinct_colours(count: int) -> np.ndarray:

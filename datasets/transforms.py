@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from datasets.base import IGNORE
+from utils.names import VOID
 
 PADDING = (124, 116, 104)  # ImageNet's mean colour: close to zero once a network has normalised it
 CROP_TRIES = 10  # as in mmsegmentation's RandomCrop
@@ -69,7 +69,7 @@ class TrainTransform:
             picture, cropped = cv2.flip(picture, 1), cv2.flip(cropped, 1)
         if self.photometric:
             picture = distort(picture, rng)
-        return self._pad(picture, PADDING), self._pad(cropped, IGNORE)
+        return self._pad(picture, PADDING), self._pad(cropped, VOID)
 
     def _draw_corner(self, scaled: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
         """Top and left of the crop within the scaled image, in scaled pixels."""
@@ -112,7 +112,7 @@ class TrainTransform:
 
 def largest_share(label: np.ndarray) -> float:
     """Part of the non-void pixels of H W uint8 that the most frequent class covers; infinite where all is void."""
-    counts = cv2.calcHist([label], [0], None, [256], [0, 256]).ravel()[:IGNORE]
+    counts = cv2.calcHist([label], [0], None, [256], [0, 256]).ravel()[:VOID]
     return float(counts.max() / counts.sum()) if counts.any() else np.inf
 
 

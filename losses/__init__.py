@@ -18,7 +18,8 @@ from losses.kd import KD
 from losses.mgd import MGD
 from losses.ofa import OFA
 from losses.skd import SKD
-from models.base import ModelSpec, unknown_name
+from models.base import ModelSpec
+from utils.names import unknown_name
 
 __all__ = ["METHODS", "Composed", "Method", "build_method"]
 

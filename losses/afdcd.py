@@ -4,12 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.alignment import LogitAlignment
-from losses.base import Method
+from losses.alignment import LogitAlignment, MaskedGeneration
+from losses.base import Method, on_student_grid
 from losses.checks import check_pairs, check_weights
-from losses.fitnet import on_student_grid
-from losses.functional import channel_mean, fill_void, full_precision, masked_mean, pool_valid, tap_grid, valid_cells
-from losses.mgd import MaskedGeneration
+from losses.functional import channel_mean, fill_void, full_precision, masked_mean
+from losses.labels import pool_valid, tap_grid, valid_cells
 from models.base import ModelSpec, SegOutput
 
 

@@ -4,9 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.functional import IGNORE_INDEX, masked_mean
-from losses.kd import LogitMethod, pixel_divergence
+from losses.base import LogitMethod, pixel_divergence
+from losses.functional import masked_mean
 from models.base import ModelSpec
+from utils.names import VOID
 
 
 def class_relation(logits: Tensor, valid: Tensor, temperature: float) -> Tensor:
@@ -32,9 +33,9 @@ def class_relation(logits: Tensor, valid: Tensor, temperature: float) -> Tensor:
 def relation_distance(student: Tensor, teacher: Tensor, cells: Tensor, temperature: float) -> Tensor:
     """Mean squared difference of the two ``class_relation``, over pairs of classes, then images.
 
-    Arguments as of every ``losses.kd.Comparison``. Images without a valid cell do not count.
+    Arguments as of every ``losses.base.Comparison``. Images without a valid cell do not count.
     """
-    valid = cells != IGNORE_INDEX
+    valid = cells != VOID
     S, T = (class_relation(x, valid, temperature) for x in (student, teacher))
     return masked_mean((S - T).square().mean((1, 2)), valid.flatten(1).any(1))
 

@@ -20,25 +20,20 @@ from torch import Tensor, nn
 
 from losses.checks import check_shape
 from losses.functional import (
-    IGNORE_INDEX,
     as_float,
     channel_mean,
-    count_valid,
     cross_entropy,
     fill_void,
     full_precision,
     kl_divergence,
-    majority_labels,
     masked_mean,
-    patch_labels,
     resize,
     self_attention_context,
-    shrink_labels,
-    tap_grid,
-    valid_cells,
     warp,
 )
+from losses.labels import count_valid, majority_labels, patch_labels, shrink_labels, tap_grid, valid_cells
 from models.base import ModelSpec, Tap
+from utils.names import VOID
 
 
 class RefinementBlock(nn.Module):
@@ -136,7 +131,7 @@ class FeatureAlignment(nn.Module):
         check_shape("the teacher's map", teacher, *self.teacher, labels)
         grid = tap_grid(labels, self.stride)
         cells = shrink_labels(labels, grid)
-        valid = cells != IGNORE_INDEX
+        valid = cells != VOID
         S = fill_void(resize(student, grid), valid)
         T = self.project(fill_void(resize(teacher.detach(), grid), valid))
         if self.context == "student":
@@ -276,7 +271,7 @@ class RelationAlignment(nn.Module):
     def count(self, labels: Tensor) -> Tensor:
         """Tokens with a valid cell: what both terms are means over."""
         patches = patch_labels(labels, tap_grid(labels, self.student.stride), self.patch)
-        return (patches != IGNORE_INDEX).any(-1).sum().float()
+        return (patches != VOID).any(-1).sum().float()
 
     def forward(self, student: Tensor, teacher: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Distillation loss and anchor loss (None in the released form); arguments as in ``FeatureAlignment``."""
@@ -284,7 +279,7 @@ class RelationAlignment(nn.Module):
         check_shape("the teacher's map", teacher, *self.teacher, labels)
         h, w = student.shape[-2:]
         patches = patch_labels(labels, (h, w), self.patch)
-        valid = (patches != IGNORE_INDEX).any(-1)
+        valid = (patches != VOID).any(-1)
         inside = valid_cells(labels, (h, w))
 
         def prepare(x: Tensor) -> Tensor:
@@ -299,3 +294,31 @@ class RelationAlignment(nn.Module):
                 anchor = cross_entropy(logits[..., None], majority_labels(patches, logits.shape[1])[..., None])
                 P_t = P_t.detach()
             return masked_mean((P_t - P_s).square().mean(-1), valid), anchor
+
+
+class MaskedGeneration(nn.Module):
+    """The teacher's map, guessed from a random part of the student's cells: G(M * align(S)).
+
+    align is a 1x1 convolution (nothing, where the widths agree), G is conv3x3-ReLU-conv3x3 and M keeps each cell with
+    probability 1 - ``mask_ratio``, drawn from PyTorch's global generator in training and evaluation alike.
+
+    Args:
+        student, teacher: the declared taps.
+        mask_ratio: share of the cells that are masked, in [0, 1).
+    """
+
+    def __init__(self, student: Tap, teacher: Tap, mask_ratio: float):
+        super().__init__()
+        if not 0 <= mask_ratio < 1:
+            raise ValueError(f"mask_ratio is {mask_ratio}; expected 0 or more and less than 1")
+        C = teacher.channels
+        self.mask_ratio = mask_ratio
+        self.align = nn.Identity() if student.channels == C else nn.Conv2d(student.channels, C, 1)
+        self.generate = nn.Sequential(
+            nn.Conv2d(C, C, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(C, C, 3, padding=1)
+        )
+
+    def forward(self, student: Tensor, valid: Tensor) -> Tensor:
+        """B C_s h w, B h w bool -> B C_t h w; void cells are masked too."""
+        kept = valid & (torch.rand(valid.shape, device=valid.device) <= 1 - self.mask_ratio)
+        return self.generate(fill_void(self.align(student), kept))

@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from losses.base import FeatureMethod
 from losses.checks import Pairs, check_weights
-from losses.fitnet import FeatureMethod
 from losses.functional import channel_mean, masked_mean
 from models.base import ModelSpec
 

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from losses.functional import tap_grid
-from models.base import ModelSpec, unknown_name
+from losses.labels import tap_grid
+from models.base import ModelSpec
+from utils.names import unknown_name
 
 Pairs = Sequence[tuple[str, str]]
 

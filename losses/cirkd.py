@@ -11,20 +11,10 @@ from torch.autograd.function import once_differentiable
 
 from losses.alignment import LogitAlignment
 from losses.base import Method
-from losses.functional import (
-    IGNORE_INDEX,
-    as_float,
-    fill_void,
-    full_precision,
-    pool_valid,
-    resize,
-    shrink_labels,
-    tap_grid,
-    tile_elements,
-    unit,
-    valid_cells,
-)
-from models.base import ModelSpec, SegOutput, unknown_name
+from losses.functional import as_float, fill_void, full_precision, resize, tile_elements, unit
+from losses.labels import pool_valid, shrink_labels, tap_grid, valid_cells
+from models.base import ModelSpec, SegOutput
+from utils.names import VOID, unknown_name
 
 PIXELS = 16  # of a class that enter the pixel memory from one image, at most
 
@@ -246,7 +236,7 @@ class CIRKD(Method):
             terms["cirkd_kd"] = self.align(student.logits, teacher.logits, labels)
         s, t = student.taps[self.pair[1]], teacher.taps[self.pair[0]].detach()
         cells = shrink_labels(labels, s.shape[-2:])
-        valid = cells != IGNORE_INDEX
+        valid = cells != VOID
         with full_precision(s):
             s, t = (fill_void(x, valid) for x in (as_float(s), resize(as_float(t), s.shape[-2:])))
             if "cirkd_batch" in self.weights:

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor, nn
 
+from losses.base import FeatureMethod, on_student_grid
 from losses.checks import Pairs, check_weights
-from losses.fitnet import FeatureMethod, on_student_grid
-from losses.functional import fill_void, full_precision, masked_mean, tap_grid, valid_cells
+from losses.functional import fill_void, full_precision, masked_mean
+from losses.labels import tap_grid, valid_cells
 from models.base import ModelSpec, SegOutput, Tap
 
 

@@ -3,9 +3,10 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.functional import IGNORE_INDEX, masked_mean
-from losses.kd import LogitMethod
+from losses.base import LogitMethod
+from losses.functional import masked_mean
 from models.base import ModelSpec
+from utils.names import VOID
 
 FLAT = 1e-4  # a centred vector shorter than this is divided by this: where nothing varies, nothing correlates
 
@@ -13,19 +14,19 @@ FLAT = 1e-4  # a centred vector shorter than this is divided by this: where noth
 def inter_class_distance(student: Tensor, teacher: Tensor, cells: Tensor, temperature: float) -> Tensor:
     """T^2 (1 - Pearson correlation over the classes of softmax(z / T)), mean over valid cells.
 
-    Arguments as of every ``losses.kd.Comparison``.
+    Arguments as of every ``losses.base.Comparison``.
     """
     p, q = (F.softmax(x / temperature, dim=1) for x in (student, teacher))
     p, q = (x - x.mean(1, keepdim=True) for x in (p, q))
-    return temperature**2 * masked_mean(1 - F.cosine_similarity(p, q, dim=1, eps=FLAT), cells != IGNORE_INDEX)
+    return temperature**2 * masked_mean(1 - F.cosine_similarity(p, q, dim=1, eps=FLAT), cells != VOID)
 
 
 def intra_class_distance(student: Tensor, teacher: Tensor, cells: Tensor, temperature: float) -> Tensor:
     """T^2 (1 - Pearson correlation over an image's valid cells of softmax(z / T)), mean over classes, then images.
 
-    Arguments as of every ``losses.kd.Comparison``. Images without a valid cell do not count.
+    Arguments as of every ``losses.base.Comparison``. Images without a valid cell do not count.
     """
-    valid = (cells != IGNORE_INDEX).flatten(1)[:, None]
+    valid = (cells != VOID).flatten(1)[:, None]
     number = valid.sum(-1, keepdim=True).clamp(min=1)
     p, q = (F.softmax(x / temperature, dim=1).flatten(2) * valid for x in (student, teacher))
     p, q = ((x - x.sum(-1, keepdim=True) / number) * valid for x in (p, q))

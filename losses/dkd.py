@@ -4,9 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.functional import IGNORE_INDEX, masked_mean
-from losses.kd import LogitMethod
+from losses.base import LogitMethod
+from losses.functional import masked_mean
 from models.base import ModelSpec
+from utils.names import VOID
 
 
 def decouple(logits: Tensor, cells: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -17,7 +18,7 @@ def decouple(logits: Tensor, cells: Tensor, temperature: float) -> tuple[Tensor,
         cells: B h w true classes y, 255 where void (there y is 0).
         temperature: T > 0.
     """
-    y = cells.long().masked_fill(cells == IGNORE_INDEX, 0)[:, None]
+    y = cells.long().masked_fill(cells == VOID, 0)[:, None]
     logits = logits / temperature
     log_p, others = F.log_softmax(logits, dim=1), logits.scatter(1, y, -torch.inf)
     rest = log_p.scatter(1, y, -torch.inf).logsumexp(1, keepdim=True)  # not log(1 - p_y): p_y rounds to 1
@@ -25,15 +26,15 @@ def decouple(logits: Tensor, cells: Tensor, temperature: float) -> tuple[Tensor,
 
 
 def target_divergence(student: Tensor, teacher: Tensor, cells: Tensor, temperature: float) -> Tensor:
-    """T^2 KL of (p_y, 1 - p_y), mean over valid cells; arguments as of every ``losses.kd.Comparison``."""
+    """T^2 KL of (p_y, 1 - p_y), mean over valid cells; arguments as of every ``losses.base.Comparison``."""
     (log_s, _), (log_t, _) = (decouple(x, cells, temperature) for x in (student, teacher))
-    return temperature**2 * masked_mean((log_t.exp() * (log_t - log_s)).sum(1), cells != IGNORE_INDEX)
+    return temperature**2 * masked_mean((log_t.exp() * (log_t - log_s)).sum(1), cells != VOID)
 
 
 def nontarget_divergence(student: Tensor, teacher: Tensor, cells: Tensor, temperature: float) -> Tensor:
-    """T^2 KL of p_k / (1 - p_y) over k != y, mean over valid cells; arguments as of ``losses.kd.Comparison``."""
+    """T^2 KL of p_k / (1 - p_y) over k != y, mean over valid cells; arguments as of ``losses.base.Comparison``."""
     (_, log_s), (_, log_t) = (decouple(x, cells, temperature) for x in (student, teacher))
-    return temperature**2 * masked_mean((log_t.exp() * (log_t - log_s)).sum(1), cells != IGNORE_INDEX)
+    return temperature**2 * masked_mean((log_t.exp() * (log_t - log_s)).sum(1), cells != VOID)
 
 
 class DKD(LogitMethod):

@@ -3,9 +3,10 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.functional import IGNORE_INDEX, masked_mean
-from losses.kd import LogitMethod, pixel_divergence
+from losses.base import LogitMethod, pixel_divergence
+from losses.functional import masked_mean
 from models.base import ModelSpec
+from utils.names import VOID
 
 
 def dynamic_temperatures(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -24,13 +25,13 @@ def dynamic_temperatures(student: Tensor, teacher: Tensor, temperature: float) -
 def dynamic_divergence(student: Tensor, teacher: Tensor, cells: Tensor, temperature: float) -> Tensor:
     """T_s T_t KL(softmax(z_t / T_t) || softmax(z_s / T_s)), mean over valid cells.
 
-    Arguments as of every ``losses.kd.Comparison``; logits are taken with their mean over classes subtracted.
+    Arguments as of every ``losses.base.Comparison``; logits are taken with their mean over classes subtracted.
     """
     student, teacher = (x - x.mean(1, keepdim=True) for x in (student, teacher))
     T_s, T_t = dynamic_temperatures(student, teacher, temperature)
     log_s, log_t = F.log_softmax(student / T_s, dim=1), F.log_softmax(teacher / T_t, dim=1)
     divergence = T_s * T_t * (log_t.exp() * (log_t - log_s)).sum(1, keepdim=True)
-    return masked_mean(divergence[:, 0], cells != IGNORE_INDEX)
+    return masked_mean(divergence[:, 0], cells != VOID)
 
 
 class DTKD(LogitMethod):
@@ -38,7 +39,7 @@ class DTKD(LogitMethod):
 
         L = L_task + dynamic * L_dynamic + kd * L_kd
 
-    with ``dynamic_divergence`` and ``losses.kd.pixel_divergence``. L_dynamic alone is 0 for a student that is any
+    with ``dynamic_divergence`` and ``losses.base.pixel_divergence``. L_dynamic alone is 0 for a student that is any
     positive multiple of the teacher; L_kd asks for the multiple 1.
 
     Wei, Bai: "Dynamic Temperature Knowledge Distillation", arXiv:2404.12711 (its authors have withdrawn the derivation

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-IGNORE_INDEX = 255
+from losses.labels import pixel_weights
+from utils.names import VOID
 
 
 def full_precision(x: Tensor) -> torch.autocast:
@@ -33,56 +34,6 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(x.shape[-2:]) == tuple(size):
         return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
-
-
-def tap_grid(labels: Tensor, stride: int) -> tuple[int, int]:
-    """Grid of a tap of this stride on images of the size of ``labels`` (B H W): ceil(H / stride), ceil(W / stride)."""
-    H, W = labels.shape[-2:]
-    return -(-H // stride), -(-W // stride)
-
-
-def shrink_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """B H W -> B h w: cell (i, j) takes the label at its centre: pixel
-    (floor((i + .5) H / h), floor((j + .5) W / w)).
-
-    Integer arithmetic, so the rule is the same on every device and wherever it is applied.
-    """
-    rows, columns = (
-        (2 * torch.arange(n, device=labels.device) + 1) * full // (2 * n)
-        for n, full in zip(size, labels.shape[-2:], strict=True)
-    )
-    return labels[:, rows[:, None], columns]
-
-
-def valid_cells(labels: Tensor, size: tuple[int, int], ignore_index: int = IGNORE_INDEX) -> Tensor:
-    """B h w bool: cells of the grid whose label, by ``shrink_labels``, is not void."""
-    return shrink_labels(labels, size) != ignore_index
-
-
-def pixel_weights(labels: Tensor, ignore_index: int = IGNORE_INDEX, class_weights: Tensor | None = None) -> Tensor:
-    """B H W: False where void and True elsewhere; with class weights (K), 0 and the weight of the pixel's class."""
-    valid = labels != ignore_index
-    return valid if class_weights is None else class_weights[labels.masked_fill(~valid, 0).int()] * valid
-
-
-def count_valid(labels: Tensor, ignore_index: int = IGNORE_INDEX, class_weights: Tensor | None = None) -> Tensor:
-    """float32 scalar: labels that are not void, each counted as its class's weight where weights (K) are given."""
-    return pixel_weights(labels, ignore_index, class_weights).sum().float()
-
-
-def patch_labels(labels: Tensor, size: tuple[int, int], patch: int) -> Tensor:
-    """B H W -> B n P^2: labels of the cells of each P x P patch of the grid ``size``, which is padded with void."""
-    h, w = size
-    cells = F.pad(shrink_labels(labels, size), (0, -w % patch, 0, -h % patch), value=IGNORE_INDEX)
-    return F.unfold(cells[:, None].float(), patch, stride=patch).transpose(1, 2).to(labels.dtype)
-
-
-def majority_labels(patches: Tensor, num_classes: int) -> Tensor:
-    """B n P^2 labels -> B n int64: each patch's most frequent valid label, void where it has none."""
-    valid = patches != IGNORE_INDEX
-    votes = torch.zeros(*patches.shape[:2], num_classes, device=patches.device)
-    votes.scatter_add_(-1, patches.long().masked_fill(~valid, 0), valid.float())
-    return votes.argmax(-1).masked_fill(~valid.any(-1), IGNORE_INDEX)
 
 
 def fill_void(x: Tensor, valid: Tensor, value: float = 0.0) -> Tensor:
@@ -193,7 +144,7 @@ def upsampled_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> 
 
 
 def cross_entropy(
-    logits: Tensor, labels: Tensor, ignore_index: int = IGNORE_INDEX, class_weights: Tensor | None = None
+    logits: Tensor, labels: Tensor, ignore_index: int = VOID, class_weights: Tensor | None = None
 ) -> Tensor:
     """Pixel-wise cross-entropy, mean over valid pixels (weighted mean with class weights, as in PyTorch).
 
@@ -229,7 +180,7 @@ def hard_pixel_cross_entropy(
         min_kept: share in (0, 1].
         class_weights: K, or None for equal weights.
     """
-    logits, valid = as_float(logits), labels != IGNORE_INDEX
+    logits, valid = as_float(logits), labels != VOID
     losses = _pixel_losses(logits, labels, valid).flatten(1)
     most = math.ceil(losses.shape[1] * min_kept)
     last = (valid.flatten(1).sum(1, keepdim=True) * min_kept).ceil().long().clamp(1, most) - 1
@@ -256,11 +207,6 @@ def unit(x: Tensor) -> Tensor:
     """Rows (last dimension) divided by their L2 norms; a row of zeros stays, with a finite gradient."""
     norms = x.norm(dim=-1, keepdim=True)
     return x / norms.where(norms > 0, 1)
-
-
-def pool_valid(valid: Tensor, p: int) -> Tensor:
-    """B h w bool -> B ceil(h / p) ceil(w / p): whether any of the p x p cells is valid."""
-    return F.max_pool2d(valid[:, None].float(), p, ceil_mode=True)[:, 0] > 0
 
 
 def kl_divergence(student_logits: Tensor, teacher_logits: Tensor, valid: Tensor, temperature: float = 1.0) -> Tensor:

@@ -6,18 +6,10 @@ from torch import Tensor, nn
 from losses.alignment import LogitAlignment
 from losses.base import Method
 from losses.checks import Pairs, check_classes, check_pairs, check_shape, check_weights
-from losses.functional import (
-    IGNORE_INDEX,
-    as_float,
-    count_valid,
-    fill_void,
-    full_precision,
-    masked_mean,
-    resize,
-    shrink_labels,
-    tap_grid,
-)
+from losses.functional import as_float, fill_void, full_precision, masked_mean, resize
+from losses.labels import count_valid, shrink_labels, tap_grid
 from models.base import ModelSpec, SegOutput, Tap
+from utils.names import VOID
 
 FEATURE, ANCHOR, LOGIT = "heteroakd_feature", "heteroakd_anchor", "heteroakd_logit"  # names of the terms
 
@@ -74,7 +66,7 @@ class HybridAlignment(nn.Module):
         check_shape("the teacher's map", teacher, *self.teacher, labels)
         with full_precision(student):
             cells = shrink_labels(labels, student.shape[-2:])
-            valid = cells != IGNORE_INDEX
+            valid = cells != VOID
             maps = as_float(student), resize(as_float(teacher.detach()), student.shape[-2:])
             s, t = (norm(fill_void(x, valid)) for norm, x in zip(self.standardize, maps, strict=True))
             Z_s = self.classify[0](s)

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 from losses.alignment import FeatureAlignment, LogitAlignment, RelationAlignment, StageLogitAlignment
 from losses.base import Method
 from losses.checks import Pairs, check_classes, check_pairs, check_weights
-from models.base import ModelSpec, SegOutput, unknown_name
+from models.base import ModelSpec, SegOutput
+from utils.names import unknown_name
 
 
 class HMKD(Method):

@@ -5,19 +5,10 @@ from torch import Tensor
 
 from losses.base import Method
 from losses.checks import Pairs, check_pairs, check_shape, check_weights
-from losses.functional import (
-    IGNORE_INDEX,
-    as_float,
-    count_valid,
-    fill_void,
-    full_precision,
-    masked_mean,
-    resize,
-    shrink_labels,
-    tap_grid,
-    unit,
-)
+from losses.functional import as_float, fill_void, full_precision, masked_mean, resize, unit
+from losses.labels import count_valid, shrink_labels, tap_grid
 from models.base import ModelSpec, SegOutput
+from utils.names import VOID
 
 
 def class_similarity(x: Tensor, cells: Tensor, num_classes: int) -> Tensor:
@@ -31,7 +22,7 @@ def class_similarity(x: Tensor, cells: Tensor, num_classes: int) -> Tensor:
     Returns:
         B h w; 0 at void cells, which are in no mean.
     """
-    valid = cells != IGNORE_INDEX
+    valid = cells != VOID
     rows = fill_void(x, valid).flatten(2).transpose(1, 2)  # B N C
     # Void passes for class 0, to whose sum it adds 0. A sum has the direction of the mean.
     members = F.one_hot(cells.long().masked_fill(~valid, 0).flatten(1), num_classes).to(x.dtype)  # B N K
@@ -89,7 +80,7 @@ class IFVD(Method):
             with full_precision(s):
                 maps = as_float(s), resize(as_float(t), s.shape[-2:])
                 S, T = (class_similarity(x, cells, self.student.num_classes) for x in maps)
-                terms[name] = masked_mean((S - T).square(), cells != IGNORE_INDEX)
+                terms[name] = masked_mean((S - T).square(), cells != VOID)
         return terms
 
     def counts(self, labels: Tensor) -> dict[str, Tensor]:

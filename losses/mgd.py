@@ -1,40 +1,12 @@
 """MGD: masked generative distillation, from a part of the student's features to all of the teacher's."""
 
-import torch
 from torch import Tensor, nn
 
+from losses.alignment import MaskedGeneration
+from losses.base import FeatureMethod
 from losses.checks import Pairs, check_weights
-from losses.fitnet import FeatureMethod
-from losses.functional import channel_mean, fill_void, masked_mean
-from models.base import ModelSpec, Tap
-
-
-class MaskedGeneration(nn.Module):
-    """The teacher's map, guessed from a random part of the student's cells: G(M * align(S)).
-
-    align is a 1x1 convolution (nothing, where the widths agree), G is conv3x3-ReLU-conv3x3 and M keeps each cell with
-    probability 1 - ``mask_ratio``, drawn from PyTorch's global generator in training and evaluation alike.
-
-    Args:
-        student, teacher: the declared taps.
-        mask_ratio: share of the cells that are masked, in [0, 1).
-    """
-
-    def __init__(self, student: Tap, teacher: Tap, mask_ratio: float):
-        super().__init__()
-        if not 0 <= mask_ratio < 1:
-            raise ValueError(f"mask_ratio is {mask_ratio}; expected 0 or more and less than 1")
-        C = teacher.channels
-        self.mask_ratio = mask_ratio
-        self.align = nn.Identity() if student.channels == C else nn.Conv2d(student.channels, C, 1)
-        self.generate = nn.Sequential(
-            nn.Conv2d(C, C, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(C, C, 3, padding=1)
-        )
-
-    def forward(self, student: Tensor, valid: Tensor) -> Tensor:
-        """B C_s h w, B h w bool -> B C_t h w; void cells are masked too."""
-        kept = valid & (torch.rand(valid.shape, device=valid.device) <= 1 - self.mask_ratio)
-        return self.generate(fill_void(self.align(student), kept))
+from losses.functional import channel_mean, masked_mean
+from models.base import ModelSpec
 
 
 class MGD(FeatureMethod):

@@ -8,19 +8,10 @@ from torch import Tensor, nn
 
 from losses.base import Method
 from losses.checks import check_classes, check_weights
-from losses.functional import (
-    IGNORE_INDEX,
-    as_float,
-    count_valid,
-    fill_void,
-    full_precision,
-    masked_mean,
-    resize,
-    shrink_labels,
-    tap_grid,
-    valid_cells,
-)
-from models.base import ModelSpec, SegOutput, unknown_name
+from losses.functional import as_float, fill_void, full_precision, masked_mean, resize
+from losses.labels import count_valid, shrink_labels, tap_grid, valid_cells
+from models.base import ModelSpec, SegOutput
+from utils.names import VOID, unknown_name
 
 WIDTH = 64  # hidden channels of an exit
 
@@ -36,7 +27,7 @@ def enhanced_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, cells
         cells: B h w class ids, 255 where void.
         eps: 1 or more.
     """
-    valid = cells != IGNORE_INDEX
+    valid = cells != VOID
     s, t = (fill_void(as_float(x), valid) for x in (student_logits, teacher_logits))
     y = F.one_hot(cells.long().masked_fill(~valid, 0), s.shape[1]).permute(0, 3, 1, 2)
     q = (t.softmax(1) + y) ** eps - y

@@ -7,7 +7,8 @@ from torch import Tensor
 from losses.alignment import LogitAlignment
 from losses.base import Method
 from losses.checks import Pairs, check_classes, check_pairs, check_shape, check_weights
-from losses.functional import as_float, fill_void, full_precision, masked_mean, tap_grid, unit, valid_cells
+from losses.functional import as_float, fill_void, full_precision, masked_mean, unit
+from losses.labels import tap_grid, valid_cells
 from models.base import ModelSpec, SegOutput, Tap
 
 

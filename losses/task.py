@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from losses.functional import count_valid, cross_entropy, hard_pixel_cross_entropy
+from losses.functional import cross_entropy, hard_pixel_cross_entropy
+from losses.labels import count_valid
 from models.base import SegOutput
 
 

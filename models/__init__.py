@@ -6,23 +6,15 @@ from typing import Any
 from torch import nn
 
 from models.backbones import BACKBONES, build_backbone
-from models.base import (
-    NORMALIZATIONS,
-    Backbone,
-    ModelSpec,
-    Normalization,
-    SegModel,
-    SegOutput,
-    Tap,
-    unknown_name,
-)
-from models.deeplabv3 import DeepLabV3Head, MMSegDeepLabV3Head
-from models.fcn import FCNHead
-from models.mapped import MappedModel
-from models.pspnet import PSPHead
-from models.segformer import MMSegSegFormerHead, SegFormerHead
-from models.sources import Weights, read_weights
-from models.weights import LoadReport, load_read_weights, load_weights, source_settings
+from models.base import NORMALIZATIONS, Backbone, ModelSpec, Normalization, SegModel, SegOutput, Tap
+from models.class_map import MappedModel
+from models.heads.deeplabv3 import DeepLabV3Head, MMSegDeepLabV3Head
+from models.heads.fcn import FCNHead
+from models.heads.pspnet import PSPHead
+from models.heads.segformer import MMSegSegFormerHead, SegFormerHead
+from models.weights.load import LoadReport, load_read_weights, load_weights, source_settings
+from models.weights.sources import Weights, read_weights
+from utils.names import unknown_name
 
 __all__ = [
     "BACKBONES",

@@ -5,8 +5,9 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from models.base import Backbone, Normalization, Tap, unknown_name
+from models.base import Backbone, Normalization, Tap
 from models.mit import VARIANTS, MixTransformer
+from utils.names import unknown_name
 
 # timm has ResNets with stems of three convolutions, 'c' of width 32 as mmsegmentation's and 's' of 64 as CIRKD's, from
 # depth 50 on. These are the same at depth 18: timm's name and the options that make it so.

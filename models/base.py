@@ -1,7 +1,5 @@
 """What every network is to the rest of the code: uint8 images in, logits and named taps out."""
 
-from collections.abc import Iterable
-from difflib import get_close_matches
 from typing import NamedTuple
 
 import torch
@@ -76,13 +74,6 @@ class Backbone(nn.Module):
 
     tap_info: dict[str, Tap]
     family: str
-
-
-def unknown_name(kind: str, name: str, choices: Iterable[str], shown: Iterable[str] | None = None) -> ValueError:
-    """The error for a name in no registry: it offers the nearest choices, or ``shown`` (all) where none is near."""
-    near = get_close_matches(name, list(choices), n=5)
-    hint = f"did you mean {', '.join(near)}?" if near else f"choose from {', '.join(shown or choices)}"
-    return ValueError(f"unknown {kind} {name!r}: {hint}")
 
 
 class SegModel(nn.Module):

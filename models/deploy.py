@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.base import SegModel
-from models.layers import RegionAverage
+from models.heads.layers import RegionAverage
 
 OUTPUTS = ("classes", "logits")
 
@@ -24,7 +24,7 @@ class Deployable(nn.Module):
         model: the network; it is copied.
         outputs: which of ``OUTPUTS`` to give, in this order.
         half: computes in float16.
-        scale: the network sees the images resized by this factor on their sides, as ``utils.evaluation.predict`` does.
+        scale: the network sees the images resized by this factor on their sides, as ``models.inference.predict`` does.
 
     Raises:
         ValueError: no output, an unknown one or one twice, or more classes than a uint8 class map can hold.

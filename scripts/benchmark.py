@@ -27,11 +27,11 @@ if not __package__:  # run as a file: its own folder is on the import path, the 
 
 import torch
 
+from engine.report import table
 from scripts.benchmarks import evaluation, loader, metric, scaling, step
 from utils.config import ConfigError
+from utils.console import environment, say
 from utils.files import write_atomically
-from utils.log import environment, say
-from utils.report import table
 
 SECTIONS = ("loader", "step", "losses", "metric", "eval")
 METHODS = Path("configs/_base_/methods")

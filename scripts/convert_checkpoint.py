@@ -14,9 +14,9 @@ if not __package__:  # run as a file: its own folder is on the import path, the 
 
     restart_as_module(__file__)
 
+from engine.checkpoint import save_student
 from models import NORMALIZATIONS
-from models.sources import read_tensors
-from utils.checkpoint import save_student
+from models.weights.sources import read_tensors
 
 EXAMPLES = """examples:
   python scripts/convert_checkpoint.py downloads/iter_160000.pth pretrained/teacher.safetensors --trust

@@ -21,17 +21,17 @@ if not __package__:  # run as a file: its own folder is on the import path, the 
 import torch
 from torch import Tensor
 
-from configs.build import build_distiller, build_student, build_teacher, build_train_stream
 from configs.schema import Experiment
 from datasets import make_loader
 from datasets.samplers import PositionBatches
+from engine.build import build_distiller, build_student, build_teacher, build_train_stream
+from engine.optim import gradient_norms
+from engine.report import table
 from losses.base import Method
 from models import SegModel, SegOutput
-from utils.config import ConfigError, blame, load_config, load_section
+from utils.config import ConfigError, config_errors, load_config, load_section
+from utils.console import environment, say
 from utils.files import write_atomically
-from utils.log import environment, say
-from utils.report import table
-from utils.schedule import gradient_norms
 
 EXAMPLES = """examples:
   python scripts/diagnose_method.py configs/demo/hmkd.py
@@ -143,7 +143,7 @@ def rows(name: str, found: dict[str, dict[str, float]]) -> list[list[str]]:
 def with_method(args: argparse.Namespace, file: str) -> Experiment:
     """The experiment with the method of another config in place of its own."""
     section = {"_delete_": True, **load_section(file, "distill")}
-    with blame(file, "in place of the method"):
+    with config_errors(file, "in place of the method"):
         return load_config(args.config, Experiment, [*args.cfg_options, f"distill={section!r}"])
 
 

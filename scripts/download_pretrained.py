@@ -39,7 +39,7 @@ class Weights(NamedTuple):
         name: what the command line calls it.
         files: path below pretrained/ -> where to fetch it; None where only a browser gets it.
         publisher: key of ``PUBLISHERS``.
-        layout: its name in ``models.layouts``.
+        layout: its name in ``models.weights.layouts``.
         key: the config key that takes it.
         licence: in short; ``PUBLISHERS`` says more.
         megabytes: all files together (10^6 bytes), as the source states it; None where it does not.

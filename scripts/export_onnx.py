@@ -30,16 +30,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from configs.build import build_split, build_student, build_teacher, load_trained
 from configs.schema import Eval, Experiment
 from datasets.base import SegDataset
+from engine.build import build_split, build_student, build_teacher, load_trained
+from engine.metrics import ConfusionMatrix
 from models import SegModel, read_weights
 from models.deploy import OUTPUTS, Deployable
+from models.inference import Size, predict, resize
+from models.onnx import OnnxModel, require_extra
 from utils.config import ConfigError, dump_config, load_config
-from utils.evaluation import Size, predict, resize
 from utils.files import write_atomically
-from utils.metrics import ConfusionMatrix
-from utils.onnx import OnnxModel, require_extra
 
 EXAMPLES = """\
 examples:

@@ -7,7 +7,7 @@ if not __package__:  # run as a file: its own folder is on the import path, the 
 
     restart_as_module(__file__)
 
-from datasets.synthetic import write_synthetic
+from scripts.street.scene import write_synthetic
 
 EXAMPLES = """examples, from the repository root:
   python scripts/make_synthetic.py --out data/synthetic --train 400 --val 100

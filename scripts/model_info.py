@@ -23,16 +23,16 @@ if not __package__:  # run as a file: its own folder is on the import path, the 
 
     restart_as_module(__file__)
 
-from configs.build import build_split, build_student, build_teacher
 from configs.schema import Experiment
+from engine.build import build_split, build_student, build_teacher
+from engine.report import multiply_adds
 from models import MappedModel, SegModel, count_parameters
 from models.deploy import Deployable
+from models.onnx import require_extra
 from scripts.export_onnx import export
 from utils.config import load_config
+from utils.console import environment, say
 from utils.files import write_atomically
-from utils.log import environment, say
-from utils.onnx import require_extra
-from utils.report import multiply_adds
 
 EXAMPLES = """\
 examples:

@@ -16,14 +16,14 @@ if not __package__:  # run as a file: its own folder is on the import path, the 
 
     restart_as_module(__file__)
 
-from configs.build import build_split
 from configs.schema import Experiment
 from datasets.base import SegDataset
 from datasets.packed import INDEX, VERSION, PackedDataset, describe, describe_sample, digest, source_digests
 from datasets.png import undecodable
+from engine.build import build_split
 from utils.config import load_config
+from utils.console import say
 from utils.files import write_atomically
-from utils.log import say
 
 EXAMPLES = """\
 examples, from the repository root:

@@ -28,12 +28,12 @@ from configs.schema import Eval, Train
 from datasets.base import IMAGE_MODES
 from eval import factors
 from models import SegOutput, load_student
-from models.description import check_description
+from models.inference import LARGEST_SCALE, predict
+from models.onnx import OnnxModel
+from models.weights.metadata import check_metadata
+from scripts._video import Video, write_video
 from utils.config import validate
-from utils.evaluation import LARGEST_SCALE, predict
-from utils.log import say
-from utils.media import Video, write_video
-from utils.onnx import OnnxModel
+from utils.console import say
 from utils.visualize import overlay, panel, write_png
 
 EXAMPLES = """examples:
@@ -187,7 +187,7 @@ class Predictor:
         if is_onnx:
             self.model, self.device = OnnxNetwork(path), torch.device("cpu")
             self.about = self.model.model.about
-            check_description(self.about, str(path))
+            check_metadata(self.about, str(path))
         else:
             self.model, self.about = load_student(path)
             self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")

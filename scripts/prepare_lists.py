@@ -23,11 +23,12 @@ if not __package__:  # run as a file: its own folder is on the import path, the 
 
     restart_as_module(__file__)
 
-from configs.build import build_split
 from configs.schema import Experiment
 from datasets import DATASETS
-from datasets.base import IGNORE, SegDataset
+from datasets.base import SegDataset
+from engine.build import build_split
 from utils.config import load_config
+from utils.names import VOID
 
 EXAMPLES = """\
 examples:
@@ -187,7 +188,7 @@ def check_sample(dataset: SegDataset, index: int) -> Sample:
             rotated = picture.getexif().get(EXIF_ORIENTATION, 1) != 1
     except (OSError, ValueError) as error:
         return Sample(problem=str(error))
-    void = label is not None and (truth == IGNORE).all()
+    void = label is not None and (truth == VOID).all()
     return Sample(None, label if void else None, image if rotated else None)
 
 

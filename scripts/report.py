@@ -13,12 +13,12 @@ if not __package__:  # run as a file: its own folder is on the import path, the 
 
     restart_as_module(__file__)
 
-from configs.build import build_split, build_student, build_teacher, load_trained
 from configs.schema import Experiment, Network
+from engine.build import build_split, build_student, build_teacher, load_trained
+from engine.report import prediction_panel
 from models import SegModel, count_parameters, read_weights
 from utils.config import load_config
 from utils.files import write_atomically
-from utils.report import prediction_panel
 from utils.visualize import plot_curves, write_png
 
 EXAMPLES = """\

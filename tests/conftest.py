@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from datasets.synthetic import write_synthetic
+from scripts.street.scene import write_synthetic
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -53,8 +53,8 @@ def streets(tmp_path_factory):
 @pytest.fixture(scope="session")
 def teacher_weights(tmp_path_factory):
     """A whole segmentation network with random weights, as ``student.safetensors`` would hold it."""
+    from engine.checkpoint import save_student
     from models import build_model
-    from utils.checkpoint import save_student
 
     path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
     torch.manual_seed(0)

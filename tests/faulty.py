@@ -9,7 +9,7 @@ import signal
 import sys
 
 import train_kd
-from utils.trainer import Trainer
+from engine.trainer import Trainer
 
 
 def befall(kind: str, step: int, rank: int) -> None:

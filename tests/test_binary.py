@@ -11,6 +11,7 @@ import torch
 
 import eval as evaluation
 import train_kd
+from engine.optim import gradient_norms
 from losses import build_method
 from losses.dist import inter_class_distance
 from losses.dkd import nontarget_divergence
@@ -18,7 +19,6 @@ from models import build_model
 from tests.conftest import ROOT
 from tests.losses.networks import random_labels
 from utils.config import load_section
-from utils.schedule import gradient_norms
 
 # The synthetic streets' Road (3) and Pavement (4) against all the rest.
 GROUND = """

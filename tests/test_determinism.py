@@ -14,7 +14,7 @@ from losses import build_method
 from losses.functional import warp
 from losses.skd import pool_nodes
 from models import build_model
-from models.layers import RegionPool
+from models.heads.layers import RegionPool
 from tests.conftest import ROOT
 from tests.losses.networks import MIT_B0, RESNET18, random_labels, random_output
 from utils.config import load_section

@@ -14,9 +14,9 @@ import torch
 
 import eval as evaluation
 from datasets import build_dataset
+from engine.checkpoint import save_student
 from models import build_model
 from utils import files
-from utils.checkpoint import save_student
 
 
 @pytest.fixture(scope="module")

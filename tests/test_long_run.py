@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import train_kd
-from utils.log import RunLog
+from engine.log import RunLog
 
 CONFIG = """
 _base_ = [{base!r}]

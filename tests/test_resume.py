@@ -17,9 +17,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import configs.run
+import engine.run
 import train_kd
-from utils import files, log
+from engine import log
+from utils import files
 
 KILLS = int(os.environ.get("KILLS", 12))
 forked = multiprocessing.get_context("fork")
@@ -295,7 +296,7 @@ def test_a_log_that_cannot_be_written_stops_the_run_or_not_as_asked(tiny, whole,
     def limited(*options):
         def prepare():
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            configs.run.save_checkpoint = lambda state, *paths: None
+            engine.run.save_checkpoint = lambda state, *paths: None
             log.SummaryWriter = MagicMock()
             resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
 

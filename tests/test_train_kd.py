@@ -25,12 +25,12 @@ import train_kd
 from datasets import build_dataset
 from datasets.base import SegDataset, TrainStream
 from datasets.transforms import TrainTransform
+from engine.checkpoint import save_checkpoint
+from engine.log import RunLog
+from engine.teacher_cache import TeacherCache
+from engine.trainer import Trainer
 from models import load_student
 from tests.conftest import ROOT
-from utils.checkpoint import save_checkpoint
-from utils.log import RunLog
-from utils.teacher_cache import TeacherCache
-from utils.trainer import Trainer
 
 TRANSFORM = {"crop_size": (32, 48), "scale_range": (0.8, 1.2), "photometric": True}  # as the experiments have it
 

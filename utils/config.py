@@ -7,13 +7,14 @@ names the file, the key and the nearest valid choice.
 import ast
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from pprint import pformat
 from typing import Any, TypeVar, get_args
 
 from mmengine.config import Config
 from pydantic import BaseModel, ValidationError
+
+from utils.names import did_you_mean
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -23,7 +24,7 @@ class ConfigError(ValueError):
 
 
 @contextmanager
-def blame(path: str | Path, section: str) -> Iterator[None]:
+def config_errors(path: str | Path, section: str) -> Iterator[None]:
     """Turns an error of a component that a config asked for into a ConfigError that names file and section."""
     try:
         yield
@@ -81,9 +82,8 @@ def load_section(path: str | Path, section: str) -> dict[str, Any]:
 
 def _read(path: Path) -> Config:
     if not path.is_file():
-        near = get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1, cutoff=0.3)
-        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
-        raise FileNotFoundError(f"config {path} does not exist{hint}")
+        near = did_you_mean(path.name, [each.name for each in path.parent.glob("*.py")])
+        raise FileNotFoundError(f"config {path} does not exist; in {path.parent}: {near}")
     try:
         return Config.fromfile(path)
     except Exception as error:  # a config is a Python program: anything may go wrong in it
@@ -161,25 +161,18 @@ def _explain(problem: dict[str, Any], schema: type[BaseModel]) -> str:
     key, last = ".".join(keys), keys[-1] if keys else ""
     if problem["type"] == "extra_forbidden":
         choices = [name for model in owners for name in model.model_fields]
-        return f"{key}: unknown key{_nearest(last, choices)}"
+        return f"{key}: unknown key; {did_you_mean(last, choices)}"
     if problem["type"] == "missing":
         return f"{key}: missing; it has no default"
     if problem["type"] == "union_tag_invalid":
         choices = [choice.strip(" '") for choice in problem["ctx"]["expected_tags"].split(",")]
-        return f"{key}.type: unknown type {problem['ctx']['tag']!r}{_nearest(problem['ctx']['tag'], choices)}"
+        return f"{key}.type: unknown type {problem['ctx']['tag']!r}; {did_you_mean(problem['ctx']['tag'], choices)}"
     if problem["type"] == "union_tag_not_found":
         return f"{key}.type: missing; it has no default"
     if problem["type"] == "literal_error":
         choices = [choice.strip(" '") for choice in problem["ctx"]["expected"].replace(" or ", ",").split(",")]
-        return f"{key}: {problem['input']!r} is not valid{_nearest(str(problem['input']), choices)}"
+        return f"{key}: {problem['input']!r} is not valid; {did_you_mean(str(problem['input']), choices)}"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return f"{key}: {message}" if key else message
     return f"{key}: {message}; found {problem['input']!r} ({type(problem['input']).__name__})"
-
-
-def _nearest(name: str, choices: Sequence[str]) -> str:
-    choices = sorted(set(choices))
-    near = get_close_matches(name, choices, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ";"
-    return f"{hint} choices: {', '.join(choices)}"

@@ -72,7 +72,7 @@ def init_world(timeout: float = 1800.0) -> World:
     store, rank, size = next(dist.rendezvous("env://", timeout=limit))
     dist.init_process_group(
         backend,
-        store=meet(store, rank, size, timeout),
+        store=fresh_store(store, rank, size, timeout),
         rank=rank,
         world_size=size,
         timeout=limit,
@@ -81,7 +81,7 @@ def init_world(timeout: float = 1800.0) -> World:
     return World(rank, size, device)
 
 
-def meet(store: dist.Store, rank: int, size: int, timeout: float) -> dist.Store:
+def fresh_store(store: dist.Store, rank: int, size: int, timeout: float) -> dist.Store:
     """A part of the store in which no rank has written yet, the same on all ranks.
 
     torchrun's store outlives the ranks that it starts anew. PyTorch would read there where the dead have listened, if
@@ -116,7 +116,7 @@ def meet(store: dist.Store, rank: int, size: int, timeout: float) -> dist.Store:
     return dist.PrefixStore(word, store)
 
 
-def lost_process(error: RuntimeError, timeout: float) -> str:
+def lost_process_message(error: RuntimeError, timeout: float) -> str:
     """In plain words, that another rank or a loader's worker died or hangs, and which ranks are not heard of any more.
 
     Ends the loader's other workers.
@@ -179,7 +179,7 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def largest(value: int, world: World) -> int:
+def all_reduce_max(value: int, world: World) -> int:
     """The largest of all ranks' ``value``, on every rank; from host to host, whatever the GPUs are doing."""
     if world.size == 1:
         return value
@@ -197,7 +197,7 @@ def gather_objects(value: object) -> list:
     return values
 
 
-def from_main(value: object) -> object:
+def broadcast_from_main(value: object) -> object:
     """Rank 0's ``value``, on every rank."""
     values = [value]
     if dist.is_initialized():
@@ -226,3 +226,29 @@ def close_world() -> None:
 
 def _first_line(error: Exception) -> str:
     return f"({type(error).__name__}: {str(error).partition(chr(10))[0].strip()})"
+
+
+IMPATIENT_AFTER = 3.0  # seconds; a Ctrl-C sooner after the first is the same one, arriving by another way
+
+
+class StopSignals:
+    """SIGINT, SIGTERM and SIGUSR1 ask for a stop at the next step boundary.
+
+    Launchers and schedulers may deliver the same signal more than once, so it only ever asks. A second Ctrl-C, some
+    seconds after the first, stops at once.
+    """
+
+    def __init__(self) -> None:
+        self.received, self.first = 0, 0.0
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: object) -> None:
+        if not self.received:
+            self.received, self.first = number, time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - self.first > IMPATIENT_AFTER:
+            raise KeyboardInterrupt
+
+    def agreed(self, world: World) -> int:
+        """The signal that any rank was sent, the same on every rank, or 0."""
+        return all_reduce_max(self.received, world)

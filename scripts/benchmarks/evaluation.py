@@ -1,4 +1,4 @@
-"""Evaluation of whole images at the size of Cityscapes': the field's loop against ``utils.evaluation.evaluate``."""
+"""Evaluation of whole images at the size of Cityscapes': the field's loop against ``engine.evaluation.evaluate``."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,12 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from engine.evaluation import evaluate
+from engine.metrics import ConfusionMatrix
 from models import build_model
+from models.inference import class_map
 from scripts.benchmarks.metric import CLASSES, SIZE, PublishedMetric, random_maps, without_void
 from scripts.benchmarks.published import as_published
 from scripts.benchmarks.timing import peak_memory, time_each
-from utils.evaluation import class_map, evaluate
-from utils.metrics import ConfusionMatrix
 
 NETWORKS = (("mit_b0", "segformer"), ("resnet18", "deeplabv3"))
 

@@ -12,13 +12,14 @@ import torch
 from PIL import Image
 
 from datasets import build_dataset
-from datasets.base import IGNORE, SegDataset, TrainStream
+from datasets.base import SegDataset, TrainStream
 from datasets.cityscapes import CLASSES, LABEL_IDS
 from datasets.packed import PackedDataset
-from datasets.synthetic import write_synthetic
 from datasets.transforms import TrainTransform
 from scripts.benchmarks.timing import Timing, time_each
 from scripts.pack_dataset import Packer
+from scripts.street.scene import write_synthetic
+from utils.names import VOID
 
 SIZE, CROP, SCALES = (1024, 2048), (512, 1024), (0.5, 2.0)
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])  # of ImageNet, RGB
@@ -55,7 +56,7 @@ class PublishedLoader:
         bottom, right = (max(0, crop - side) for crop, side in zip(CROP, label.shape, strict=True))
         if bottom or right:
             image = cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=(0, 0, 0))
-            label = cv2.copyMakeBorder(label, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=IGNORE)
+            label = cv2.copyMakeBorder(label, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=VOID)
         top, left = (rng.integers(side - crop + 1) for crop, side in zip(CROP, label.shape, strict=True))
         window = slice(top, top + CROP[0]), slice(left, left + CROP[1])
         image, label = np.asarray(image[window], np.float32), np.asarray(label[window], np.float32)

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.metrics import ConfusionMatrix
 from scripts.benchmarks.timing import peak_memory, time_each
-from utils.metrics import IGNORE, ConfusionMatrix
+from utils.names import VOID
 
 CLASSES = 19
 SIZE = (1024, 2048)
@@ -56,7 +57,7 @@ def random_maps(size: tuple[int, int] = SIZE) -> tuple[Tensor, Tensor]:
     label = torch.randint(0, CLASSES, blocks, generator=generator)
     wrong = torch.rand(blocks, generator=generator) < 0.1
     prediction = torch.where(wrong, (label + 1) % CLASSES, label)
-    label[torch.rand(blocks, generator=generator) < 0.1] = IGNORE
+    label[torch.rand(blocks, generator=generator) < 0.1] = VOID
 
     def grown(blocks: Tensor) -> Tensor:
         pixels = blocks.to(torch.uint8).repeat_interleave(16, 0).repeat_interleave(16, 1)
@@ -67,7 +68,7 @@ def random_maps(size: tuple[int, int] = SIZE) -> tuple[Tensor, Tensor]:
 
 def without_void(label: Tensor) -> Tensor:
     """uint8 with 255 for void -> int64 with -1 for void."""
-    return torch.where(label == IGNORE, -1, label.long())
+    return torch.where(label == VOID, -1, label.long())
 
 
 def run(quick: bool, device: torch.device) -> list[dict[str, Any]]:

@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.optim import build_optimizer, parameter_groups
 from losses.alignment import FeatureAlignment
 from losses.hmkd import HMKD
 from models import SegModel
-from models.layers import resize
-from models.segformer import STAGES, SegFormerHead
-from utils.schedule import build_optimizer, parameter_groups
+from models.heads.layers import resize
+from models.heads.segformer import STAGES, SegFormerHead
 
 
 def unscaled_attention(x: Tensor) -> Tensor:

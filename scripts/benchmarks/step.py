@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from configs.build import build_distiller, build_student, build_teacher
 from configs.schema import Experiment
+from engine.build import build_distiller, build_student, build_teacher
+from engine.trainer import Trainer
 from scripts.benchmarks.published import PublishedStep
 from scripts.benchmarks.timing import peak_memory, time_each
 from utils.config import ConfigError, load_config, load_section, validate
+from utils.console import say
 from utils.distributed import World
-from utils.log import say
-from utils.trainer import Trainer
 
 PAIRS = ("configs/hmkd/cityscapes_b4_r18.py", "configs/hmkd/cityscapes_r101_b0.py")
 CLASSES = 19

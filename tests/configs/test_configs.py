@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.build import build_distiller, build_student, build_teacher
 from configs.schema import Experiment
 from datasets import DATASETS, camvid, cityscapes
+from engine.build import build_distiller, build_student, build_teacher
+from engine.checkpoint import save_student
 from losses import METHODS
 from models import build_model
-from utils.checkpoint import save_student
 from utils.config import ConfigError, dump_config, load_config, load_section, validate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -184,7 +184,7 @@ def test_a_teacher_of_other_classes(described):
 @pytest.mark.parametrize(
     ("class_map", "message"),
     [
-        (["near"] * 10 + ["fra"], "teacher.class_map: unknown class 'fra': did you mean far"),
+        (["near"] * 10 + ["fra"], "teacher.class_map: unknown class 'fra'; did you mean 'far'"),
         (["near"] * 11, r"teacher.class_map: class_map gives the classes \[1\] no class of the network"),
         (["near", "far"], "teacher.weights: .*was trained on 11 classes; the network has 2"),
     ],

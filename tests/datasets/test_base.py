@@ -7,9 +7,10 @@ import torch
 from PIL import Image
 
 from datasets import build_dataset
-from datasets.base import IGNORE, SegDataset, TrainStream, read_list
+from datasets.base import SegDataset, TrainStream, read_list
+from utils.names import VOID
 
-NAMES, PALETTE, IDS = ("sky", "road"), ((0, 0, 255), (90, 90, 90)), {5: 0, 7: 1, 8: 1, 9: IGNORE}
+NAMES, PALETTE, IDS = ("sky", "road"), ((0, 0, 255), (90, 90, 90)), {5: 0, 7: 1, 8: 1, 9: VOID}
 
 
 def save(path: Path, array: np.ndarray) -> None:

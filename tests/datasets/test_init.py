@@ -31,7 +31,7 @@ def test_data_sets_are_built_by_name(root):
 
 
 def test_unknown_type_names_the_nearest(root):
-    with pytest.raises(ValueError, match=r"'camvids'; expected one of cityscapes, camvid, list; did you mean 'camvid'"):
+    with pytest.raises(ValueError, match=r"'camvids'; did you mean 'camvid'. choices: camvid, cityscapes, list"):
         build_dataset("camvids", root, "train.txt")
 
 

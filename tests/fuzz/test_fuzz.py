@@ -23,12 +23,12 @@ from configs.schema import Experiment
 from datasets import build_dataset
 from datasets.base import read_list
 from datasets.packed import PackedDataset
+from engine.checkpoint import _comment, load_checkpoint, save_checkpoint
 from models import build_model, load_weights, read_weights
 from scripts import pack_dataset, predict
 from tests.configs.test_configs import PAIR, SHIPPED, load
+from tests.engine.test_checkpoint import STATE
 from tests.fuzz.mutation import damaged, damaged_text
-from tests.utils.test_checkpoint import STATE
-from utils.checkpoint import _comment, load_checkpoint, save_checkpoint
 from utils.config import dump_config, load_config
 
 CASES = int(os.environ.get("FUZZ_CASES", 150))

@@ -6,7 +6,7 @@ import torch
 from torch.distributions import Categorical, kl_divergence
 
 from losses.aicsd import class_mean_divergence, class_relation, relation_distance
-from losses.kd import pixel_divergence
+from losses.base import pixel_divergence
 
 
 def test_relation_by_hand():

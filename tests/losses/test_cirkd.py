@@ -11,7 +11,7 @@ from torch import nn
 from torch.autograd import gradcheck
 
 from losses.cirkd import CIRKD, ClassMemory, pool_factor, relation_divergence
-from losses.functional import pool_valid
+from losses.labels import pool_valid
 from models.base import SegOutput, Tap
 from tests.losses.networks import (
     LARGE,
@@ -406,7 +406,7 @@ def test_all_void_is_zero_with_zero_gradient():
         ({"region_queue": 0}, "region_queue is 0"),
         ({"batch_cells": 0}, "batch_cells is 0"),
         ({"pair": ("head", "stage9")}, "student tap in pair 'stage9'"),
-        ({"pair": ("haed", "head")}, "teacher tap in pair 'haed': did you mean head"),
+        ({"pair": ("haed", "head")}, "teacher tap in pair 'haed'; did you mean 'head'"),
     ],
 )
 def test_wrong_arguments_are_refused(options, message):

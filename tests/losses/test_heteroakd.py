@@ -241,7 +241,7 @@ def test_all_void_is_zero_with_zero_gradient():
         ({"feature": 0.0, "logit": 0.0}, "one at least must be positive"),
         ({"anchor": 0.0}, "anchor 0.0"),
         ({"temperature": 0.0}, "temperature is 0.0"),
-        ({"pairs": [("stag4", "stage4")]}, "teacher tap in pairs 'stag4': did you mean stage4"),
+        ({"pairs": [("stag4", "stage4")]}, "teacher tap in pairs 'stag4'; did you mean 'stage4'"),
         ({"pairs": [("stage4", "stage4")] * 2}, "different"),
     ],
 )

@@ -36,14 +36,17 @@ def test_several_pairs_share_the_weight():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"feature_pairs": [("stag3", "stage3")]}, "unknown teacher tap in feature_pairs 'stag3': did you mean stage3"),
-        ({"relation_pairs": [("stage1", "haed")]}, "unknown student tap in relation_pairs 'haed': did you mean head"),
+        (
+            {"feature_pairs": [("stag3", "stage3")]},
+            "unknown teacher tap in feature_pairs 'stag3'; did you mean 'stage3'",
+        ),
+        ({"relation_pairs": [("stage1", "haed")]}, "unknown student tap in relation_pairs 'haed'; did you mean 'head'"),
         ({"feature_pairs": [("stage3", "stage3")] * 2}, "different"),
         ({"feature_pairs": ["stage3"]}, "feature_pairs is"),
         ({"feature_pairs": []}, "feature_pairs is"),
         ({"feature": 0.0, "logit": 0.0}, "one at least must be positive"),
         ({"feature": -1.0}, "none may be negative"),
-        ({"anchor": "label"}, "unknown anchor 'label': did you mean labels"),
+        ({"anchor": "label"}, "unknown anchor 'label'; did you mean 'labels'"),
         ({"anchor_weight": 0.0}, "never learn"),
         ({"temperature": 0.0}, "temperature is 0.0"),
         ({"patch": 0}, "patch 0"),
@@ -62,5 +65,5 @@ def test_class_counts_that_differ_are_refused():
 def test_build_method():
     assert METHODS["hmkd"] is HMKD
     assert build_method("hmkd", SMALL, LARGE, feature=2.0).weights["feature"] == 2.0
-    with pytest.raises(ValueError, match="unknown distillation method 'hmdk': did you mean hmkd"):
+    with pytest.raises(ValueError, match="unknown distillation method 'hmdk'; did you mean 'hmkd'"):
         build_method("hmdk", SMALL, LARGE)

@@ -172,7 +172,7 @@ def test_all_void_is_zero_with_zero_gradient():
     [
         ({"weight": -1.0}, "none may be negative"),
         ({"weight": 0.0}, "one at least must be positive"),
-        ({"pairs": [("head", "haed")]}, "student tap in pairs 'haed': did you mean head"),
+        ({"pairs": [("head", "haed")]}, "student tap in pairs 'haed'; did you mean 'head'"),
         ({"pairs": [("stage5", "head")]}, "teacher tap in pairs 'stage5'"),
         ({"pairs": []}, "pairs is"),
     ],

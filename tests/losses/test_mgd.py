@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from losses.mgd import MGD, MaskedGeneration
+from losses.alignment import MaskedGeneration
+from losses.mgd import MGD
 from models.base import SegOutput, Tap
 from tests.losses.networks import LARGE, SMALL, spec
 

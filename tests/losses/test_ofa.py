@@ -205,7 +205,7 @@ def test_all_void_is_zero_with_zero_gradient():
         ({"stage": -1.0}, "none may be negative"),
         ({"stage": 0.0, "logit": 0.0}, "one at least must be positive"),
         ({"eps": 0.5}, "eps is 0.5"),
-        ({"stages": ["stag4"]}, "student tap in stages 'stag4': did you mean stage4"),
+        ({"stages": ["stag4"]}, "student tap in stages 'stag4'; did you mean 'stage4'"),
         ({"stages": []}, "stages is"),
         ({"stages": "stage4"}, "stages is stage4"),
         ({"stages": ["stage4", "stage4"]}, "different"),

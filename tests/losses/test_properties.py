@@ -12,14 +12,13 @@ from losses.functional import (
     cross_entropy,
     hard_pixel_cross_entropy,
     kl_divergence,
-    majority_labels,
     masked_mean,
-    patch_labels,
     resize,
     self_attention_context,
     unit,
     warp,
 )
+from losses.labels import majority_labels, patch_labels
 from losses.task import TaskLoss
 from models.base import SegOutput, Tap
 from tests.conftest import ROOT

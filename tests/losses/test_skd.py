@@ -221,7 +221,7 @@ def test_all_void_is_zero_with_zero_gradient():
         ({"pixel": 0.0, "pairwise": 0.0}, "one at least must be positive"),
         ({"temperature": 0.0}, "temperature is 0.0"),
         ({"nodes": 1}, "nodes 1"),
-        ({"pairs": [("haed", "head")]}, "teacher tap in pairs 'haed': did you mean head"),
+        ({"pairs": [("haed", "head")]}, "teacher tap in pairs 'haed'; did you mean 'head'"),
         ({"pairs": [("head", "head")] * 2}, "different"),
     ],
 )

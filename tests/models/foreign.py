@@ -1,7 +1,7 @@
 """Networks of other releases, written from the structure that their files document: their names, their arithmetic.
 
-Oracles of ``models/layouts.py`` where the original does not install; nothing here comes from ``models``. A whole
-network takes B 3 H W, normalised, to logits B K h w, an encoder to its four stages, each B C h w.
+Oracles of ``models/weights/layouts.py`` where the original does not install; nothing here comes from ``models``. A
+whole network takes B 3 H W, normalised, to logits B K h w, an encoder to its four stages, each B C h w.
 """
 
 from collections import OrderedDict

@@ -1,4 +1,4 @@
-"""What is exported computes what the network and utils.evaluation compute."""
+"""What is exported computes what the network and models.inference compute."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import nn
 
 from models import build_model
 from models.deploy import Deployable, RegionAverage
-from utils.evaluation import predict
+from models.inference import predict
 
 RESNET = {"backbone": "test_resnet", "output_stride": 16, "width": 8}
 NETWORKS = {

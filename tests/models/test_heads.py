@@ -8,10 +8,10 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from models import build_model, count_parameters
 from models.base import Tap
-from models.deeplabv3 import DeepLabV3Head
-from models.layers import GlobalContext, PooledBatchNorm2d
-from models.pspnet import PSPHead
-from models.segformer import MMSegSegFormerHead, SegFormerHead
+from models.heads.deeplabv3 import DeepLabV3Head
+from models.heads.layers import GlobalContext, PooledBatchNorm2d
+from models.heads.pspnet import PSPHead
+from models.heads.segformer import MMSegSegFormerHead, SegFormerHead
 from scripts.benchmarks.published import concatenated
 from tests.models.oracles import deeplabv3_as_torchvision, randomize, segformer_as_hugging_face
 

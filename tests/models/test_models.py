@@ -152,10 +152,10 @@ def test_a_model_is_built_and_counted_on_meta():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"head": "deeplab"}, "unknown head 'deeplab': did you mean deeplabv3"),
-        ({"head": "xyz"}, "unknown head 'xyz': choose from deeplabv3, deeplabv3_mmseg, pspnet, segformer"),
-        ({"backbone": "resnet-18"}, "unknown backbone 'resnet-18': did you mean resnet18"),
-        ({"normalization": "imagnet"}, "unknown normalization 'imagnet': did you mean imagenet"),
+        ({"head": "deeplab"}, "unknown head 'deeplab'; did you mean 'deeplabv3'"),
+        ({"head": "xyz"}, "unknown head 'xyz'; choices: deeplabv3, deeplabv3_mmseg, pspnet, segformer"),
+        ({"backbone": "resnet-18"}, "unknown backbone 'resnet-18'; did you mean 'resnet18'"),
+        ({"normalization": "imagnet"}, "unknown normalization 'imagnet'; did you mean 'imagenet'"),
         ({"num_classes": 0}, "num_classes is 0"),
         ({"output_stride": 4}, "output_stride is 4"),
     ],

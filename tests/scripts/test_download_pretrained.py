@@ -12,7 +12,7 @@ import pytest
 from torchvision.models import ResNet18_Weights, ResNet101_Weights
 from torchvision.models.segmentation import DeepLabV3_ResNet50_Weights, DeepLabV3_ResNet101_Weights
 
-from models.layouts import LAYOUTS
+from models.weights.layouts import LAYOUTS
 from scripts import download_pretrained
 from scripts.download_pretrained import TABLE, Weights, main, markdown, published_digits
 

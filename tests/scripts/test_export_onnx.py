@@ -14,12 +14,12 @@ import torch
 
 from configs.schema import Experiment
 from datasets import build_dataset
+from engine.checkpoint import save_student
 from models import build_model
+from models.inference import predict, predict_logits
+from models.onnx import OnnxModel
 from scripts import export_onnx
-from utils.checkpoint import save_student
 from utils.config import dump_config, load_config
-from utils.evaluation import predict, predict_logits
-from utils.onnx import OnnxModel
 
 NETWORKS = {
     "resnet": {"backbone": "test_resnet", "head": "deeplabv3", "output_stride": 16, "width": 8},

@@ -56,6 +56,6 @@ def test_help_prints_the_header(run):
     assert "set -" not in out
 
 
-@pytest.mark.parametrize("script", ["quickstart.sh", "test.sh", "_environment.sh", "slurm_train.sbatch", "soak.sh"])
+@pytest.mark.parametrize("script", ["quickstart.sh", "test.sh", "_environment.sh", "slurm_train.sbatch"])
 def test_shell_syntax(script):
     assert subprocess.run(["bash", "-n", str(ROOT / "scripts" / script)], capture_output=True).stderr == b""

@@ -7,12 +7,12 @@ from torchvision.models import get_model_weights
 
 import models.mit
 from configs.schema import Experiment
+from engine.report import multiply_adds
 from models import build_model
 from scripts import model_info
 from scripts.benchmarks.published import as_published
 from scripts.model_info import class_names, describe, gain, main, measure_latency, take_turns
 from utils.config import load_config
-from utils.report import multiply_adds
 
 ROOT = Path(__file__).resolve().parents[2]
 ABSENT = ["data.root=nowhere", "teacher.weights=nowhere.safetensors"]

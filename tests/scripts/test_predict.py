@@ -9,11 +9,11 @@ from PIL import Image
 
 import eval as evaluation
 import train_kd
-from datasets.synthetic import render_scene
+from engine.checkpoint import save_student
 from models import build_model
 from scripts import export_onnx, predict
-from utils.checkpoint import save_student
-from utils.media import Video, write_video
+from scripts._video import Video, write_video
+from scripts.street.scene import render_scene
 from utils.visualize import overlay
 
 NETWORK = {"backbone": "test_resnet", "head": "deeplabv3", "output_stride": 16, "width": 8}
@@ -56,7 +56,7 @@ def batch(image):
 
 @torch.inference_mode()
 def classes_of(model, image, scale=1.0):
-    """Another way to the class map than ``utils.evaluation``."""
+    """Another way to the class map than ``models.inference``."""
     view = batch(image).float()
     if scale != 1.0:
         view = F.interpolate(view, scale_factor=scale, mode="bilinear", antialias=True)

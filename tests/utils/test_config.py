@@ -3,7 +3,7 @@ from typing import Literal
 import pytest
 from pydantic import BaseModel, ConfigDict
 
-from utils.config import ConfigError, blame, changed_values, dump_config, load_config, parse_options
+from utils.config import ConfigError, changed_values, config_errors, dump_config, load_config, parse_options
 
 
 class Section(BaseModel):
@@ -108,5 +108,5 @@ def test_changed_values_by_key():
 
 
 def test_blame_names_file_and_section():
-    with pytest.raises(ConfigError, match="x.py: teacher: no such tap"), blame("x.py", "teacher"):
+    with pytest.raises(ConfigError, match="x.py: teacher: no such tap"), config_errors("x.py", "teacher"):
         raise ValueError("no such tap")

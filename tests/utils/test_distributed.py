@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from utils import distributed
-from utils.distributed import lost_process, meet
+from utils.distributed import fresh_store, lost_process_message
 
 
 @pytest.fixture
@@ -23,25 +23,27 @@ def rank_0_of_3(monkeypatch):
 
 def test_the_ranks_that_do_not_answer_are_named(rank_0_of_3):
     rank_0_of_3.set("roll_call/2", "here")
-    message = lost_process(RuntimeError("[../pair.cc:534] Connection closed by peer [::1]:1234\nframe 1"), 60.0)
+    message = lost_process_message(RuntimeError("[../pair.cc:534] Connection closed by peer [::1]:1234\nframe 1"), 60.0)
     assert "rank 0: another rank died, or did not answer within 60 s (train.timeout); no word from rank 1." in message
     assert message.endswith("(RuntimeError: [../pair.cc:534] Connection closed by peer [::1]:1234)")
 
 
 def test_without_anybody_to_ask_nobody_is_named(rank_0_of_3, monkeypatch):
     monkeypatch.setenv("MASTER_PORT", "1")
-    assert "no word from rank (unknown" in lost_process(dist.DistBackendError("NCCL error"), 60.0)
+    assert "no word from rank (unknown" in lost_process_message(dist.DistBackendError("NCCL error"), 60.0)
 
 
 def test_the_signal_that_ended_a_worker_is_told():
     """As PyTorch has it where a container gives too little shared memory."""
     error = RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
     error.__cause__ = RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. Raise the limit.\nmore")
-    assert lost_process(error, 60.0).endswith(
+    assert lost_process_message(error, 60.0).endswith(
         "(RuntimeError: DataLoader worker (pid 7) is killed by signal: Bus error. Raise the limit.)"
     )
     error.__cause__ = Empty()
-    assert lost_process(error, 60.0).endswith("(RuntimeError: DataLoader worker (pid(s) 7) exited unexpectedly)")
+    assert lost_process_message(error, 60.0).endswith(
+        "(RuntimeError: DataLoader worker (pid(s) 7) exited unexpectedly)"
+    )
 
 
 def life(store, late=None, size=3):
@@ -50,7 +52,7 @@ def life(store, late=None, size=3):
     def rank(number):
         if number == late:
             time.sleep(0.2)
-        part = meet(store.clone(), number, size, timeout=20)
+        part = fresh_store(store.clone(), number, size, timeout=20)
         part.set(f"address of {number}", str(number))
         return part
 
@@ -73,7 +75,7 @@ def test_ranks_that_are_started_anew_do_not_read_what_the_dead_have_written(rank
 def test_ranks_that_do_not_come_are_named(rank_0_of_3):
     rank_0_of_3.set("word/1", "of an earlier life")
     with pytest.raises(dist.DistStoreError, match=r"after 0.1 s, these ranks have not come: \[1, 2\]"):
-        meet(rank_0_of_3, 0, 3, timeout=0.1)
+        fresh_store(rank_0_of_3, 0, 3, timeout=0.1)
 
 
 @pytest.mark.parametrize(
@@ -81,11 +83,11 @@ def test_ranks_that_do_not_come_are_named(rank_0_of_3):
 )
 def test_other_errors_stay_what_they_are(rank_0_of_3, error):
     with pytest.raises(type(error)) as raised:
-        lost_process(error, 60.0)
+        lost_process_message(error, 60.0)
     assert raised.value is error
 
 
 def test_one_process_has_no_peers(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with pytest.raises(RuntimeError, match="Timed out waiting"):
-        lost_process(RuntimeError("Timed out waiting"), 60.0)
+        lost_process_message(RuntimeError("Timed out waiting"), 60.0)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from utils.lock import LOCK, sole_run_in
+from utils.files import LOCK, lock_work_dir
 
 forked = multiprocessing.get_context("fork")
 
 
 def hold(folder, ready):
-    with sole_run_in(folder):
+    with lock_work_dir(folder):
         ready.set()
         signal.pause()
 
@@ -32,14 +32,14 @@ def held(tmp_path):
 def test_the_second_run_is_refused_with_host_and_process_of_the_first(held):
     folder, process = held
     expected = rf"another run is at work there \(process {process.pid} on {socket.gethostname()}\)"
-    with pytest.raises(ValueError, match=expected), sole_run_in(folder):
+    with pytest.raises(ValueError, match=expected), lock_work_dir(folder):
         pass
     assert (folder / LOCK).is_file()
 
 
 def test_a_folder_that_cannot_be_made_is_named():
     expected = "--work-dir /proc/runs/a cannot be made .No such file"
-    with pytest.raises(ValueError, match=expected), sole_run_in(Path("/proc/runs/a")):
+    with pytest.raises(ValueError, match=expected), lock_work_dir(Path("/proc/runs/a")):
         pass
 
 
@@ -49,7 +49,7 @@ def test_a_dead_runs_lock_is_recognised_and_its_unfinished_files_go(held, capsys
     process.join()
     (folder / f".last.pt.{process.pid}.tmp").write_bytes(b"half a checkpoint")
     (folder / "last.pt").write_bytes(b"a checkpoint")
-    with sole_run_in(folder):
+    with lock_work_dir(folder):
         assert f"process {os.getpid()} on" in (folder / LOCK).read_text()
     assert f"the run that was here (process {process.pid} on" in capsys.readouterr().out
     assert [path.name for path in folder.iterdir()] == ["last.pt"]
@@ -59,7 +59,7 @@ def test_the_lock_ends_with_its_process_though_a_child_lives_on(tmp_path):
     """As a loader's worker may, for some seconds after its run was killed."""
 
     def run(child):
-        with sole_run_in(tmp_path):
+        with lock_work_dir(tmp_path):
             worker = forked.Process(target=signal.pause)
             worker.start()
             child.put(worker.pid)
@@ -72,7 +72,7 @@ def test_the_lock_ends_with_its_process_though_a_child_lives_on(tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     try:
-        with sole_run_in(tmp_path):
+        with lock_work_dir(tmp_path):
             os.kill(worker, 0)  # is alive
     finally:
         os.kill(worker, signal.SIGKILL)
@@ -82,13 +82,13 @@ def test_the_lock_ends_with_its_process_though_a_child_lives_on(tmp_path):
 def test_a_run_that_ends_leaves_no_lock_and_no_empty_folder(tmp_path, error):
     folder = tmp_path / "made" / "here"
     try:
-        with sole_run_in(folder):
+        with lock_work_dir(folder):
             if error:
                 raise error
     except ValueError:
         pass
     assert not folder.exists()
-    with sole_run_in(folder):
+    with lock_work_dir(folder):
         (folder / "last.pt").touch()
     assert [path.name for path in folder.iterdir()] == ["last.pt"]
 
@@ -97,6 +97,6 @@ def test_a_file_is_no_work_dir(tmp_path):
     (tmp_path / "file").touch()
     with (
         pytest.raises(ValueError, match=r"--work-dir .*file is a file; expected a folder"),
-        sole_run_in(tmp_path / "file"),
+        lock_work_dir(tmp_path / "file"),
     ):
         pass

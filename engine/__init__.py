@@ -1,0 +1,1 @@
+"""One run: from the config to the trained student."""

@@ -1,0 +1,101 @@
+"""A network on a whole data set, shared out over the ranks: from dataset to mIoU."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm import tqdm
+
+from datasets import start_worker
+from engine.metrics import ConfusionMatrix, SegMetrics
+from engine.sharding import keep_gathering
+from models.inference import Size, predict
+from utils.distributed import World
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: Dataset,
+    *,
+    device: torch.device | str,
+    autocast_dtype: torch.dtype | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    mode: str = "whole",
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    crop_size: Size | None = None,
+    stride: Size | None = None,
+    workers: int = 0,
+    timeout: float = 0,
+    on_sample: Callable[[str, Tensor, Tensor, Tensor], None] | None = None,
+    progress: bool = True,
+    description: str = "",
+) -> SegMetrics:
+    """Metrics of a network over a dataset, exact for any number of processes.
+
+    Rank r takes samples r, r + world_size, ...: each sample once, none twice. Images go through one at a time, so their
+    sizes may differ. The counts are summed over the ranks once, at the end, and every rank returns the same figures.
+    The network's modes and the global random state are left as they were.
+
+    Args:
+        model: on ``device``, unwrapped; every rank holds the same weights, or its part of them (``engine.sharding``).
+        dataset: has ``num_classes`` and ``len()``; ``[i]`` is a dict of ``image`` 3 H W uint8, ``label`` H W uint8 with
+            255 = void, and ``name``.
+        device: where the network runs.
+        autocast_dtype: bfloat16 or float16 for mixed precision; None for none.
+        rank: of this process.
+        world_size: number of processes; all of them must call.
+        mode, scales, flip, crop_size, stride: as in :func:`predict`.
+        workers: loader processes.
+        timeout: seconds to wait for a worker's sample before it is an error; 0 waits for ever.
+        on_sample: called with (name, image, prediction, label) of this rank's samples, as uint8 tensors on the CPU.
+        progress: draws a bar, on rank 0 and a terminal only.
+        description: text before the bar.
+
+    Raises:
+        ValueError: the dataset is empty, ``world_size`` is not the process group's, a label's size is not its image's,
+            a label or prediction is out of range, or what :func:`predict` refuses.
+    """
+    processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if world_size != processes or not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} of world_size {world_size}, but {processes} process(es) run: all must evaluate")
+    if len(dataset) == 0:
+        raise ValueError("the dataset is empty; expected one sample or more")
+    device = torch.device(device)
+    loader = DataLoader(
+        Subset(dataset, range(rank, len(dataset), world_size)),
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        timeout=timeout if workers else 0,
+        worker_init_fn=start_worker,
+        generator=torch.Generator(),  # a loader draws a seed: not from the training's random state
+    )
+    confusion = ConfusionMatrix(dataset.num_classes, device)
+    # disable=None: no bar where stderr is not a terminal.
+    bar = tqdm(loader, desc=description, leave=False, disable=None if progress and rank == 0 else True)
+    with keep_gathering(model, World(rank, world_size, device), autocast_dtype):
+        for sample in bar:
+            image, label, name = sample["image"], sample["label"], sample["name"]
+            if label.shape != image.shape[-2:]:
+                raise ValueError(
+                    f"{name}: label is {tuple(label.shape)}, image {tuple(image.shape[-2:])}; expected the same H x W"
+                )
+            with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
+                prediction = predict(
+                    model,
+                    image.to(device, non_blocking=True),
+                    mode=mode,
+                    scales=scales,
+                    flip=flip,
+                    crop_size=crop_size,
+                    stride=stride,
+                )[0]
+            confusion.update(prediction, label.to(device, non_blocking=True))
+            if on_sample is not None:
+                on_sample(name, image, prediction.cpu(), label)
+    confusion.all_reduce()
+    return confusion.compute()

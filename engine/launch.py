@@ -1,0 +1,45 @@
+"""Starts ``train_kd.py`` and ``eval.py`` on every rank, and ends any rank's error in one line."""
+
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from traceback import clear_frames
+
+from configs.schema import Experiment
+from engine.crash import write_crash_dump
+from utils.config import load_config
+from utils.console import error_message
+from utils.distributed import World, close_world, init_world, lost_process_message, make_deterministic
+
+
+def launch(
+    command: Callable[[Experiment, Namespace, World], int], args: Namespace, work_dir: Path | None = None
+) -> None:
+    """Loads the config, joins the other ranks, runs the command and exits where it did not end in 0.
+
+    Args:
+        command: takes the config, ``args`` and this process among its peers; returns the exit code.
+        args: with ``config``, the path of a file, and ``cfg_options``.
+        work_dir: folder of a run that can be resumed, and that gets the crash dump; None if there is none.
+    """
+    try:
+        config = load_config(args.config, Experiment, args.cfg_options)
+        if config.train.deterministic:
+            make_deterministic()
+        outcome = command(config, args, init_world(config.train.timeout))
+        close_world()
+    except (ValueError, OSError, FloatingPointError) as error:
+        # The process group is not closed: closing it would wait for ranks that know of no error.
+        outcome = f"error: {error_message(error)}" + ("" if work_dir is None else write_crash_dump(error, work_dir))
+        clear_frames(error.__traceback__)  # a worker's error refers to itself, and would keep the workers alive
+    except RuntimeError as error:
+        outcome = f"error: {lost_process_message(error, config.train.timeout)}"
+        if work_dir is not None:
+            outcome += " --resume auto continues from the last checkpoint"
+    except KeyboardInterrupt:
+        outcome = "interrupted"
+        if work_dir is not None:
+            outcome += " before the first step or a second time: nothing was saved since the last checkpoint"
+    if outcome:
+        sys.exit(outcome)  # not inside the handlers above: their tracebacks keep the loader's workers alive

@@ -1,0 +1,170 @@
+"""Confusion matrix and the figures read from it: IoU, accuracy, their means over classes."""
+
+import math
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from utils.names import VOID
+
+CHUNK = 2**17  # pixels counted at a time on a CPU: they stay in its cache
+
+
+@dataclass(frozen=True)
+class SegMetrics:
+    """Figures of one evaluation, as fractions in 0..1; nan where nothing was there to measure.
+
+    Attributes:
+        per_class_iou: K values, true positives over union; nan for a class neither in the truth nor predicted.
+        per_class_acc: K values, true positives over the truth's pixels; nan for a class not in the truth.
+        miou: mean of ``per_class_iou`` over the classes that have one.
+        macc: mean of ``per_class_acc`` over the classes that have one.
+        pixel_accuracy: share of the labelled pixels that are right.
+    """
+
+    per_class_iou: list[float]
+    per_class_acc: list[float]
+    miou: float
+    macc: float
+    pixel_accuracy: float
+
+    def to_dict(self) -> dict:
+        """All figures, ready for strict JSON: nan, which JSON has not, becomes None."""
+
+        def plain(value):
+            if isinstance(value, list):
+                return [plain(v) for v in value]
+            return None if math.isnan(value) else value
+
+        return {name: plain(value) for name, value in asdict(self).items()}
+
+    def table(self, class_names: list[str]) -> str:
+        """Aligned text in percent, one line a class and the means below; '-' where there is no figure.
+
+        Raises:
+            ValueError: there is not one name a class.
+        """
+        if len(class_names) != len(self.per_class_iou):
+            raise ValueError(f"{len(class_names)} class names for {len(self.per_class_iou)} classes; expected one each")
+
+        def percent(value: float) -> str:
+            return f"{'-' if math.isnan(value) else f'{100 * value:.2f}':>8}"
+
+        last = "pixel accuracy"
+        width = max(len(name) for name in (*class_names, last))
+        rule = "-" * (width + 16)
+        rows = zip(class_names, self.per_class_iou, self.per_class_acc, strict=True)
+        return "\n".join(
+            [
+                f"{'class':<{width}}{'IoU %':>8}{'acc %':>8}",
+                rule,
+                *(f"{name:<{width}}{percent(iou)}{percent(acc)}" for name, iou, acc in rows),
+                rule,
+                f"{'mean':<{width}}{percent(self.miou)}{percent(self.macc)}",
+                f"{last:<{width}}{'':>8}{percent(self.pixel_accuracy)}",
+            ]
+        )
+
+
+class ConfusionMatrix:
+    """Exact counts of (truth, prediction) pairs, kept on the device until :meth:`compute`.
+
+    ``counts`` is (K + 2) x (K + 1), int64: K x K with the truth in rows, then a row for void, a row for labels out of
+    range and a column for predictions out of range. Void is counted but enters no figure; the out-of-range counts turn
+    into an error in :meth:`compute`, so that :meth:`update` never waits for the device.
+
+    Args:
+        num_classes: K.
+        device: where the updates come from.
+
+    Raises:
+        ValueError: K is not in 1..255 (labels are uint8 and 255 is void).
+    """
+
+    def __init__(self, num_classes: int, device: torch.device | str = "cpu"):
+        if not 1 <= num_classes <= VOID:
+            raise ValueError(f"num_classes is {num_classes}; expected 1..{VOID}: labels are uint8 and {VOID} is void")
+        self.num_classes = num_classes
+        self.counts = torch.zeros(num_classes + 2, num_classes + 1, dtype=torch.int64, device=device)
+
+    def update(self, prediction: Tensor, label: Tensor) -> None:
+        """Counts one map or a batch of maps.
+
+        Args:
+            prediction: H W or B H W, any integer type, classes 0..K-1.
+            label: the same shape, any integer type, 0..K-1 or 255 for void.
+
+        Raises:
+            ValueError: shapes differ, or a tensor holds no integers.
+        """
+        if prediction.shape != label.shape:
+            raise ValueError(f"prediction is {tuple(prediction.shape)}, label {tuple(label.shape)}; expected one shape")
+        for name, tensor in (("prediction", prediction), ("label", label)):
+            if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+                raise ValueError(f"{name} is {tensor.dtype}; expected integer class indices (logits need argmax first)")
+        if label.device.type == "cpu" and label.dtype == prediction.dtype == torch.uint8:
+            self._count_bytes(prediction, label)
+            return
+        K = self.num_classes
+        label, prediction = label.long(), prediction.long()
+        row = torch.where((label >= 0) & (label < K), label, K + 1).masked_fill(label == VOID, K)
+        column = torch.where((prediction >= 0) & (prediction < K), prediction, K)
+        bins = (row * (K + 1) + column).flatten()
+        # Not torch.bincount: it asks a GPU for the largest bin and so waits for it at every image.
+        self.counts.view(-1).scatter_add_(0, bins, torch.ones_like(bins))
+
+    def _count_bytes(self, prediction: Tensor, label: Tensor) -> None:
+        """The same for uint8 maps on the CPU, run by run: neighbours mostly agree, and so there are few runs."""
+        K = self.num_classes
+        row, column = np.full(256, K + 1), np.full(256, K)
+        row[:K] = column[:K] = np.arange(K)
+        row[VOID] = K
+        row *= K + 1
+        labels, predictions = label.reshape(-1).numpy(), prediction.reshape(-1).numpy()
+        counts = np.zeros(self.counts.numel())  # float64: exact up to 2**53 pixels
+        for start in range(0, labels.size, CHUNK):
+            label, prediction = (pixels[start : start + CHUNK] for pixels in (labels, predictions))
+            begins = np.ones(label.size, dtype=bool)
+            np.not_equal(label[1:], label[:-1], out=begins[1:])
+            begins[1:] |= prediction[1:] != prediction[:-1]
+            begins = np.flatnonzero(begins)
+            lengths = np.diff(begins, append=label.size)
+            bins = row.take(label.take(begins)) + column.take(prediction.take(begins))
+            counts += np.bincount(bins, lengths, minlength=counts.size)
+        self.counts += torch.from_numpy(counts.astype(np.int64).reshape(self.counts.shape))
+
+    def all_reduce(self) -> None:
+        """Sums the counts over all ranks, in place: call it once, after the last update. Nothing to do on one rank."""
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(self.counts)
+
+    def compute(self) -> SegMetrics:
+        """Reads the figures; the only step that waits for the device.
+
+        Raises:
+            ValueError: a label or a prediction was out of range.
+        """
+        K = self.num_classes
+        counts = self.counts.cpu()
+        if bad := int(counts[K + 1].sum()):
+            raise ValueError(
+                f"{bad} label pixels are outside 0..{K - 1} and not {VOID} (void): check the dataset's id table"
+            )
+        if bad := int(counts[:, K].sum()):
+            raise ValueError(
+                f"{bad} predicted pixels are outside 0..{K - 1}: does the network have the dataset's {K} classes?"
+            )
+        matrix = counts[:K, :K].double()
+        right, truth, predicted = matrix.diag(), matrix.sum(1), matrix.sum(0)
+        # 0 / 0 is nan, which is what a class without pixels must be.
+        iou, acc = right / (truth + predicted - right), right / truth
+        return SegMetrics(
+            per_class_iou=iou.tolist(),
+            per_class_acc=acc.tolist(),
+            miou=iou.nanmean().item(),
+            macc=acc.nanmean().item(),
+            pixel_accuracy=(right.sum() / truth.sum()).item(),
+        )

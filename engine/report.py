@@ -1,0 +1,88 @@
+"""What a run says of itself: the tables of a dry run, the picture panel, the summary at the end."""
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.inference import predict
+from utils.visualize import ERROR_COLORS, colorize, error_map, panel
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Plain-text columns, the first to the left and the others to the right."""
+    rows = [list(header), *map(list, rows)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    rows.insert(1, ["-" * width for width in widths])
+    lines = (
+        [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        for row in rows
+    )
+    return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
+def multiply_adds(model: nn.Module, size: tuple[int, int]) -> dict[str, int]:
+    """Multiply-adds of one image of ``size`` (H, W) in evaluation: of each child of the network, and in 'total'.
+
+    A multiplication with its addition counts as one, as in the field's papers (``FlopCounterMode`` counts two); of
+    convolutions, linear layers and attention's products alone. On a shapeless copy of the network: nothing is computed.
+    """
+    shadow = copy.deepcopy(model).to("meta").eval()
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        shadow(torch.empty(1, 3, *size, dtype=torch.uint8, device="meta"))
+    found = {module: sum(operators.values()) // 2 for module, operators in counter.get_flop_counts().items()}
+    children = {name: found.get(f"{type(model).__name__}.{name}", 0) for name, _ in model.named_children()}
+    return {**children, "total": found["Global"]}
+
+
+def network_table(networks: Mapping[str, nn.Module], size: tuple[int, int]) -> str:
+    """Parameters, GFLOPs (multiply-adds) at ``size`` (H, W) and taps (channels at stride) of each network."""
+    rows = []
+    for name, model in networks.items():
+        parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+        taps = " ".join(f"{tap}:{info.channels}@{info.stride}" for tap, info in model.tap_info.items())
+        rows.append([name, f"{parameters:.2f} M", f"{multiply_adds(model, size)['total'] / 1e9:.1f}", taps])
+    return table(["network", "parameters", f"GFLOPs at {size[0]}x{size[1]}", "taps (channels@stride)"], rows)
+
+
+def term_table(weights: Mapping[str, float], terms: Mapping[str, float], norms: Mapping[str, float]) -> str:
+    """Each term of the loss with its weight, its value and its gradient's norm on the student."""
+    rows = [[name, f"{weight:g}", f"{terms[name]:.4f}", f"{norms[name]:.4f}"] for name, weight in weights.items()]
+    return table(["term", "weight", "value", "gradient on the student"], rows)
+
+
+def prediction_panel(
+    dataset: Dataset,
+    indices: Iterable[int],
+    networks: Mapping[str, nn.Module],
+    protocols: Mapping[str, Mapping[str, Any]],
+    errors_of: Sequence[str],
+) -> np.ndarray:
+    """A row for each sample: the image, the truth, each network's prediction, and where some of them err.
+
+    Args:
+        dataset: gives samples, ``palette`` and ``class_names``.
+        indices: the samples shown.
+        networks: by the name to show.
+        protocols: arguments of ``predict`` for each network.
+        errors_of: names of the networks whose errors are shown.
+    """
+    rows = []
+    for index in indices:
+        sample = dataset[index]
+        label = sample["label"].numpy()
+        predictions = {}
+        for name, network in networks.items():
+            image = sample["image"].to(next(network.parameters()).device)
+            predictions[name] = predict(network, image, **protocols[name])[0].cpu().numpy()
+        maps = [colorize(entry, dataset.palette) for entry in (label, *predictions.values())]
+        errors = [error_map(predictions[name], label) for name in errors_of]
+        rows.append([sample["image"].permute(1, 2, 0).numpy(), *maps, *errors])
+    titles = ["image", "truth", *networks, *(f"errors: {name}" for name in errors_of)]
+    legend = {name: tuple(map(int, color)) for name, color in zip(dataset.class_names, dataset.palette, strict=True)}
+    return panel(rows, titles, legend | ERROR_COLORS)

@@ -1,0 +1,1 @@
+"""Heads: four stages in, logits out."""

@@ -1,0 +1,92 @@
+"""DeepLabV3's head: atrous spatial pyramid pooling (Chen et al., 2017, section 3.3)."""
+
+import torch
+from torch import Tensor, nn
+
+from models.base import Tap
+from models.heads.layers import GlobalContext, conv_bn_relu
+
+
+class ASPP(nn.Module):
+    """A 1x1 and three dilated 3x3 convolutions and the image's mean feature, side by side, projected to one map.
+
+    Args:
+        inputs: C.
+        width: channels of each branch and of the result.
+        rates: dilations of the 3x3 convolutions.
+        kernel: of the projection.
+    """
+
+    def __init__(self, inputs: int, width: int, rates: tuple[int, int, int], kernel: int = 1):
+        super().__init__()
+        self.convs = nn.ModuleList(
+            [
+                conv_bn_relu(inputs, width),
+                *(conv_bn_relu(inputs, width, kernel=3, dilation=rate) for rate in rates),
+                GlobalContext(inputs, width),
+            ]
+        )
+        self.project = conv_bn_relu(5 * width, width, kernel)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """B C h w -> B width h w."""
+        return self.project(torch.cat([conv(maps) for conv in self.convs], dim=1))
+
+
+def rates(stride: int) -> tuple[int, int, int]:
+    """The paper's dilations 6, 12, 18 at output stride 16, twice that at 8 and half at 32.
+
+    So a branch always sees the same stretch of the image.
+    """
+    return 96 // stride, 192 // stride, 288 // stride
+
+
+class DeepLabV3Head(nn.Module):
+    """ASPP on stage 4, a 3x3 convolution, a classifier; layer for layer torchvision's.
+
+    Args:
+        taps: the backbone's ``tap_info``.
+        num_classes: K.
+        width: channels throughout, and of the 'head' tap.
+        dropout: probability inside ASPP.
+    """
+
+    default_output_stride = 8
+
+    def __init__(self, taps: dict[str, Tap], num_classes: int, width: int = 256, dropout: float = 0.1):
+        super().__init__()
+        self.tap = Tap(width, taps["stage4"].stride)
+        self.aspp = ASPP(taps["stage4"].channels, width, rates(taps["stage4"].stride))
+        self.dropout = nn.Dropout(dropout)
+        self.block = conv_bn_relu(width, width, kernel=3)
+        self.classifier = nn.Conv2d(width, num_classes, 1)
+
+    def forward(self, stages: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Stages -> logits B K h w and features B width h w, on the grid of stage 4."""
+        features = self.block(self.dropout(self.aspp(stages["stage4"])))
+        return self.classifier(features), features
+
+
+class MMSegDeepLabV3Head(nn.Module):
+    """mmsegmentation's form of it: ASPP ends in a 3x3 convolution in place of a 1x1 and a 3x3.
+
+    Args:
+        taps: the backbone's ``tap_info``.
+        num_classes: K.
+        width: channels throughout, and of the 'head' tap; theirs have 512, or 128 on a ResNet-18.
+        dropout: probability before the classifier.
+    """
+
+    default_output_stride = 8
+
+    def __init__(self, taps: dict[str, Tap], num_classes: int, width: int = 512, dropout: float = 0.1):
+        super().__init__()
+        self.tap = Tap(width, taps["stage4"].stride)
+        self.aspp = ASPP(taps["stage4"].channels, width, rates(taps["stage4"].stride), kernel=3)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Conv2d(width, num_classes, 1)
+
+    def forward(self, stages: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Stages -> logits B K h w and features B width h w, on the grid of stage 4."""
+        features = self.aspp(stages["stage4"])
+        return self.classifier(self.dropout(features)), features

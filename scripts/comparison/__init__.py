@@ -1,0 +1,1 @@
+"""What scripts/compare.py is made of: the runs, their figures, tables and pictures."""

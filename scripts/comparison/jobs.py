@@ -1,0 +1,97 @@
+"""Commands run side by side, each on a GPU of its own, by one process at a time in a folder."""
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from utils.console import say
+from utils.files import LOCK, open_locked
+
+
+class Job(NamedTuple):
+    """One command; it is done when ``result`` is there. What it says goes to ``log``."""
+
+    name: str
+    command: list[str]
+    result: Path
+    log: Path
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[int]:
+    """Holds the folder's lock and gives its descriptor; who inherits it holds it too, to the end of its life.
+
+    Raises:
+        ValueError: it is a file; or another comparison, or a run that outlived one, works there.
+    """
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file; expected a folder, which is made where it is missing")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        file = open_locked(folder / LOCK, inherited=True)
+    except BlockingIOError:
+        raise ValueError(
+            f"{folder}: another comparison, or a run of a killed one, is at work there; wait for its end, or "
+            "choose another --out"
+        ) from None
+    with file:
+        yield file.fileno()
+
+
+def visible_gpus() -> list[str]:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
+
+
+def run_jobs(jobs: Sequence[Job], at_once: int, lock: int) -> None:
+    """Runs those that are not done, some at a time, each on one GPU where there are any.
+
+    One that fails does not keep the others from running. When this process is stopped the running ones are asked to
+    stop too, which lets them save, and are waited for.
+
+    Raises:
+        ValueError: some failed; says which, and the last line of each.
+    """
+    waiting, running, failed, gpus = [job for job in jobs if not job.result.is_file()], {}, [], visible_gpus()
+    free, total = list(range(at_once)), len(waiting)
+    try:
+        while waiting or running:
+            while waiting and free:
+                job, slot = waiting.pop(0), free.pop(0)
+                say(f"{job.name}: started ({total - len(waiting)} of {total}), log in {job.log}")
+                device = {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {}
+                job.log.parent.mkdir(parents=True, exist_ok=True)
+                with open(job.log, "a") as log:
+                    process = subprocess.Popen(
+                        job.command, stdout=log, stderr=log, env={**os.environ, **device}, pass_fds=[lock]
+                    )
+                running[process] = job, slot
+            time.sleep(0.1)
+            for process in [each for each in running if each.poll() is not None]:
+                job, slot = running.pop(process)
+                free.append(slot)
+                if process.returncode:
+                    lines = job.log.read_text().strip().splitlines()
+                    failed.append(
+                        f"{job.name}: {lines[-1] if lines else f'exit code {process.returncode}'} ({job.log})"
+                    )
+                    say(f"failed: {failed[-1]}")
+                else:
+                    say(f"{job.name}: done")
+    finally:
+        if running:
+            say(f"stopping {len(running)} run(s); those in training save first")
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait()
+    if failed:
+        raise ValueError(
+            f"{len(failed)} of {total} failed; mend the cause and run the same command again:\n  " + "\n  ".join(failed)
+        )

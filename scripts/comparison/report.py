@@ -1,0 +1,195 @@
+"""What a comparison says: intervals over seeds, a Markdown table, pictures. ``compare.py`` gathers the figures."""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from scripts.comparison.intervals import Interval, mean_interval
+from scripts.report import markdown_table
+from utils.files import write_atomically
+from utils.visualize import CURVE_COLORS
+
+NEGATIVE_TRANSFER = 0.01  # a class that loses more IoU than this to the student alone is named
+MARKERS = "osD^vPX<>"  # nine beside seven colours: the pairs repeat after 63 methods
+LINES = ("-", "--", "-.", ":")
+Runs = Mapping[int, Mapping[str, Any]]  # by seed: what compare.py read of a run
+
+
+def summarize(runs: Runs, alone: Runs) -> dict[str, Any]:
+    """Means over seeds with their 95 % intervals; gains are paired: the same seed, with the method and alone.
+
+    Args:
+        runs: of a method.
+        alone: of the student alone, with the same seeds.
+    """
+
+    def over_seeds(figure: Callable[[Mapping], float | None], paired: bool) -> Interval | None:
+        pairs = [(figure(run), figure(alone[seed]) if paired else 0.0) for seed, run in runs.items()]
+        values = [value - reference for value, reference in pairs if None not in (value, reference)]
+        return mean_interval(values) if values else None  # None: a class that does not occur, a split without truth
+
+    def gains(split: str) -> dict[str, Interval | None]:
+        names = next(iter(runs.values()))[split]["per_class_iou"]
+        return {name: over_seeds(lambda run, name=name: run[split]["per_class_iou"][name], True) for name in names}
+
+    found = {"best": over_seeds(lambda run: run["best"]["miou"], False)}
+    for split in ("val", "test"):
+        if next(iter(runs.values()))[split]:
+            miou = {name: over_seeds(lambda run, split=split: run[split]["miou"], name == "gain")
+                    for name in ("mean", "gain")}  # fmt: skip
+            classes = gains(split)
+            found[split] = {
+                **miou,
+                "class_gains": classes,
+                "negative_transfer": [
+                    name for name, gain in classes.items() if gain and gain.mean < -NEGATIVE_TRANSFER
+                ],
+            }
+    found["step_seconds"] = fmean(run["step_seconds"] for run in runs.values())
+    found["peak_memory_mib"] = max(run["peak_memory_mib"] for run in runs.values())
+    return found
+
+
+def points(interval: Interval | None, signed: bool = False) -> str:
+    """An interval of fractions in percentage points: ``54.90 ± 1.20``, ``+1.00 ± -`` from one seed."""
+    if interval is None:
+        return "-"
+    half = "-" if interval.half is None else f"{100 * interval.half:.2f}"
+    return f"{100 * interval.mean:{'+' if signed else ''}.2f} ± {half}"
+
+
+def gain(interval: Interval) -> str:
+    return points(interval, signed=True) + (" n.s." if interval.holds_zero else "")
+
+
+def by_miou(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Names, the best mean validation mIoU first."""
+    return sorted(methods, key=lambda name: -methods[name]["summary"]["val"]["mean"].mean)
+
+
+def report_text(result: Mapping[str, Any]) -> str:
+    """The comparison as Markdown: figures, per-class gains, negative transfer, and the terms it was made on."""
+    methods, splits = result["methods"], [split for split in ("val", "test") if result["split"][split]]
+    alone, names = next(iter(methods)), by_miou(methods)
+    header = ["method", "teacher", "iterations"]
+    for split in splits:
+        header += [f"{split} mIoU", f"{split} gain"]
+    rows = []
+    for name in names:
+        facts, teacher = methods[name]["summary"], methods[name]["teacher"]
+        iterations = next(iter(methods[name]["runs"].values()))["iterations"]
+        row = [name, f"{100 * teacher['miou']:.2f}" if teacher else "", str(iterations)]
+        for split in splits:
+            row += [points(facts[split]["mean"]), "" if name == alone else gain(facts[split]["gain"])]
+        step, memory = f"{1000 * facts['step_seconds']:.1f}", f"{facts['peak_memory_mib']:.0f}"
+        rows.append([*row, points(facts["best"]), step, memory])
+    text = markdown_table([*header, "best val mIoU", "ms a step", "peak MiB"], rows)
+
+    compared = [name for name in names if name != alone]
+    for split in splits if compared else []:
+        gains = {name: methods[name]["summary"][split] for name in compared}
+        rows = [
+            [label, *(points(gains[name]["class_gains"][label], signed=True)
+                      + (" **!**" if label in gains[name]["negative_transfer"] else "") for name in compared)]
+            for label in gains[compared[0]]["class_gains"]
+        ]  # fmt: skip
+        text += f"\nGain in {split} IoU over the {alone}:\n\n" + markdown_table(["class", *compared], rows)
+        text += (
+            f"\nNegative transfer on {split} (a mean loss of more than {100 * NEGATIVE_TRANSFER:g} point, **!**):\n\n"
+        )
+        for name in compared:
+            lost = [f"{label} {gain(gains[name]['class_gains'][label])}"
+                    for label in gains[name]["negative_transfer"]]  # fmt: skip
+            text += f"- {name}: {', '.join(lost) or 'none'}\n"
+    return text + "\n" + "".join(f"- {note}\n" for note in notes(result))
+
+
+def notes(result: Mapping[str, Any]) -> list[str]:
+    """What the figures mean, on which terms they were found, and what makes them doubtful."""
+    budget, seeds = result["budget"], result["seeds"]
+    kind = f"{budget['iterations']} iterations" if budget["iterations"] else (
+        f"{budget['seconds']:g} s of training at the time of a step in a probe"
+    )  # fmt: skip
+    protocol = ", ".join(f"{name} {value}" for name, value in result["eval"].items() if value is not None)
+    lines = [
+        f"mIoU and IoU in %: mean ± half of the 95 % interval (Student's t) over seed(s) {', '.join(map(str, seeds))}"
+        + ("; one seed gives no interval (-) and says nothing of significance" if len(seeds) == 1 else ""),
+        "mIoU: of the student at the end of its budget; gain: paired by seed with the student alone; n.s.: not "
+        "significant, the interval holds 0; not corrected for the number of methods",
+        "best: the best validation of a run; chosen on the set it is measured on, so optimistic",
+        f"budget: {kind}, for every method; lists: {', '.join(filter(None, result['split'].values()))}; "
+        f"protocol {result['protocol'] or 'none'}; crop {'x'.join(map(str, result['crop_size']))}; "
+        f"eval {protocol}; {result['precision']} on {result['device']}",
+        f"ms a step: median of a run, validation left out, mean over seeds, {result['jobs']} run(s) at a time",
+    ]
+    runs = [run["environment"] for method in result["methods"].values() for run in method["runs"].values()]
+    differ = [name for name in runs[0] if len({run.get(name) for run in runs}) > 1]
+    if differ:
+        lines.append(f"the runs were not made in one environment: they differ in {', '.join(differ)}")
+    return lines
+
+
+def write_pictures(result: Mapping[str, Any], out: Path) -> None:
+    """``miou.png``, ``curves_iterations.png`` and ``curves_seconds.png``; one style a method in all of them."""
+    methods = result["methods"]
+    styles = dict(zip(methods, zip(cycle(CURVE_COLORS), cycle(MARKERS), cycle(LINES)), strict=False))  # noqa: B905
+    plot_miou(result, styles, out / "miou.png")
+    for file, label, scale in (
+        ("curves_iterations.png", "iteration", lambda facts: 1),
+        ("curves_seconds.png", "training time (s): iterations x median step", lambda facts: facts["step_seconds"]),
+    ):
+        figure = Figure(figsize=(8, 4.5), layout="constrained")
+        axes = figure.add_subplot(xlabel=label, ylabel="validation mIoU (%)")
+        for name in by_miou(methods):
+            (color, marker, line), runs = styles[name], list(methods[name]["runs"].values())
+            unit = scale(methods[name]["summary"])
+            x = [unit * step for step, _ in runs[0]["curve"]]
+            curves = [[100 * miou for _, miou in run["curve"]] for run in runs]
+            for curve in curves if len(curves) > 1 else []:
+                axes.plot(x, curve, line, color=color, linewidth=0.7, alpha=0.4)
+            means = [fmean(values) for values in zip(*curves, strict=True)]
+            axes.plot(x, means, line, color=color, marker=marker, markersize=5, linewidth=2, label=name)
+        axes.set_title("Validation mIoU during training: mean and seeds", loc="left", fontweight="bold")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=label == "iteration"))
+        axes.set_xlim(left=0)
+        axes.grid(axis="y", alpha=0.3)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+        save(figure, out / file)
+
+
+def plot_miou(result: Mapping[str, Any], styles: Mapping[str, Sequence[str]], path: Path) -> None:
+    """A row for each method, the best above: its seeds, their mean and 95 % interval; a column for each split."""
+    methods, splits = result["methods"], [split for split in ("val", "test") if result["split"][split]]
+    alone, names = next(iter(methods)), by_miou(methods)
+    figure = Figure(figsize=(3 + 5 * len(splits), 1.5 + 0.5 * len(names)), layout="constrained")
+    for axes, split in zip(figure.subplots(1, len(splits), sharey=True, squeeze=False)[0], splits, strict=True):
+        for y, name in enumerate(names):
+            color, marker, _ = styles[name]
+            interval = methods[name]["summary"][split]["mean"]
+            seeds = [100 * run[split]["miou"] for run in methods[name]["runs"].values()]
+            if interval.half is not None:
+                axes.errorbar(100 * interval.mean, y, xerr=100 * interval.half, color=color, capsize=5, linewidth=2)
+            axes.plot(100 * interval.mean, y, marker, color=color, markersize=9)
+            axes.plot(seeds, [y + 0.25] * len(seeds), "|", color=color, markersize=8, markeredgewidth=2)
+        axes.axvline(100 * methods[alone]["summary"][split]["mean"].mean, color="0.5", linewidth=1, linestyle=":")
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.set_xlabel(f"{split} mIoU (%)")
+        axes.grid(axis="x", alpha=0.3)
+    title = "Mean with 95 % interval; ticks: seeds" if len(result["seeds"]) > 1 else "One seed: no interval"
+    figure.suptitle(f"{title}; dotted: {alone}", fontsize="medium", fontweight="bold")
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=200)
+    write_atomically(path, buffer.getvalue())

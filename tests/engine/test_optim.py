@@ -1,0 +1,91 @@
+import pytest
+import torch
+from torch import nn
+
+from engine.optim import (
+    build_optimizer,
+    gradient_norms,
+    learning_rate_factor,
+    parameter_groups,
+    set_learning_rate,
+    weight_factor,
+)
+
+
+def test_poly_decay_by_hand():
+    factor = [learning_rate_factor(step, max_iters=4, power=2.0) for step in range(5)]
+    assert factor == pytest.approx([1, 9 / 16, 1 / 4, 1 / 16, 0])
+
+
+def test_warmup_rises_linearly_from_its_ratio():
+    factor = [learning_rate_factor(s, max_iters=10**9, power=1.0, warmup_iters=4, warmup_ratio=0.2) for s in range(6)]
+    assert factor == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0], abs=1e-6)
+
+
+def test_a_step_outside_the_schedule_is_refused():
+    with pytest.raises(ValueError, match="step 11 is outside 0..10"):
+        learning_rate_factor(11, max_iters=10, power=0.9)
+
+
+class Tiny(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+        self.head = nn.Conv2d(4, 2, 1)
+
+
+def groups_of(**options):
+    model = Tiny()
+    groups = parameter_groups(model.backbone, model, lr=0.1, weight_decay=0.01, **options)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        (group["base_lr"], group["weight_decay"]): sorted(names[id(p)] for p in group["params"]) for group in groups
+    }
+
+
+def test_head_learns_faster_and_norms_and_biases_do_not_decay():
+    assert groups_of(head_lr_mult=10.0, decay_norm_bias=False) == {
+        (0.1, 0.01): ["backbone.0.weight"],
+        (0.1, 0.0): ["backbone.0.bias", "backbone.1.bias", "backbone.1.weight"],
+        (1.0, 0.01): ["head.weight"],
+        (1.0, 0.0): ["head.bias"],
+    }
+
+
+def test_every_parameter_is_in_one_group():
+    groups = groups_of(head_lr_mult=1.0, decay_norm_bias=True)
+    assert list(groups) == [(0.1, 0.01)]
+    assert len(groups[0.1, 0.01]) == 6
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_one_step_moves_by_the_scheduled_rate(name):
+    weight = nn.Parameter(torch.ones(1))
+    group = {"params": [weight], "base_lr": 0.5, "lr": 0.5, "weight_decay": 0.0}
+    optimizer = build_optimizer(name, [group], momentum=0.9, betas=(0.9, 0.999))
+    set_learning_rate(optimizer, 0.5)
+    weight.grad = torch.ones(1)
+    optimizer.step()
+    # The first step of either moves by lr * 1: SGD's momentum is empty, Adam's ratio of moments is one.
+    assert weight.item() == pytest.approx(0.75, abs=1e-6)
+
+
+def test_gradient_norms_by_hand():
+    linear = nn.Linear(2, 1, bias=False)
+    out = linear(torch.tensor([[3.0, 4.0]])).sum()
+    terms = {"a": out, "b": 2 * out, "free": torch.tensor(1.0, requires_grad=True)}
+    assert gradient_norms(terms, {"a": 1.0, "b": 0.5, "free": 1.0}, linear) == pytest.approx(
+        {"a": 5.0, "b": 5.0, "free": 0.0}
+    )
+    out.backward()  # the graph is still there
+
+
+@pytest.mark.parametrize(
+    ("type", "expected"),
+    [("linear", [2, 2, 2, 1.5, 1, 0.5, 0, 0]), ("cosine", [2, 2, 2, 1 + 0.5**0.5, 1, 1 - 0.5**0.5, 0, 0]),
+     ("step", [2, 2, 2, 2, 2, 2, 0, 0])],
+)  # fmt: skip
+def test_weight_factor(type, expected):
+    """From 2 to 0 in four steps from step 2 on."""
+    found = [weight_factor(step, type=type, iters=4, start=2.0, end=0.0, begin=2) for step in range(8)]
+    assert found == pytest.approx(expected)

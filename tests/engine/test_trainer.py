@@ -1,0 +1,142 @@
+import copy
+import math
+
+import pytest
+import torch
+from timm.layers import convert_sync_batchnorm
+
+from engine.crash import NonFiniteError
+from engine.trainer import Trainer
+from models import build_model
+from utils.distributed import World
+
+
+def test_synchronised_norms_compute_the_same_network():
+    """timm fuses activations into norms; PyTorch's own conversion would silently drop them."""
+    torch.manual_seed(0)
+    model = build_model("tf_efficientnet_lite0", "deeplabv3", 3, output_stride=32, width=8).eval()
+    images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        before = model(images).logits
+        after = convert_sync_batchnorm(model)(images).logits
+    assert sum(isinstance(module, torch.nn.SyncBatchNorm) for module in model.modules()) > 20
+    assert torch.equal(before, after)
+
+
+class Toy(torch.nn.Module):
+    """Stands for a distiller: one weight of four numbers, one term, whose gradient on them is the mean image."""
+
+    weights, method = {"task": 1.0}, None
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = torch.nn.Module()
+        self.backbone.weight = torch.nn.Parameter(torch.ones(4))
+
+    @property
+    def student(self):
+        return self
+
+    def counts(self, labels):
+        return {"task": torch.tensor(float(labels.numel()))}
+
+    def forward(self, images, labels, teacher):
+        return {"task": (self.backbone.weight * images.mean(0)).sum()}
+
+
+def toy_trainer(kind="sgd", dtype=None):
+    optimizer = {"type": kind, "lr": 0.5, "head_lr_mult": 1.0, "weight_decay": 0.0, "decay_norm_bias": True}
+    return Trainer(
+        Toy(),
+        None,
+        World(0, 1, torch.device("cpu")),
+        optimizer=optimizer | {"momentum": 0.5, "betas": (0.9, 0.999)},
+        schedule={"max_iters": 100, "power": 0.0},
+        autocast_dtype=dtype,
+        channels_last=False,
+        grad_clip=None,
+        curriculum={},
+        seed=0,
+    )
+
+
+def batch(value):
+    return {"image": torch.full((1, 4), value), "label": torch.zeros(1, 1), "name": ["one"]}
+
+
+def optimizer_state(trainer):
+    return {name: value.tolist() for name, value in trainer.optimizer.state[trainer.student.backbone.weight].items()}
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_a_gradient_that_is_not_finite_changes_nothing_even_when_it_is_known_late(kind, monkeypatch):
+    """As on a GPU, where a step's outcome is read in the next one or before a checkpoint is made of it."""
+    trainer = toy_trainer(kind)
+    trainer.train_step([batch(1.0)])
+    before = trainer.student.backbone.weight.tolist(), optimizer_state(trainer)
+    for act in (lambda: trainer.train_step([batch(1.0)]), trainer.state):
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "check", lambda self: None)
+            # The term is finite, a sum of huge numbers of both signs; what it asks of the weight is not.
+            trainer.student.backbone.weight.register_hook(lambda grad: grad * math.inf)
+            trainer.train_step([batch(1.0)])
+        with pytest.raises(NonFiniteError, match=r"step [12]: not finite: the gradient of task; .*: one \(rank 0\)"):
+            act()
+        assert (trainer.student.backbone.weight.tolist(), optimizer_state(trainer)) == before
+
+
+def test_a_gradient_whose_squares_overflow_is_finite():
+    trainer = toy_trainer()
+    trainer.train_step([batch(1e30)])
+    assert trainer.student.backbone.weight.tolist() == [pytest.approx(-0.5e30)] * 4
+
+
+@pytest.fixture
+def uninitialised_is_nan():
+    """What nobody wrote to reads as nan, and not by chance as zero."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_float16_skips_counts_and_goes_on(uninitialised_is_nan):
+    """65536 times 1 is more than float16's largest number 65504: the first step is skipped, half the scale fits.
+
+    The weight learns in float32; the hook does what a float16 gradient would.
+    """
+    trainer = toy_trainer(dtype=torch.float16)
+    trainer.student.backbone.weight.register_hook(lambda grad: grad.half().float())
+    for _ in range(2):
+        trainer.train_step([batch(1.0)])
+    assert trainer.scaling() == {"loss_scale": 32768.0, "skipped_steps": 1}
+    assert trainer.student.backbone.weight.tolist() == [0.5] * 4  # 1 - lr * (0.5 * 0 + 1)
+    other = toy_trainer(dtype=torch.float16)
+    other.restore(trainer.state())
+    assert other.scaling() == trainer.scaling()
+    assert toy_trainer().scaling() == {}
+
+
+def test_float16_stops_when_no_loss_scale_helps():
+    """From 2^16 the scale halves with each step; 2^-14 is the first below 1e-4, and the 31st step finds it so."""
+    trainer = toy_trainer(dtype=torch.float16)
+    trainer.student.backbone.weight.register_hook(lambda grad: grad * math.nan)
+    for _ in range(30):
+        trainer.train_step([batch(1.0)])
+    assert trainer.scaling() == {"loss_scale": 2.0**-14, "skipped_steps": 30}
+    with pytest.raises(NonFiniteError, match="step 30: not finite: the gradient of task") as stop:
+        trainer.train_step([batch(1.0)])
+    assert stop.value.dump["loss_scale"] == 2.0**-14
+    assert stop.value.dump["precision"] == "float16"
+    assert trainer.student.backbone.weight.tolist() == [1.0] * 4
+
+
+def test_a_checkpoint_of_before_the_scaler_was_always_there_is_gone_on_from():
+    trainer = toy_trainer()
+    trainer.train_step([batch(1.0)])
+    state = copy.deepcopy(trainer.state()) | {"scaler": {}}
+    del state["skipped_steps"]
+    other = toy_trainer()
+    other.restore(state)
+    for each in (trainer, other):
+        each.train_step([batch(1.0)])
+    assert other.student.backbone.weight.tolist() == trainer.student.backbone.weight.tolist()

@@ -1,0 +1,111 @@
+"""What goes to the terminal, and the facts about this machine that a result depends on."""
+
+import logging
+import math
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+PACKAGES = ("torch", "torchvision", "timm", "mmengine-lite", "pydantic", "opencv-python-headless", "numpy")
+
+
+RECORD = logging.getLogger("hmkd")  # of what is said; a run keeps it in a file
+
+
+RECORD.setLevel(logging.INFO)
+
+
+RECORD.propagate = False
+
+
+RECORD.addHandler(logging.NullHandler())
+
+
+RECORD_FILE, RECORD_BYTES, OLD_RECORDS = "train.log", 10 * 2**20, 3
+
+
+def peak_memory_mib() -> float:
+    """Peak memory in MiB: the GPU's allocated tensors, or else the process's resident set(Windows: nan)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    if sys.platform == "win32":
+        return math.nan
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def say(message: str) -> None:
+    """A line on the terminal that does not break a progress bar; a run keeps it too (``log_to_file``)."""
+    tqdm.write(message, file=sys.stdout)
+    sys.stdout.flush()
+    RECORD.info(message)
+
+
+@contextmanager
+def log_to_file(work_dir: Path) -> Iterator[None]:
+    """What is said, and the error that ends it, goes to ``train.log`` too, with the time; large files are put aside."""
+    path = work_dir / RECORD_FILE
+    handler = RotatingFileHandler(path, maxBytes=RECORD_BYTES, backupCount=OLD_RECORDS, delay=True, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    handler.handleError = lambda record: None  # a full disk: the terminal has it
+    RECORD.addHandler(handler)
+    try:
+        yield
+    except BaseException as error:
+        if path.is_file():  # a run that never began leaves nothing
+            RECORD.info(f"ended by {type(error).__name__}: {error}")
+        raise
+    finally:
+        RECORD.removeHandler(handler)
+        handler.close()
+
+
+def error_message(error: Exception) -> str:
+    """What an error says; of one that a loader's worker met, without the worker's traceback, which comes before it."""
+    text = str(error)
+    if not text.startswith("Caught "):
+        return text
+    return re.split(r"^[\w.]*Error: ", text, flags=re.MULTILINE)[-1].strip()
+
+
+def progress_bar(total: int, initial: int, description: str, active: bool) -> tqdm:
+    """A bar with rate and ETA; silent where the output is not a terminal, so that log files stay readable."""
+    return tqdm(
+        total=total, initial=initial, desc=description, unit="it", dynamic_ncols=True, smoothing=0.05,
+        disable=not active or not sys.stderr.isatty(),
+    )  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    """Versions, device and commit: what a result depends on beside its config."""
+    facts = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in PACKAGES:
+        try:
+            facts[package] = version(package)
+        except PackageNotFoundError:
+            facts[package] = "not installed"
+    facts["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"
+    facts["cuda"] = torch.version.cuda or "none"
+    facts["commit"] = _git("rev-parse", "HEAD") or "unknown"
+    if _git("status", "--porcelain"):
+        facts["commit"] += " with uncommitted changes"
+    return facts
+
+
+def _git(*arguments: str) -> str:
+    root = Path(__file__).resolve().parent
+    try:
+        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""

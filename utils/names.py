@@ -1,0 +1,82 @@
+"""What every folder shares: the two label values that are no class, and the look-up of components by name."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from typing import TypeVar
+
+VOID = 255  # inside the image, without a class: no loss on the labels and no score counts it
+OUTSIDE = 254  # padding around the image
+LISTED = 60  # more choices than these are not listed in an error
+
+Component = TypeVar("Component")
+
+
+def did_you_mean(name: str, choices: Iterable[str], shown: Iterable[str] | None = None) -> str:
+    """The choice nearest to a wrong name, then all of them (or ``shown``) where these are not too many.
+
+    >>> did_you_mean("lrr", ["lr", "betas"])
+    "did you mean 'lr'? choices: betas, lr"
+    """
+    choices = sorted(set(choices))
+    shown = choices if shown is None else sorted(shown)
+    near = get_close_matches(str(name), choices, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}?" if near else ""
+    listed = f"choices: {', '.join(shown) or 'none'}" if len(shown) <= LISTED else ""
+    return f"{hint} {listed}".strip()
+
+
+def unknown_name(kind: str, name: str, choices: Iterable[str], shown: Iterable[str] | None = None) -> ValueError:
+    """The error for a name that is not among the choices."""
+    return ValueError(f"unknown {kind} {name!r}; {did_you_mean(name, choices, shown)}")
+
+
+class Registry(Mapping[str, Component]):
+    """Components by name, which register themselves where they are defined.
+
+    >>> HEADS = Registry("head")
+    >>> @HEADS.register("mine")
+    ... class MyHead(nn.Module): ...
+
+    Args:
+        kind: what they are, in the singular; errors say it.
+    """
+
+    def __init__(self, kind: str):
+        self.kind, self._components = kind, {}
+
+    def register(self, name: str) -> Callable[[Component], Component]:
+        """Decorator that adds a class or function under ``name``.
+
+        Raises:
+            ValueError: another component has this name.
+        """
+
+        def add(component: Component) -> Component:
+            known = self._components.setdefault(name, component)
+            if known is not component:
+                raise ValueError(
+                    f"the {self.kind} {name!r} is registered twice, by {known.__module__} and by "
+                    f"{component.__module__}: give one of them another name"
+                )
+            return component
+
+        return add
+
+    def __getitem__(self, name: str) -> Component:
+        """The component of this name.
+
+        Raises:
+            ValueError: there is none, with the nearest names.
+        """
+        if name not in self._components:
+            raise unknown_name(self.kind, name, self._components)
+        return self._components[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._components)
+
+    def __len__(self) -> int:
+        return len(self._components)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._components
