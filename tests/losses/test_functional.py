@@ -7,7 +7,7 @@ from torch.distributions import Categorical
 from torch.distributions import kl_divergence as oracle_kl
 
 from losses import functional as LF
-from losses import labels as labels_module
+from losses import labels as LL
 
 
 def everywhere(*shape):
@@ -20,32 +20,32 @@ def everywhere(*shape):
 def test_shrink_labels_takes_the_pixel_at_the_centre_of_each_cell():
     labels = torch.arange(30, dtype=torch.uint8).view(1, 5, 6)
     # 5 rows to 2: floor(1.25), floor(3.75); 6 columns to 3: 1, 3, 5.
-    assert labels_module.shrink_labels(labels, (2, 3)).tolist() == [[[7, 9, 11], [19, 21, 23]]]
-    assert torch.equal(labels_module.shrink_labels(labels, (5, 6)), labels)
-    assert labels_module.shrink_labels(labels, (2, 3)).dtype == torch.uint8
+    assert LL.shrink_labels(labels, (2, 3)).tolist() == [[[7, 9, 11], [19, 21, 23]]]
+    assert torch.equal(LL.shrink_labels(labels, (5, 6)), labels)
+    assert LL.shrink_labels(labels, (2, 3)).dtype == torch.uint8
 
 
 def test_tap_grid_rounds_up():
-    assert labels_module.tap_grid(torch.zeros(2, 33, 64), 8) == (5, 8)
+    assert LL.tap_grid(torch.zeros(2, 33, 64), 8) == (5, 8)
 
 
 def test_valid_cells_and_count():
     labels = torch.tensor([[[0, 255], [255, 2]], [[1, 1], [1, 255]]], dtype=torch.uint8)
-    assert labels_module.valid_cells(labels, (2, 2)).tolist() == [
+    assert LL.valid_cells(labels, (2, 2)).tolist() == [
         [[True, False], [False, True]],
         [[True, True], [True, False]],
     ]
-    assert labels_module.count_valid(labels).item() == 5
-    assert labels_module.count_valid(labels).dtype == torch.float32
-    assert labels_module.count_valid(labels, ignore_index=1).item() == 5  # three ones out of eight
-    assert labels_module.count_valid(labels, class_weights=torch.tensor([0.5, 2.0, 3.0])).item() == 0.5 + 3.0 + 3 * 2.0
+    assert LL.count_valid(labels).item() == 5
+    assert LL.count_valid(labels).dtype == torch.float32
+    assert LL.count_valid(labels, ignore_index=1).item() == 5  # three ones out of eight
+    assert LL.count_valid(labels, class_weights=torch.tensor([0.5, 2.0, 3.0])).item() == 0.5 + 3.0 + 3 * 2.0
 
 
 def test_patches_are_padded_with_void_and_take_the_majority_of_their_valid_labels():
     labels = torch.tensor([[[1, 1, 2], [255, 0, 255], [2, 2, 255]]], dtype=torch.uint8)
-    patches = labels_module.patch_labels(labels, (3, 3), 2)
+    patches = LL.patch_labels(labels, (3, 3), 2)
     assert patches.tolist() == [[[1, 1, 255, 0], [2, 255, 255, 255], [2, 2, 255, 255], [255, 255, 255, 255]]]
-    assert labels_module.majority_labels(patches, num_classes=3).tolist() == [[1, 2, 2, 255]]
+    assert LL.majority_labels(patches, num_classes=3).tolist() == [[1, 2, 2, 255]]
 
 
 def test_masked_mean_of_nothing_is_zero_with_zero_gradient_even_beside_infinity():
