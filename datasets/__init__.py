@@ -7,16 +7,11 @@ from pathlib import Path
 import cv2
 from torch.utils.data import DataLoader
 
-from datasets.base import SegDataset, TrainStream
-from datasets.camvid import CamVid
-from datasets.cityscapes import Cityscapes
-from datasets.listed import ListedDataset
+from datasets import camvid, cityscapes, listed  # noqa: F401  (each registers its data set)
+from datasets.base import DATASETS, SegDataset, TrainStream
 from datasets.packed import PackedDataset
-from utils.names import unknown_name
 
 GRACE = 30  # seconds that a worker lives on after SIGTERM
-
-DATASETS = {"cityscapes": Cityscapes, "camvid": CamVid, "list": ListedDataset}
 
 
 def build_dataset(
@@ -30,7 +25,7 @@ def build_dataset(
     """Builds a data set by its name.
 
     Args:
-        type: a key of ``DATASETS``.
+        type: a name in ``DATASETS``.
         root: folder of the data set.
         list_file: list of ``image label`` lines, relative to ``root`` or absolute.
         packed: folder of the same samples decoded, to read their pixels from.
@@ -41,8 +36,6 @@ def build_dataset(
         FileNotFoundError: a listed file is missing; and as the data set itself.
         ValueError: unknown ``type``; and as the data set itself.
     """
-    if type not in DATASETS:
-        raise unknown_name("data set type", type, DATASETS)
     dataset = DATASETS[type](root, list_file, **options)
     if check_files and (missing := dataset.missing_files()):
         named = ", ".join(str(path.relative_to(dataset.root)) for path in missing[:10])

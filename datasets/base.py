@@ -10,7 +10,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from datasets.png import PngRows, open_rgb, undecodable
-from utils.names import VOID
+from utils.names import VOID, Registry
 
 UNKNOWN = 254  # in an id table: a raw id which no label file of the data set may hold
 
@@ -221,6 +221,10 @@ class SegDataset(Dataset):
             bad = np.unique(label[raw < 0]).tolist()
             raise ValueError(f"train ids {bad}; expected 0..{self.num_classes - 1} or {VOID}")
         return raw.astype(np.uint8)
+
+
+# Called with root, list_file and the options of the config's data section.
+DATASETS: Registry[Callable[..., SegDataset]] = Registry("data set")
 
 
 class TrainStream(Dataset):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.base import LABEL_MODES, UNKNOWN, SegDataset, map_ids, read_pixels
+from datasets.base import DATASETS, LABEL_MODES, UNKNOWN, SegDataset, map_ids, read_pixels
 from utils.names import VOID
 
 # Class -> the colours of CamVid's 32 original classes that SegNet's 11 group (after label_colors.txt); the first
@@ -60,6 +60,7 @@ def _colour_table() -> np.ndarray:
 COLOUR_TABLE = _colour_table()
 
 
+@DATASETS.register("camvid")
 class CamVid(SegDataset):
     """Images with either SegNet's label files (0..10, void 11) or the original ones in 32 colours.
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.base import LABEL_MODES, SegDataset, id_table, map_ids, read_pixels
+from datasets.base import DATASETS, LABEL_MODES, SegDataset, id_table, map_ids, read_pixels
 from utils.names import VOID
 
 # (name, labelId, colour) in train id order, as the official labels table has them.
@@ -33,6 +33,7 @@ LABEL_IDS = dict.fromkeys(range(34), VOID) | {raw: train for train, (_, raw, _) 
 TRAIN_IDS = {train: train for train in range(len(CLASSES))} | {VOID: VOID}
 
 
+@DATASETS.register("cityscapes")
 class Cityscapes(SegDataset):
     """leftImg8bit images with gtFine labels, either ``*_labelIds.png`` or ``*_labelTrainIds.png``, told by the name.
 

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.base import SegDataset
+from datasets.base import DATASETS, SegDataset
 from utils.names import VOID
 
 
+@DATASETS.register("list")
 class ListedDataset(SegDataset):
     """A data set described by values alone.
 

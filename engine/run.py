@@ -21,14 +21,14 @@ from engine.metrics import SegMetrics
 from engine.report import network_table
 from engine.trainer import Trainer
 from models import SegModel
-from utils.config import ConfigError, changed_values, config_errors
+from utils.config import ConfigError, changed_values, config_errors, validate
 from utils.console import environment, say
 from utils.distributed import World, barrier, broadcast_buffers, broadcast_from_main
 
 NONE_YET = {"step": 0, "miou": -1.0}  # the best student before any validation
 # Where files are, how often is evaluated, saved and logged, by how many workers and kernels, changes nothing learned.
 FREE_TO_CHANGE = (
-    "eval.", "checkpoint.", "log.", "data.workers", "data.root", "data.packed", "data.on_bad_sample",
+    "custom_imports", "eval.", "checkpoint.", "log.", "data.workers", "data.root", "data.packed", "data.on_bad_sample",
     "student.pretrained", "teacher.shard", "train.accumulate", "train.compile", "train.timeout",
 )  # fmt: skip
 
@@ -200,7 +200,7 @@ class Run:
         Raises:
             ValueError: if it was made with a config that computes something else, and this is not forced.
         """
-        then = Experiment.model_validate(state["config"])  # a key that did not exist then has its default
+        then = validate(state["config"], Experiment, path)  # a key that did not exist then has its default
         lines = changed_values(then.model_dump(), self.config.model_dump())
         changed = "".join(f"\n  {line}" for line in lines if not line.startswith(FREE_TO_CHANGE))
         if changed and not force:

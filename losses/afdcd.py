@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from losses.alignment import LogitAlignment, MaskedGeneration
-from losses.base import Method, on_student_grid
+from losses.base import METHODS, Method, on_student_grid
 from losses.checks import check_pairs, check_weights
 from losses.functional import channel_mean, fill_void, full_precision, masked_mean
 from losses.labels import pool_valid, tap_grid, valid_cells
@@ -51,6 +51,7 @@ def omni_contrast(student: Tensor, teacher: Tensor, valid: Tensor, side: int, gr
     return masked_mean(losses.unflatten(1, (-1, groups)).sum(2), inside)
 
 
+@METHODS.register("afdcd")
 class AfDCD(Method):
     """Augmentation-free dense contrastive distillation, with omni-contrasting.
 

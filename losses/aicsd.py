@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.base import LogitMethod, pixel_divergence
+from losses.base import METHODS, LogitMethod, pixel_divergence
 from losses.functional import masked_mean
 from models.base import ModelSpec
 from utils.names import VOID
@@ -45,6 +45,7 @@ def class_mean_divergence(student: Tensor, teacher: Tensor, cells: Tensor, tempe
     return pixel_divergence(student, teacher, cells, temperature) / student.shape[1]
 
 
+@METHODS.register("aicsd")
 class AICSD(LogitMethod):
     """Inter-class similarity distillation, and of each pixel's classes.
 

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.base import FeatureMethod
+from losses.base import METHODS, FeatureMethod
 from losses.checks import Pairs, check_weights
 from losses.functional import channel_mean, masked_mean
 from models.base import ModelSpec
@@ -14,6 +14,7 @@ def attention(x: Tensor) -> Tensor:
     return F.normalize(channel_mean(x.square()).flatten(1)).view(len(x), *x.shape[-2:])
 
 
+@METHODS.register("at")
 class AT(FeatureMethod):
     """Mean squared distance of the two sides' ``attention``.
 

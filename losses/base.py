@@ -10,7 +10,9 @@ from losses.checks import Pairs, check_classes, check_pairs, check_shape, check_
 from losses.functional import as_float, fill_void, full_precision, kl_divergence, resize
 from losses.labels import shrink_labels, tap_grid, valid_cells
 from models.base import ModelSpec, SegOutput, Tap
-from utils.names import VOID
+from utils.names import VOID, Registry
+
+METHODS: Registry[Callable[..., "Method"]] = Registry("distillation method")
 
 
 class Method(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from losses.alignment import LogitAlignment
-from losses.base import Method
+from losses.base import METHODS, Method
 from losses.functional import as_float, fill_void, full_precision, resize, tile_elements, unit
 from losses.labels import pool_valid, shrink_labels, tap_grid, valid_cells
 from models.base import ModelSpec, SegOutput
@@ -130,6 +130,7 @@ class ClassMemory(nn.Module):
         return drawn[self.written > 0].flatten(0, 1)
 
 
+@METHODS.register("cirkd")
 class CIRKD(Method):
     """Cross-image relations of the teacher's features, for the student's to copy.
 

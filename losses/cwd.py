@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from losses.base import FeatureMethod, on_student_grid
+from losses.base import METHODS, FeatureMethod, on_student_grid
 from losses.checks import Pairs, check_weights
 from losses.functional import fill_void, full_precision, masked_mean
 from losses.labels import tap_grid, valid_cells
@@ -30,6 +30,7 @@ def channel_divergence(student: Tensor, teacher: Tensor, valid: Tensor, temperat
     return temperature**2 * masked_mean(divergence, valid.flatten(1).any(1))
 
 
+@METHODS.register("cwd")
 class CWD(FeatureMethod):
     """Channel-wise distillation of features and of logits, both by ``channel_divergence``.
 

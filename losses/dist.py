@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.base import LogitMethod
+from losses.base import METHODS, LogitMethod
 from losses.functional import masked_mean
 from models.base import ModelSpec
 from utils.names import VOID
@@ -33,6 +33,7 @@ def intra_class_distance(student: Tensor, teacher: Tensor, cells: Tensor, temper
     return temperature**2 * masked_mean((1 - F.cosine_similarity(p, q, dim=-1, eps=FLAT)).mean(1), valid[:, 0].any(-1))
 
 
+@METHODS.register("dist")
 class DIST(LogitMethod):
     """Correlation with a stronger teacher's probabilities.
 

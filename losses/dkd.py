@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.base import LogitMethod
+from losses.base import METHODS, LogitMethod
 from losses.functional import masked_mean
 from models.base import ModelSpec
 from utils.names import VOID
@@ -37,6 +37,7 @@ def nontarget_divergence(student: Tensor, teacher: Tensor, cells: Tensor, temper
     return temperature**2 * masked_mean((log_t.exp() * (log_t - log_s)).sum(1), cells != VOID)
 
 
+@METHODS.register("dkd")
 class DKD(LogitMethod):
     """Decoupled distillation: the two parts of each pixel's KL under weights of their own.
 

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.base import LogitMethod, pixel_divergence
+from losses.base import METHODS, LogitMethod, pixel_divergence
 from losses.functional import masked_mean
 from models.base import ModelSpec
 from utils.names import VOID
@@ -34,6 +34,7 @@ def dynamic_divergence(student: Tensor, teacher: Tensor, cells: Tensor, temperat
     return masked_mean(divergence[:, 0], cells != VOID)
 
 
+@METHODS.register("dtkd")
 class DTKD(LogitMethod):
     """Distillation at temperatures of each pixel's own, beside distillation at a fixed one.
 

@@ -2,12 +2,13 @@
 
 from torch import Tensor, nn
 
-from losses.base import FeatureMethod
+from losses.base import METHODS, FeatureMethod
 from losses.checks import Pairs, check_weights
 from losses.functional import channel_mean, masked_mean
 from models.base import ModelSpec
 
 
+@METHODS.register("fitnet")
 class FitNet(FeatureMethod):
     """Mean squared distance of a learnt linear map of the student's features from the teacher's.
 

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from losses.alignment import LogitAlignment
-from losses.base import Method
+from losses.base import METHODS, Method
 from losses.checks import Pairs, check_classes, check_pairs, check_shape, check_weights
 from losses.functional import as_float, fill_void, full_precision, masked_mean, resize
 from losses.labels import count_valid, shrink_labels, tap_grid
@@ -77,6 +77,7 @@ class HybridAlignment(nn.Module):
             return weighted_cross_entropy(Z_s, Z_h, W, valid, self.temperature), anchor
 
 
+@METHODS.register("heteroakd")
 class HeteroAKD(Method):
     """Heterogeneous distillation in class space, by who is right where, beside pixel-wise distillation of the logits.
 

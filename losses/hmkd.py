@@ -3,12 +3,13 @@
 from torch import Tensor, nn
 
 from losses.alignment import FeatureAlignment, LogitAlignment, RelationAlignment, StageLogitAlignment
-from losses.base import Method
+from losses.base import METHODS, Method
 from losses.checks import Pairs, check_classes, check_pairs, check_weights
 from models.base import ModelSpec, SegOutput
 from utils.names import unknown_name
 
 
+@METHODS.register("hmkd")
 class HMKD(Method):
     """Dual alignment between networks of any two families.
 

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.base import Method
+from losses.base import METHODS, Method
 from losses.checks import Pairs, check_pairs, check_shape, check_weights
 from losses.functional import as_float, fill_void, full_precision, masked_mean, resize, unit
 from losses.labels import count_valid, shrink_labels, tap_grid
@@ -32,6 +32,7 @@ def class_similarity(x: Tensor, cells: Tensor, num_classes: int) -> Tensor:
     return (products / lengths.where(lengths > 0, 1)).view(cells.shape)
 
 
+@METHODS.register("ifvd")
 class IFVD(Method):
     """Intra-class feature variation: mean squared distance of the two sides' maps of ``class_similarity``.
 

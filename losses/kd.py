@@ -1,9 +1,10 @@
 """KD: the class distribution of each pixel; and what all methods that compare logits alone have in common."""
 
-from losses.base import LogitMethod, pixel_divergence
+from losses.base import METHODS, LogitMethod, pixel_divergence
 from models.base import ModelSpec
 
 
+@METHODS.register("kd")
 class KD(LogitMethod):
     """``pixel_divergence``: T^2 KL(softmax(z_t / T) || softmax(z_s / T)) of each pixel.
 

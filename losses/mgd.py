@@ -3,12 +3,13 @@
 from torch import Tensor, nn
 
 from losses.alignment import MaskedGeneration
-from losses.base import FeatureMethod
+from losses.base import METHODS, FeatureMethod
 from losses.checks import Pairs, check_weights
 from losses.functional import channel_mean, masked_mean
 from models.base import ModelSpec
 
 
+@METHODS.register("mgd")
 class MGD(FeatureMethod):
     """Mean squared distance of the teacher's map from what ``MaskedGeneration`` makes of the student's.
 

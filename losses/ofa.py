@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses.base import Method
+from losses.base import METHODS, Method
 from losses.checks import check_classes, check_weights
 from losses.functional import as_float, fill_void, full_precision, masked_mean, resize
 from losses.labels import count_valid, shrink_labels, tap_grid, valid_cells
@@ -34,6 +34,7 @@ def enhanced_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, cells
     return masked_mean(-(q * F.log_softmax(s, dim=1)).sum(1), valid)
 
 
+@METHODS.register("ofa")
 class OFA(Method):
     """One for all: ``enhanced_cross_entropy`` of exits on the student's stages, and of its logits, with the teacher's.
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from losses.alignment import LogitAlignment
-from losses.base import Method
+from losses.base import METHODS, Method
 from losses.checks import Pairs, check_classes, check_pairs, check_shape, check_weights
 from losses.functional import as_float, fill_void, full_precision, masked_mean, unit
 from losses.labels import tap_grid, valid_cells
@@ -46,6 +46,7 @@ def pairwise_distance(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor
     return masked_mean((S - T).square(), valid[:, :, None] & valid[:, None, :])
 
 
+@METHODS.register("skd")
 class SKD(Method):
     """Pixel-wise distillation of the logits and pair-wise distillation of features.
 

@@ -5,13 +5,21 @@ from typing import Any
 
 from torch import nn
 
-from models.backbones import BACKBONES, build_backbone
-from models.base import NORMALIZATIONS, Backbone, ModelSpec, Normalization, SegModel, SegOutput, Tap
+from models.backbones import build_backbone
+from models.base import (
+    BACKBONES,
+    HEADS,
+    NORMALIZATIONS,
+    Backbone,
+    ModelSpec,
+    Normalization,
+    SegModel,
+    SegOutput,
+    Tap,
+)
 from models.class_map import MappedModel
-from models.heads.deeplabv3 import DeepLabV3Head, MMSegDeepLabV3Head
+from models.heads import deeplabv3, pspnet, segformer  # noqa: F401  (each registers its heads)
 from models.heads.fcn import FCNHead
-from models.heads.pspnet import PSPHead
-from models.heads.segformer import MMSegSegFormerHead, SegFormerHead
 from models.weights.load import LoadReport, load_read_weights, load_weights, source_settings
 from models.weights.sources import Weights, read_weights
 from utils.names import unknown_name
@@ -37,16 +45,7 @@ __all__ = [
     "load_weights",
     "read_weights",
     "source_settings",
-    "unknown_name",
 ]
-
-HEADS = {
-    "deeplabv3": DeepLabV3Head,
-    "deeplabv3_mmseg": MMSegDeepLabV3Head,
-    "pspnet": PSPHead,
-    "segformer": SegFormerHead,
-    "segformer_mmseg": MMSegSegFormerHead,
-}
 
 
 def build_model(
@@ -76,15 +75,13 @@ def build_model(
     Raises:
         ValueError: an unknown name (with the nearest choices), or a backbone that cannot do what is asked.
     """
-    if head not in HEADS:
-        raise unknown_name("head", head, HEADS)
+    build_head = HEADS[head]
     if isinstance(normalization, str):
         if normalization not in NORMALIZATIONS:
             raise unknown_name("normalization", normalization, NORMALIZATIONS)
         normalization = NORMALIZATIONS[normalization]
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}; expected at least 1")
-    build_head = HEADS[head]
     if output_stride is None:
         output_stride = build_head.default_output_stride
     encoder = build_backbone(backbone, output_stride, drop_path)

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from models.base import Backbone, Normalization, Tap
-from models.mit import VARIANTS, MixTransformer
+from models import mit  # noqa: F401  (registers the Mix Transformers)
+from models.base import BACKBONES, Backbone, Normalization, Tap
 from utils.names import unknown_name
 
 # timm has ResNets with stems of three convolutions, 'c' of width 32 as mmsegmentation's and 's' of 64 as CIRKD's, from
@@ -16,8 +16,8 @@ DEEP_STEMS = {
     "resnet18s": ("resnet18", {"stem_type": "deep", "stem_width": 64}),
 }
 
-# Names to offer first; any timm name is as good.
-BACKBONES = ("resnet18", "resnet101", *DEEP_STEMS, "resnet101c", "resnet101s", *VARIANTS)
+# The names of timm's networks that an error lists; every other name of timm works too.
+OFFERED = ("resnet18", "resnet101", *DEEP_STEMS, "resnet101c", "resnet101s")
 
 # What timm does not say of its own files (names in timm.models). A file absent here is a convolutional network, takes
 # any size, and may round grids down.
@@ -51,7 +51,8 @@ class TimmBackbone(Backbone):
         super().__init__()
         timm_name, options = DEEP_STEMS.get(name, (name, {}))
         if not timm.is_model(timm_name):
-            raise unknown_name("backbone", name, [*BACKBONES, *timm.list_models()], shown=BACKBONES)
+            offered = [*OFFERED, *BACKBONES]
+            raise unknown_name("backbone", name, [*offered, *timm.list_models()], shown=offered)
         self.name = name
         module = timm.models.model_entrypoint(timm_name).__module__.rpartition(".")[2]
         self.family = "transformer" if module in TRANSFORMERS else "cnn"
@@ -146,7 +147,7 @@ def build_backbone(name: str, output_stride: int = 32, drop_path: float = 0.0) -
     """Builds a backbone with random weights.
 
     Args:
-        name: ``resnet18``, ``resnet101``, ``mit_b0``..``mit_b5``, or any of timm's.
+        name: one of ``BACKBONES`` (``mit_b0``..``mit_b5`` and your own), or any four-stage network of timm.
         output_stride: 8, 16 or 32.
         drop_path: stochastic depth in [0, 1).
 
@@ -157,8 +158,6 @@ def build_backbone(name: str, output_stride: int = 32, drop_path: float = 0.0) -
         raise ValueError(f"output_stride is {output_stride}; expected 8, 16 or 32")
     if not 0 <= drop_path < 1:
         raise ValueError(f"drop_path is {drop_path}; expected 0 <= drop_path < 1")
-    if name not in VARIANTS:
-        return TimmBackbone(name, output_stride, drop_path)
-    if output_stride != 32:
-        raise ValueError(f"backbone {name!r} cannot dilate to output_stride={output_stride}: set output_stride=32")
-    return MixTransformer(*VARIANTS[name], drop_path)
+    if name in BACKBONES:
+        return BACKBONES[name](output_stride, drop_path)
+    return TimmBackbone(name, output_stride, drop_path)

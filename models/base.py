@@ -1,9 +1,12 @@
 """What every network is to the rest of the code: uint8 images in, logits and named taps out."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from utils.names import Registry
 
 
 class Tap(NamedTuple):
@@ -74,6 +77,14 @@ class Backbone(nn.Module):
 
     tap_info: dict[str, Tap]
     family: str
+
+
+# Called with output_stride and drop_path; what models.backbones.build_backbone adds to it are timm's networks.
+BACKBONES: Registry[Callable[[int, float], Backbone]] = Registry("backbone")
+
+# Called with the backbone's ``tap_info``, the number of classes, dropout= and, where the config sets it, width=. It is
+# a module as ``SegModel`` describes it, with ``default_output_stride``: the output stride that it asks a backbone for.
+HEADS: Registry[Callable[..., nn.Module]] = Registry("head")
 
 
 class SegModel(nn.Module):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from models.base import Backbone, Tap
+from models.base import BACKBONES, Backbone, Tap
 
 # name: (channels of the four stages, blocks in each)
 VARIANTS = {
@@ -154,6 +154,18 @@ class MixTransformer(Backbone):
             maps = to_map(self.get_submodule(f"norm{i}")(tokens), grid)
             stages[f"stage{i}"] = maps
         return stages
+
+
+def _register(name: str, channels: tuple[int, ...], depths: tuple[int, ...]) -> None:
+    @BACKBONES.register(name)
+    def build(output_stride: int, drop_path: float) -> MixTransformer:
+        if output_stride != STRIDES[-1]:
+            raise ValueError(f"backbone {name!r} cannot dilate to output_stride={output_stride}: set output_stride=32")
+        return MixTransformer(channels, depths, drop_path)
+
+
+for name, sizes in VARIANTS.items():
+    _register(name, *sizes)
 
 
 def _initialize(module: nn.Module) -> None:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from models.base import Tap
+from models.base import HEADS, Tap
 from models.heads.layers import GlobalContext, conv_bn_relu
 
 
@@ -41,6 +41,7 @@ def rates(stride: int) -> tuple[int, int, int]:
     return 96 // stride, 192 // stride, 288 // stride
 
 
+@HEADS.register("deeplabv3")
 class DeepLabV3Head(nn.Module):
     """ASPP on stage 4, a 3x3 convolution, a classifier; layer for layer torchvision's.
 
@@ -67,6 +68,7 @@ class DeepLabV3Head(nn.Module):
         return self.classifier(features), features
 
 
+@HEADS.register("deeplabv3_mmseg")
 class MMSegDeepLabV3Head(nn.Module):
     """mmsegmentation's form of it: ASPP ends in a 3x3 convolution in place of a 1x1 and a 3x3.
 

@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor, nn
 
-from models.base import Tap
+from models.base import HEADS, Tap
 from models.heads.layers import GlobalContext, RegionPool, conv_bn_relu, resize
 
 BINS = (2, 3, 6)  # beside the global one
 
 
+@HEADS.register("pspnet")
 class PSPHead(nn.Module):
     """Stage 4 beside its own averages over 1, 2x2, 3x3 and 6x6 regions, a 3x3 convolution, a classifier.
 

@@ -5,12 +5,13 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.base import Tap
+from models.base import HEADS, Tap
 from models.heads.layers import conv_bn_relu, resize
 
 STAGES = ("stage4", "stage3", "stage2", "stage1")  # the order in which the release concatenates them
 
 
+@HEADS.register("segformer")
 class SegFormerHead(nn.Module):
     """Every stage projected to one width, resized to the grid of stage 1, concatenated and fused by a linear layer.
 
@@ -59,6 +60,7 @@ class SegFormerHead(nn.Module):
         return F.conv2d(maps, (weight @ matrix(layer))[..., None, None], weight @ layer.bias)
 
 
+@HEADS.register("segformer_mmseg")
 class MMSegSegFormerHead(SegFormerHead):
     """mmsegmentation's form of it: each projection is a convolution without bias, BatchNorm and ReLU."""
 
