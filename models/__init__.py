@@ -92,7 +92,7 @@ def build_model(
 
 
 def load_student(path: str | Path) -> tuple[SegModel, dict[str, Any]]:
-    """Rebuilds a trained network from its file alone.
+    """Rebuilds a trained network from its file alone. No code that the file names is imported or run.
 
     Args:
         path: ``student.safetensors``, or a checkpoint (``best.pt``, ``last.pt``, ...) of a run.
@@ -119,7 +119,9 @@ def load_student(path: str | Path) -> tuple[SegModel, dict[str, Any]]:
     try:
         model = build_model(num_classes=len(about["class_names"]), **about["network"])
     except (ValueError, RuntimeError) as error:
-        raise ValueError(f"{path} describes a network that cannot be built: {error}") from error
+        own = about.get("config", {}).get("custom_imports")
+        hint = f"; import {', '.join(own)} first: its config names this in custom_imports" if own else ""
+        raise ValueError(f"{path} describes a network that cannot be built: {error}{hint}") from error
     load_read_weights(model, weights)
     return model.eval(), about
 

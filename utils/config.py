@@ -163,11 +163,11 @@ def changed_values(old: Any, new: Any, key: str = "") -> list[str]:
     return [] if old == new else [f"{key}: {old!r} -> {new!r}"]
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
+def models_in(annotation: Any) -> list[type[BaseModel]]:
     """The models in an annotation such as ``A``, ``A | None`` or ``tuple[A, ...]``."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [model for argument in get_args(annotation) for model in _models(argument)]
+    return [model for argument in get_args(annotation) for model in models_in(argument)]
 
 
 def _section(schema: type[BaseModel], values: Any, place: Sequence[str | int]) -> type[BaseModel]:
@@ -179,7 +179,7 @@ def _section(schema: type[BaseModel], values: Any, place: Sequence[str | int]) -
     for part in place:
         values = values[part]
         if part in model.model_fields:
-            model = next(iter(_models(model.model_fields[part].annotation)), model)
+            model = next(iter(models_in(model.model_fields[part].annotation)), model)
         if isinstance(values, dict) and hasattr(model, "variant"):
             model = model.variant(values)
     return model

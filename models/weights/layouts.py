@@ -232,9 +232,10 @@ def _without(prefix: str) -> tuple[Rule, ...]:
     return ((rf"^{prefix}\.", ""),)
 
 
+OURS = Layout("hmkd", "all", frozenset({"head.classifier.weight"}))
 # The classifier of an ImageNet encoder (fc, head) has no place in a segmentation network.
 LAYOUTS = (
-    Layout("hmkd", "all", frozenset({"head.classifier.weight"})),
+    OURS,
     Layout(
         "torchvision DeepLabV3",
         "all",

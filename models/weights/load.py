@@ -8,7 +8,7 @@ from torch import Tensor
 
 from models.backbones import TimmBackbone, timm_names, timm_normalization
 from models.base import NORMALIZATIONS, SegModel
-from models.weights.layouts import LAYOUTS, Layout, State
+from models.weights.layouts import LAYOUTS, OURS, Layout, State
 from models.weights.sources import PACKAGES, Weights, read_weights, timm_weights
 
 
@@ -113,6 +113,8 @@ def _detect(model: SegModel, weights: Weights) -> tuple[Layout, State]:
         layout = _timm_layout(model.backbone)
         if len(layout.markers & weights.tensors.keys()) > len(layout.markers) / 2:  # the rest is for strictness
             return layout, weights.tensors
+    if any(key.startswith("head.") and key in weights.tensors for key in model.state_dict()):
+        return OURS, weights.tensors  # of a head that is not built in, which may name its classifier otherwise
     known = ", ".join(layout.name for layout in LAYOUTS)
     raise ValueError(
         f"{weights.source} has no known layout: its keys are {_list(weights.tensors)}; known are {known}, and timm's "
