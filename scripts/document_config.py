@@ -57,9 +57,9 @@ def key_comments(section: type[BaseModel]) -> dict[str, str]:
 
 def argument_docs(component: Any) -> dict[str, str]:
     """What the Args section of a docstring says of each argument."""
-    text = inspect.cleandoc(component.__doc__ or "")
-    section = re.search(r"^Args:\n((?:[ \n].*\n?)*)", text, re.M)
-    entries = re.findall(r"^    ([\w, ]+): ((?:.*\n?)(?:     .*\n?)*)", section[1] if section else "", re.M)
+    text = inspect.cleandoc(component.__doc__ or "") + "\n"
+    section = re.search(r"^Args:\n((?: .*\n)*)", text, re.M)
+    entries = re.findall(r"^    ([\w, ]+): (.*\n(?:     .*\n)*)", section[1] if section else "", re.M)
     return {name: " ".join(meaning.split()) for names, meaning in entries for name in names.split(", ")}
 
 
