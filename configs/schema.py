@@ -14,7 +14,16 @@ from functools import cache
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializeAsAny, create_model, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PydanticUserError,
+    SerializeAsAny,
+    create_model,
+    model_validator,
+)
 
 from datasets import DATASETS
 from losses import METHODS
@@ -82,16 +91,19 @@ def component_section(base: type[Component], name: str, component: Callable) -> 
     """``base`` and the arguments of the component's constructor, with its names, annotations and defaults.
 
     Raises:
-        TypeError: an argument has no annotation.
+        ValueError: an argument has no annotation, or one that no config value can have.
     """
     fields: dict[str, Any] = {"type": (Literal[name], ...)}
     for argument in inspect.signature(component, eval_str=True).parameters.values():
         if argument.name in base.passed or argument.kind in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD):
             continue
         if argument.annotation is argument.empty:
-            raise TypeError(f"{component.__module__}: argument {argument.name!r} of {name!r} needs a type annotation")
+            raise ValueError(f"{component.__module__}: argument {argument.name!r} of {name!r} needs a type annotation")
         fields[argument.name] = argument.annotation, ... if argument.default is argument.empty else argument.default
-    return create_model(name, __base__=base, **fields)
+    try:
+        return create_model(name, __base__=base, **fields)
+    except PydanticUserError as error:
+        raise ValueError(f"{component.__module__}: the arguments of {name!r} cannot be config keys: {error}") from error
 
 
 class DataSection(Component):

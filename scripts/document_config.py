@@ -56,11 +56,16 @@ def key_comments(section: type[BaseModel]) -> dict[str, str]:
 
 
 def argument_docs(component: Any) -> dict[str, str]:
-    """What the Args section of a docstring says of each argument."""
+    """The meaning of each argument, from the Args section of the docstring; "see ``Base``." is replaced by Base's."""
     text = inspect.cleandoc(component.__doc__ or "") + "\n"
     section = re.search(r"^Args:\n((?: .*\n)*)", text, re.M)
     entries = re.findall(r"^    ([\w, ]+): (.*\n(?:     .*\n)*)", section[1] if section else "", re.M)
-    return {name: " ".join(meaning.split()) for names, meaning in entries for name in names.split(", ")}
+    found = {name: " ".join(meaning.split()) for names, meaning in entries for name in names.split(", ")}
+    for name, meaning in found.items():
+        if other := re.fullmatch(r"see ``(\w+)``\.?", meaning):
+            bases = {base.__name__: base for base in component.__mro__[1:]}
+            found[name] = argument_docs(bases[other[1]])[name]
+    return found
 
 
 def type_text(annotation: Any, bounds: Iterable[Any] = ()) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.schema import Experiment
+from configs.schema import Experiment, MethodSection, component_section
 from datasets import DATASETS, camvid, cityscapes
 from engine.build import build_distiller, build_student, build_teacher
 from engine.checkpoint import save_student
@@ -324,3 +324,30 @@ def test_a_cache_and_skipped_samples_do_not_go_together(experiments):
     options = ["teacher.cache=kept", "data.distinct_epochs=1", "data.on_bad_sample=skip"]
     with pytest.raises(ConfigError, match=r"teacher.cache is set and data.on_bad_sample is 'skip'"):
         load_config(experiments["hmkd"], Experiment, options)
+
+
+class Bare:
+    def __init__(self, student, teacher, weight): ...
+
+
+class Odd:
+    def __init__(self, student, teacher, network: torch.nn.Module): ...
+
+
+class Free:
+    def __init__(self, student, teacher, weight: "float" = 1.0, *others, **more): ...
+
+
+@pytest.mark.parametrize(
+    ("component", "message"),
+    [(Bare, "argument 'weight' of 'mine' needs a type annotation"), (Odd, "arguments of 'mine' cannot be config keys")],
+)
+def test_a_component_whose_arguments_are_no_keys_is_named(component, message):
+    with pytest.raises(ValueError, match=rf"test_configs: (the )?{message}"):
+        component_section(MethodSection, "mine", component)
+
+
+def test_the_keys_of_a_component_are_its_named_arguments():
+    section = component_section(MethodSection, "mine", Free)
+    assert section.model_validate({"type": "mine", "weight": 2.0}).model_dump() == {"type": "mine", "weight": 2.0}
+    assert set(section.model_fields) == {"type", "weight"}

@@ -70,6 +70,24 @@ def test_arguments_are_read_from_the_docstring():
     assert argument_docs(build) == {"a": "two of them.", "b": "two of them.", "c": "the third: ``x``."}
 
 
+def test_a_reference_to_a_base_class_is_replaced_by_its_text():
+    class Base:
+        """One.
+
+        Args:
+            size: the size of it.
+        """
+
+    class Derived(Base):
+        """One.
+
+        Args:
+            size: see ``Base``.
+        """
+
+    assert argument_docs(Derived) == {"size": "the size of it."}
+
+
 def test_comments_are_read_above_a_key_and_on_its_line():
     comments = key_comments(Experiment)
     assert comments["student"] == "The network that is trained."
