@@ -165,7 +165,11 @@ def test_a_run_killed_while_it_writes_equals_the_uninterrupted_one(tiny, whole, 
             return die()
 
         if moment == "half written":
-            files.open = lambda path, mode: HalfFile(path) if f".{name}." in str(path) else plain_open(path, mode)
+
+            def dying_open(path, *args, **kwargs):
+                return HalfFile(path) if f".{name}." in str(path) else plain_open(path, *args, **kwargs)
+
+            files.open = dying_open
         else:
             files.os.replace = dying_replace
 
