@@ -1,6 +1,5 @@
 """Nothing that happens to a run's process, disk or folder loses work: each test injects the fault."""
 
-import json
 import multiprocessing
 import os
 import random
@@ -20,6 +19,7 @@ from safetensors.torch import load_file
 import engine.run
 import train_kd
 from engine import log
+from tests.runs import metrics, refused
 from utils import files
 
 KILLS = int(os.environ.get("KILLS", 12))
@@ -36,10 +36,6 @@ log = dict(interval=1, grad_norm_interval=0, panel_images=0)
 """
 
 
-def metrics(work_dir):
-    return [json.loads(line) for line in (work_dir / "metrics.jsonl").read_text().splitlines()]
-
-
 def assert_same_run(one, two):
     """Log and final weights, bit for bit."""
     assert metrics(one) == metrics(two)
@@ -52,13 +48,6 @@ def assert_same_run(one, two):
     tensors, others = (load_file(folder / "student.safetensors") for folder in (one, two))
     assert tensors.keys() == others.keys()
     assert all(torch.equal(tensors[key], others[key]) for key in tensors)
-
-
-def refused(arguments):
-    with pytest.raises(SystemExit) as stop:
-        train_kd.main([str(argument) for argument in arguments])
-    assert str(stop.value).startswith("error: ")
-    return str(stop.value)
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +165,11 @@ def test_a_run_killed_while_it_writes_equals_the_uninterrupted_one(tiny, whole, 
             return die()
 
         if moment == "half written":
-            files.open = lambda path, mode: HalfFile(path) if f".{name}." in str(path) else plain_open(path, mode)
+
+            def dying_open(path, *args, **kwargs):
+                return HalfFile(path) if f".{name}." in str(path) else plain_open(path, *args, **kwargs)
+
+            files.open = dying_open
         else:
             files.os.replace = dying_replace
 
