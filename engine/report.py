@@ -1,4 +1,4 @@
-"""What a run says of itself: the tables of a dry run, the picture panel, the summary at the end."""
+"""What people read of a run: the tables of a dry run and the panel of predictions."""
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
