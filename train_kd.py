@@ -154,7 +154,7 @@ def record_validation(run: Run, log: RunLog, metrics: SegMetrics, before: dict) 
     if shown:
         protocols = dict.fromkeys(trainer.networks, run.config.eval.protocol)
         with trainer.autocast():
-            picture = prediction_panel(dataset, shown, trainer.networks, protocols, errors_of=["student"])
+            picture = prediction_panel(dataset, shown, trainer.networks, protocols)
         log.picture(trainer.step, "val/panel", picture)
 
 

@@ -1,4 +1,4 @@
-"""What a run says of itself: the tables of a dry run, the picture panel, the summary at the end."""
+"""What people read of a run: the tables of a dry run and the panel of predictions."""
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
+from engine.metrics import ConfusionMatrix
 from models.inference import predict
 from utils.visualize import ERROR_COLORS, colorize, error_map, panel
 
@@ -61,28 +62,32 @@ def prediction_panel(
     indices: Iterable[int],
     networks: Mapping[str, nn.Module],
     protocols: Mapping[str, Mapping[str, Any]],
-    errors_of: Sequence[str],
 ) -> np.ndarray:
-    """A row for each sample: the image, the truth, each network's prediction, and where some of them err.
+    """Two rows for each sample: the image beside each network's prediction; below, the truth beside their errors.
+
+    The errors are titled with this image's own mIoU in percent: the mean over the classes that are in its truth or
+    predicted where it is labelled.
 
     Args:
         dataset: gives samples, ``palette`` and ``class_names``.
         indices: the samples shown.
         networks: by the name to show.
         protocols: arguments of ``predict`` for each network.
-        errors_of: names of the networks whose errors are shown.
     """
     rows = []
     for index in indices:
         sample = dataset[index]
-        label = sample["label"].numpy()
-        predictions = {}
+        truth = sample["label"]
+        above = [("image", sample["image"].permute(1, 2, 0).numpy())]
+        below = [("truth", colorize(truth.numpy(), dataset.palette))]
         for name, network in networks.items():
             image = sample["image"].to(next(network.parameters()).device)
-            predictions[name] = predict(network, image, **protocols[name])[0].cpu().numpy()
-        maps = [colorize(entry, dataset.palette) for entry in (label, *predictions.values())]
-        errors = [error_map(predictions[name], label) for name in errors_of]
-        rows.append([sample["image"].permute(1, 2, 0).numpy(), *maps, *errors])
-    titles = ["image", "truth", *networks, *(f"errors: {name}" for name in errors_of)]
+            prediction = predict(network, image, **protocols[name])[0].cpu()
+            confusion = ConfusionMatrix(len(dataset.class_names))
+            confusion.update(prediction, truth)
+            miou = confusion.compute().miou
+            above.append((name, colorize(prediction.numpy(), dataset.palette)))
+            below.append((f"errors (mIoU {100 * miou:.1f})", error_map(prediction.numpy(), truth.numpy())))
+        rows += [above, below]
     legend = {name: tuple(map(int, color)) for name, color in zip(dataset.class_names, dataset.palette, strict=True)}
-    return panel(rows, titles, legend | ERROR_COLORS)
+    return panel(rows, legend | ERROR_COLORS)

@@ -221,8 +221,8 @@ def legend(about: dict) -> np.ndarray:
     """The classes' numbers, names and colours as a picture."""
     entries = enumerate(zip(about["class_names"], about["palette"], strict=True))
     colors = {f"{number} {name}": tuple(color) for number, (name, color) in entries}
-    blank = np.full((1, 640, 3), 255, np.uint8)  # a panel of nothing: its title and its legend remain
-    return panel([[blank]], ["classes"], colors, row_height=1)
+    blank = np.full((1, 1248, 3), 255, np.uint8)  # a panel of nothing: its title and its legend remain
+    return panel([[("classes", blank)]], colors, width=1280)
 
 
 def predict_image(job: Job, predictor: Predictor, alpha: float, save_pred: bool) -> None:

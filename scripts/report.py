@@ -1,4 +1,4 @@
-"""Puts finished runs on the same data side by side: a table, training curves and a panel of pictures.
+"""Compares finished runs on the same data: a table, training curves, and a panel of predictions and their errors.
 
 The teachers of the runs come first.
 """
@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
         plot_curves(curves, args.out / "curves.png", "validation mIoU (%)", "Validation mIoU during training")
         # Evenly spread over the set: neighbours in a list are often frames of one sequence.
         shown = [round((i + 0.5) * len(dataset) / args.images - 0.5) for i in range(args.images)]
-        picture = prediction_panel(dataset, shown, teachers | students, protocols, errors_of=titles[-2:])
+        picture = prediction_panel(dataset, shown, teachers | students, protocols)
         write_png(args.out / "panel.png", picture)
         print(text, end="")
         print(f"wrote table.md, curves.png and panel.png to {args.out}")
