@@ -85,7 +85,7 @@ class AfDCD(Method):
         groups: slices of the teacher's channels, 2 or more.
         patch: P, in pooled cells.
         pool: side of the pooling, in cells of the student's tap; 1 for none.
-        pixels: see ``Method``.
+        pixels: compare pixels with a label (``'labelled'``) or all inside the image (``'inside'``).
 
     Raises:
         ValueError: if a tap is unknown, a value makes no sense, ``groups`` does not divide the teacher's channels, or

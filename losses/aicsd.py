@@ -75,7 +75,7 @@ class AICSD(LogitMethod):
         student, teacher: what the two networks declare.
         relation, pixel: weights of the terms ``'aicsd_relation'`` and ``'aicsd_pixel'``, 0 or more.
         temperature: T of both.
-        pixels: see ``Method``.
+        pixels: compare pixels with a label (``'labelled'``) or all inside the image (``'inside'``).
 
     Raises:
         ValueError: if the teacher gives no logits or other classes, or a value makes no sense.

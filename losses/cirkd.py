@@ -173,7 +173,7 @@ class CIRKD(Method):
         pixel_queue, region_queue: number of vectors of each class that the memories hold.
         pixel_keys, region_keys: number drawn for a batch, over all classes.
         batch_cells: the largest grid that is compared cell by cell within the batch.
-        pixels: see ``Method``.
+        pixels: compare pixels with a label (``'labelled'``) or all inside the image (``'inside'``).
 
     Raises:
         ValueError: if a tap is unknown, a value makes no sense, or ``kd`` is on, or a memory with ``pixels='inside'``,

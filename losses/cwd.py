@@ -53,7 +53,7 @@ class CWD(FeatureMethod):
         feature, logit: weights of the terms ``'cwd_feature'`` and ``'cwd_logit'``, 0 or more.
         pairs: (teacher's tap, student's tap) of each feature term; see ``FeatureMethod``.
         temperature: T of both.
-        pixels: see ``Method``.
+        pixels: compare pixels with a label (``'labelled'``) or all inside the image (``'inside'``).
 
     Raises:
         ValueError: if a tap is unknown, a pair is repeated or missing, a value makes no sense, or ``logit`` is on and

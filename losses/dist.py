@@ -56,7 +56,7 @@ class DIST(LogitMethod):
         student, teacher: what the two networks declare.
         inter, intra: weights of the terms ``'dist_inter'`` and ``'dist_intra'``, 0 or more.
         temperature: T.
-        pixels: see ``Method``.
+        pixels: compare pixels with a label (``'labelled'``) or all inside the image (``'inside'``).
 
     Raises:
         ValueError: if the teacher gives no logits or other classes, or a value makes no sense.

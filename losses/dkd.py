@@ -57,7 +57,7 @@ class DKD(LogitMethod):
         student, teacher: what the two networks declare.
         target, nontarget: weights of the terms ``'dkd_target'`` and ``'dkd_nontarget'``, 0 or more.
         temperature: T.
-        pixels: see ``Method``.
+        pixels: compare pixels with a label (``'labelled'``) or all inside the image (``'inside'``).
 
     Raises:
         ValueError: if the teacher gives no logits or other classes, there is one class only, or a value makes no sense.

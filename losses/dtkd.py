@@ -54,7 +54,7 @@ class DTKD(LogitMethod):
         student, teacher: what the two networks declare.
         dynamic, kd: weights of the terms ``'dtkd_dynamic'`` and ``'dtkd_kd'``, 0 or more.
         temperature: T of both.
-        pixels: see ``Method``.
+        pixels: compare pixels with a label (``'labelled'``) or all inside the image (``'inside'``).
 
     Raises:
         ValueError: if the teacher gives no logits or other classes, or a value makes no sense.

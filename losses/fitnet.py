@@ -25,7 +25,7 @@ class FitNet(FeatureMethod):
         student, teacher: what the two networks declare.
         weight: of the term ``'fitnet'``; positive.
         pairs: (teacher's tap, student's tap) of each comparison; see ``FeatureMethod``.
-        pixels: see ``Method``.
+        pixels: compare pixels with a label (``'labelled'``) or all inside the image (``'inside'``).
 
     Raises:
         ValueError: if the weight is not positive, a tap is unknown, or a pair is repeated or missing.

@@ -59,7 +59,12 @@ class HybridAlignment(nn.Module):
         self.classify = nn.ModuleList(nn.Conv2d(tap.channels, num_classes, 1) for tap in (student, teacher))
 
     def forward(
-        self, student: Tensor, teacher: Tensor, labels: Labels, cells: Tensor, pixels: Pixels = "labelled"
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        labels: Labels,
+        pixels: Pixels = "labelled",
+        teacher_logits: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Distillation loss and anchor loss.
 
@@ -67,17 +72,18 @@ class HybridAlignment(nn.Module):
             student: B C_s h w.
             teacher: B C_t h' w'; detached.
             labels: of the batch.
-            cells: ``losses.base.class_ids`` on the student's grid.
             pixels: what the distillation loss compares.
+            teacher_logits: see ``losses.base.class_ids``.
         """
         with full_precision(student):
             *maps, valid = on_student_grid(student, teacher, labels, self.taps, pixels)
+            grid = labels.at(self.taps[0].stride)
+            cells = class_ids(grid, teacher_logits, pixels)
             s, t = (norm(x) for norm, x in zip(self.standardize, maps, strict=True))
             Z_s = self.classify[0](s)
             exits = self.classify[0](s.detach()), self.classify[1](t)
             y = F.one_hot(cells.long().masked_fill(cells == VOID, 0), Z_s.shape[1]).permute(0, 3, 1, 2).to(Z_s)
-            labelled = labels.at(self.taps[0].stride).labelled
-            anchor = masked_mean(sum(errors(Z, y).mean(1) for Z in exits), labelled)
+            anchor = masked_mean(sum(errors(Z, y).mean(1) for Z in exits), grid.labelled)
             Z_h, W = (x.detach() for x in mix_knowledge(*exits, y))
             return weighted_cross_entropy(Z_s, Z_h, W, valid, self.temperature), anchor
 
@@ -110,7 +116,7 @@ class HeteroAKD(FeatureMethod):
         pairs: (teacher's tap, student's tap) of each alignment. With several, each has its own terms, named by
             ``losses.base.pair_terms``.
         temperature: T of L_feature and L_logit.
-        pixels: see ``Method``.
+        pixels: compare pixels with a label (``'labelled'``) or all inside the image (``'inside'``).
 
     Raises:
         ValueError: if the teacher gives no logits or other classes and ``logit`` is on or ``pixels`` is 'inside'; if
@@ -152,9 +158,9 @@ class HeteroAKD(FeatureMethod):
         """Unweighted terms, in the order of ``weights`` (see ``Method.forward``)."""
         terms = {}
         for name, (t, s) in self.pairs.items():
-            cells = class_ids(labels.at(self.taps[name][0].stride), teacher.logits, self.pixels)
-            maps = student.taps[s], teacher.taps[t]
-            terms[name], terms[self.anchors[name]] = self.alignments[name](*maps, labels, cells, self.pixels)
+            terms[name], terms[self.anchors[name]] = self.alignments[name](
+                student.taps[s], teacher.taps[t], labels, self.pixels, teacher.logits
+            )
         if LOGIT in self.weights:
             terms[LOGIT] = self.alignments[LOGIT](student.logits, teacher.logits, labels, self.pixels)
         return terms

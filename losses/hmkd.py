@@ -34,7 +34,7 @@ class HMKD(Method):
         feature_pairs, relation_pairs: (teacher's tap, student's tap) of each alignment.
         temperature: T of both logit terms.
         patch: side of the relation's patches, in cells of the student's tap.
-        pixels: see ``Method``.
+        pixels: compare pixels with a label (``'labelled'``) or all inside the image (``'inside'``).
 
     Raises:
         ValueError: if a logit term is on and the teacher gives no logits or other classes, a tap is unknown, a pair is

@@ -18,7 +18,7 @@ class KD(LogitMethod):
         student, teacher: what the two networks declare.
         weight: of the term ``'kd'``, positive.
         temperature: T.
-        pixels: see ``Method``.
+        pixels: compare pixels with a label (``'labelled'``) or all inside the image (``'inside'``).
 
     Raises:
         ValueError: if the teacher gives no logits or other classes, or a value makes no sense.

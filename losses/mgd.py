@@ -29,7 +29,7 @@ class MGD(FeatureMethod):
         weight: of the term ``'mgd'``; positive.
         pairs: (teacher's tap, student's tap) of each comparison; see ``FeatureMethod``.
         mask_ratio: share of the cells that are masked, in [0, 1).
-        pixels: see ``Method``.
+        pixels: compare pixels with a label (``'labelled'``) or all inside the image (``'inside'``).
 
     Raises:
         ValueError: if a value makes no sense, a tap is unknown, or a pair is repeated or missing.

@@ -55,7 +55,7 @@ class OFA(Method):
         stage, logit: weights of the terms ``'ofa_stage'`` and ``'ofa_logit'``, 0 or more.
         eps: of the enhancement; 1 (none) or more.
         stages: the student's taps that get an exit.
-        pixels: see ``Method``.
+        pixels: compare pixels with a label (``'labelled'``) or all inside the image (``'inside'``).
 
     Raises:
         ValueError: if the teacher gives no logits or other classes, a tap is unknown, repeated or missing, or a value

@@ -76,7 +76,7 @@ class SKD(FeatureMethod):
         pairs: (teacher's tap, student's tap) of each pair-wise term; see ``FeatureMethod``.
         nodes: n, 2 or more.
         temperature: T of L_pixel.
-        pixels: see ``Method``.
+        pixels: compare pixels with a label (``'labelled'``) or all inside the image (``'inside'``).
 
     Raises:
         ValueError: if ``pixel`` is on and the teacher gives no logits or other classes, a tap is unknown, a pair is
