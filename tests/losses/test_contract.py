@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from losses import METHODS
+from losses.functional import resize
 from losses.labels import Labels
-from models.base import SegOutput
+from models.base import SegOutput, Tap
 from tests.losses.networks import (
     LARGE,
     MIT_B0,
@@ -317,3 +318,18 @@ def test_the_teachers_map_may_have_any_grid_and_the_students_only_the_declared_o
     wrong = SegOutput(teacher.logits[:, :-1], {tap: x[:, :-1] for tap, x in teacher.taps.items()}, None)
     with pytest.raises(ValueError, match=r"the teacher's (map|logits) is \(2, \d+, \d, \d\); expected 2 x \d+ x h x w"):
         run(method, student, wrong, ids)
+
+
+@every_method
+@both_domains
+def test_a_teacher_that_sees_the_images_resized_has_fractional_strides(name, pixels):
+    taps = {tap: Tap(channels, stride / 0.75) for tap, (channels, stride) in LARGE.taps.items()}
+    method, (student, teacher), ids = (
+        build(name, teacher=LARGE._replace(taps=taps), pixels=pixels),
+        outputs(),
+        padded_ids(),
+    )
+    small = [resize(x, (5, 6)) for x in leaves(teacher)]  # ceil(4.5) x 6 at stride 1; others need not be as declared
+    terms = run(method, student, SegOutput(small[0], dict(zip(taps, small[1:], strict=True)), None), ids)
+    assert all(value.isfinite() for value in terms.values())
+    assert method.counts(Labels(ids)).keys() == terms.keys()
