@@ -10,7 +10,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from datasets.png import PngRows, open_rgb, undecodable
-from utils.names import VOID, Registry
+from utils.names import OUTSIDE, VOID, Registry
 
 UNKNOWN = 254  # in an id table: a raw id which no label file of the data set may hold
 
@@ -337,8 +337,10 @@ def id_table(ids: Mapping[int, int]) -> np.ndarray:
 
 def _id_tables(ids: Mapping[int, int], num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """The table to train ids, and its inverse (256 int16, -1 where there is none)."""
-    if not 1 <= num_classes <= UNKNOWN:
-        raise ValueError(f"{num_classes} classes; expected 1..{UNKNOWN}, since labels are uint8 and 254, 255 are taken")
+    if not 1 <= num_classes <= OUTSIDE:
+        raise ValueError(
+            f"{num_classes} classes; expected 1..{OUTSIDE}: labels are uint8, {OUTSIDE} is padding and {VOID} is void"
+        )
     for raw, train in ids.items():
         if not (0 <= raw <= 255 and (0 <= train < num_classes or train == VOID)):
             raise ValueError(

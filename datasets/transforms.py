@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from utils.names import VOID
+from utils.names import OUTSIDE
 
 PADDING = (124, 116, 104)  # ImageNet's mean colour: close to zero once a network has normalised it
 CROP_TRIES = 10  # as in mmsegmentation's RandomCrop
@@ -18,12 +18,12 @@ class TrainTransform:
     The result equals resizing the whole image by the drawn scale, padding it at the bottom and right to the crop size,
     and cutting the crop out, but only the crop's pixels are read and computed. The image is resampled bilinearly
     without antialiasing, as in the protocols of the field (so keep the scale at 0.5 or more), the label by the nearest
-    pixel on the same grid. Padding is the mean colour and void.
+    pixel on the same grid. Padding is the mean colour, and ``OUTSIDE`` in the label.
 
     Args:
         crop_size: (h, w) of the result, in pixels.
         scale_range: lowest and highest scale, drawn uniformly.
-        cat_max_ratio: a crop in which one class covers more than this part of the non-void pixels is drawn anew, up
+        cat_max_ratio: a crop in which one class covers more than this part of the labelled pixels is drawn again, up
             to 10 times. 1 takes the first crop.
         flip: mirror left-right half of the time.
         photometric: distort brightness, contrast, saturation and hue.
@@ -69,7 +69,7 @@ class TrainTransform:
             picture, cropped = cv2.flip(picture, 1), cv2.flip(cropped, 1)
         if self.photometric:
             picture = distort(picture, rng)
-        return self._pad(picture, PADDING), self._pad(cropped, VOID)
+        return self._pad(picture, PADDING), self._pad(cropped, OUTSIDE)
 
     def _draw_corner(self, scaled: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
         """Top and left of the crop within the scaled image, in scaled pixels."""
@@ -111,8 +111,8 @@ class TrainTransform:
 
 
 def largest_share(label: np.ndarray) -> float:
-    """Part of the non-void pixels of H W uint8 that the most frequent class covers; infinite where all is void."""
-    counts = cv2.calcHist([label], [0], None, [256], [0, 256]).ravel()[:VOID]
+    """Part of the labelled pixels of H W uint8 that the most frequent class covers; infinite if there are none."""
+    counts = cv2.calcHist([label], [0], None, [256], [0, 256]).ravel()[:OUTSIDE]
     return float(counts.max() / counts.sum()) if counts.any() else np.inf
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from utils.names import VOID
+from utils.names import OUTSIDE, VOID
 
 CHUNK = 2**17  # pixels counted at a time on a CPU: they stay in its cache
 
@@ -81,12 +81,15 @@ class ConfusionMatrix:
         device: where the updates come from.
 
     Raises:
-        ValueError: K is not in 1..255 (labels are uint8 and 255 is void).
+        ValueError: K is not in 1..254 (labels are uint8, 254 is padding and 255 is void).
     """
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu"):
-        if not 1 <= num_classes <= VOID:
-            raise ValueError(f"num_classes is {num_classes}; expected 1..{VOID}: labels are uint8 and {VOID} is void")
+        if not 1 <= num_classes <= OUTSIDE:
+            raise ValueError(
+                f"num_classes is {num_classes}; expected 1..{OUTSIDE}: labels are uint8, {OUTSIDE} is padding and "
+                f"{VOID} is void"
+            )
         self.num_classes = num_classes
         self.counts = torch.zeros(num_classes + 2, num_classes + 1, dtype=torch.int64, device=device)
 

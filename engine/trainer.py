@@ -22,6 +22,7 @@ from engine.optim import (
 )
 from engine.sharding import compile_in_place, shard
 from engine.teacher_cache import TeacherCache
+from losses.labels import Labels
 from models.inference import is_sharded
 from utils.distributed import World, all_reduce_max, all_reduce_sum
 
@@ -164,7 +165,7 @@ class Trainer:
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.world.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
 
-    def forward(self, images: Tensor, labels: Tensor, positions: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, labels: Labels, positions: Tensor | None = None) -> dict[str, Tensor]:
         """The loss terms, each a mean over this micro-batch; the teacher only looks on."""
         with self.autocast():
             return self.wrapped(images, labels, self.knowledge(images, positions))
@@ -204,7 +205,7 @@ class Trainer:
         self.check()
         device, weights, last = self.world.device, self.weights, len(batches) - 1
         images = [batch["image"].to(device, non_blocking=True) for batch in batches]
-        labels = [batch["label"].to(device, non_blocking=True) for batch in batches]
+        labels = [Labels(batch["label"].to(device, non_blocking=True)) for batch in batches]
         counts = torch.stack([torch.stack([count[k] for k in weights]) for count in map(self.distiller.counts, labels)])
         everywhere = all_reduce_sum(counts.sum(0))
         shares = counts / everywhere.where(everywhere > 0, 1)  # a term over nothing but void is 0 already
@@ -268,7 +269,8 @@ class Trainer:
         for i, batch in enumerate(batches):
             self.seed_micro_batch(step, i, len(batches))
             with self.no_sync():
-                found = self.forward(batch["image"].to(device), batch["label"].to(device), batch.get("position"))
+                labels = Labels(batch["label"].to(device))
+                found = self.forward(batch["image"].to(device), labels, batch.get("position"))
                 norms = gradient_norms(found, weights, self.distiller, scale)
             micro_batches.append({**batch, "terms": {k: found[k].item() for k in weights}, "gradient_norms": norms})
         method = self.distiller.method

@@ -12,23 +12,25 @@ from utils.names import Registry
 class Tap(NamedTuple):
     """Shape of one feature map, declared by the network and never probed by a dummy forward.
 
-    On an image of H x W the map is B x channels x ceil(H / stride) x ceil(W / stride).
+    On an image of H x W the map is B x channels x ceil(H / stride) x ceil(W / stride). The stride is fractional where
+    the network sees the image resized (8 / 0.75).
     """
 
     channels: int
-    stride: int
+    stride: int | float
 
 
 class SegOutput(NamedTuple):
     """What a forward pass gives.
 
     Attributes:
-        logits: B K h w on the head's own grid (the grid of ``taps['head']``), not upsampled.
-        taps: ``'stage1'``..``'stage4'`` and ``'head'``, each B C h w.
+        logits: B K h w on the head's own grid (the grid of ``taps['head']``), not upsampled; None for a teacher that
+            has features only.
+        taps: ``'stage1'``..``'stage4'`` and ``'head'``, or a teacher's own names, each B C h w.
         aux: B K h w logits of the auxiliary head, or None where there is none.
     """
 
-    logits: Tensor
+    logits: Tensor | None
     taps: dict[str, Tensor]
     aux: Tensor | None
 
@@ -38,12 +40,12 @@ class ModelSpec(NamedTuple):
 
     Attributes:
         taps: the network's ``tap_info``.
-        num_classes: channels of its logits.
+        num_classes: channels of its logits; None for a teacher that has features only.
         family: ``'cnn'`` or ``'transformer'``.
     """
 
     taps: dict[str, Tap]
-    num_classes: int
+    num_classes: int | None
     family: str
 
 

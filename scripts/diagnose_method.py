@@ -28,6 +28,7 @@ from engine.build import build_distiller, build_student, build_teacher, build_tr
 from engine.optim import gradient_norms
 from engine.report import table
 from losses.base import Method
+from losses.labels import Labels
 from models import SegModel, SegOutput
 from utils.config import ConfigError, config_errors, load_config, load_section
 from utils.console import environment, say
@@ -40,7 +41,7 @@ EXAMPLES = """examples:
 """
 HELD_OUT = 4  # batches on which the terms are measured
 COLLAPSE = 0.8  # a term of the student's that falls below this share of its start on random features is marked
-Outputs = tuple[SegOutput, SegOutput, Tensor]  # the student's, the teacher's, labels
+Outputs = tuple[SegOutput, SegOutput, Labels]  # the student's, the teacher's, labels
 
 
 def unrelated(output: SegOutput, generator: torch.Generator) -> SegOutput:
@@ -49,7 +50,8 @@ def unrelated(output: SegOutput, generator: torch.Generator) -> SegOutput:
     def noise(x: Tensor) -> Tensor:
         return torch.randn(x.shape, generator=generator).to(x.device)
 
-    return SegOutput(noise(output.logits), {name: noise(tap) for name, tap in output.taps.items()}, None)
+    logits = None if output.logits is None else noise(output.logits)
+    return SegOutput(logits, {name: noise(tap) for name, tap in output.taps.items()}, None)
 
 
 def measure(method: Method, batches: list[Outputs]) -> dict[str, float]:
@@ -93,7 +95,7 @@ def diagnose(
     def real(step: int) -> Outputs:
         images, labels = (samples[step][name].to(device) for name in ("image", "label"))
         with torch.no_grad():
-            return student(images), teacher(images), labels
+            return student(images), teacher(images), Labels(labels)
 
     def random(step: int) -> Outputs:
         generator = torch.Generator().manual_seed(step)
@@ -104,7 +106,7 @@ def diagnose(
     images, labels = (samples[0][name].to(device) for name in ("image", "label"))
     with torch.no_grad():
         knowledge = teacher(images)
-    norms = gradient_norms(copy.deepcopy(method)(student(images), knowledge, labels), method.weights, student)
+    norms = gradient_norms(copy.deepcopy(method)(student(images), knowledge, Labels(labels)), method.weights, student)
     for kind, batches in (("real", real), ("random", random)):
         torch.manual_seed(0)
         trained, held_out = copy.deepcopy(method), [batches(step) for step in range(steps, steps + HELD_OUT)]

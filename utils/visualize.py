@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from utils.files import write_atomically
-from utils.names import VOID
+from utils.names import OUTSIDE, VOID
 
 Color = tuple[int, int, int]
 
@@ -33,7 +33,7 @@ OUTLINE: Color = (140, 140, 140)  # around pictures and swatches, so that white 
 
 
 def colorize(label: np.ndarray, palette: Sequence[Color]) -> np.ndarray:
-    """Class map H W (0..K-1, 255 = void) in the colours of a K x 3 palette, void white -> H W 3.
+    """Class map H W (0..K-1, 255 = void) in the colours of a K x 3 palette -> H W 3; void and padding are white.
 
     Raises:
         ValueError: the palette is not K x 3 in 0..255, or a class has no colour in it.
@@ -41,7 +41,7 @@ def colorize(label: np.ndarray, palette: Sequence[Color]) -> np.ndarray:
     label, palette = np.asarray(label), np.asarray(palette)
     if palette.ndim != 2 or palette.shape[1] != 3 or palette.min() < 0 or palette.max() > 255:
         raise ValueError(f"palette is {palette.shape}; expected K x 3, one RGB colour in 0..255 a class")
-    unknown = np.setdiff1d(label, [*range(len(palette)), VOID])
+    unknown = np.setdiff1d(label, [*range(len(palette)), OUTSIDE, VOID])
     if unknown.size:
         raise ValueError(f"classes {unknown.tolist()} have no colour; expected 0..{len(palette) - 1} or {VOID} (void)")
     table = np.full((VOID + 1, 3), VOID_COLOR, np.uint8)
@@ -52,7 +52,7 @@ def colorize(label: np.ndarray, palette: Sequence[Color]) -> np.ndarray:
 def overlay(image: np.ndarray, label: np.ndarray, palette: Sequence[Color], alpha: float = 0.5) -> np.ndarray:
     """The image H W 3 under the colours of its class map H W; ``alpha`` is the colours' share. Void shows the image."""
     mixed = (1 - alpha) * image + alpha * colorize(label, palette)
-    return np.where(np.asarray(label)[..., None] == VOID, image, mixed.round()).astype(np.uint8)
+    return np.where(np.asarray(label)[..., None] >= OUTSIDE, image, mixed.round()).astype(np.uint8)
 
 
 def error_map(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
@@ -60,7 +60,7 @@ def error_map(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
     prediction, label = np.asarray(prediction), np.asarray(label)
     if prediction.shape != label.shape:
         raise ValueError(f"prediction is {prediction.shape}, label {label.shape}; expected one shape")
-    kind = np.where(label == VOID, 2, prediction != label)
+    kind = np.where(label >= OUTSIDE, 2, prediction != label)
     return np.array(list(ERROR_COLORS.values()), np.uint8)[kind.astype(np.uint8)]
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from engine.optim import build_optimizer, parameter_groups
 from losses.alignment import FeatureAlignment
 from losses.hmkd import HMKD
+from losses.labels import Labels
 from models import SegModel
 from models.heads.layers import resize
 from models.heads.segformer import STAGES, SegFormerHead
@@ -79,7 +80,7 @@ class PublishedStep:
         maps = {"student": student.taps[self.tap], "teacher": teacher.taps[self.tap].clone()}
         if attention and self.context is not None:
             maps[self.context] = unscaled_attention(maps[self.context])
-        feature, _ = self.align(maps["student"], maps["teacher"], labels)
+        feature, _ = self.align(maps["student"], maps["teacher"], Labels(labels.byte()))
         loss = task + kd + feature
         if student.aux is not None:
             aux = F.interpolate(student.aux, labels.shape[-2:], mode="bilinear")

@@ -4,6 +4,7 @@ import pytest
 
 from datasets.camvid import GROUPS
 from datasets.cityscapes import CLASSES
+from utils.names import OUTSIDE, VOID
 from utils.visualize import ERROR_COLORS, GAP, LINE, SWATCH, colorize, error_map, overlay, panel, plot_curves, write_png
 
 PALETTE = [(10, 20, 30), (200, 100, 0)]
@@ -36,6 +37,13 @@ def test_overlay_mixes_and_leaves_void_alone():
     mixed = overlay(image, LABEL, PALETTE, alpha=0.25)
     assert mixed.tolist() == [[[78, 80, 82], [125, 100, 75]], [[100, 100, 100], [78, 80, 82]]]
     assert np.array_equal(overlay(image, LABEL, PALETTE, alpha=0), image)
+
+
+def test_padding_is_shown_as_void_is():
+    padded, image = np.where(LABEL == VOID, OUTSIDE, LABEL), np.full((2, 2, 3), 100, np.uint8)
+    assert np.array_equal(colorize(padded, PALETTE), colorize(LABEL, PALETTE))
+    assert np.array_equal(overlay(image, padded, PALETTE), overlay(image, LABEL, PALETTE))
+    assert np.array_equal(error_map(LABEL * 0, padded), error_map(LABEL * 0, LABEL))
 
 
 def test_error_map_by_hand():
