@@ -179,6 +179,8 @@ class Teacher(Network):
     head: Annotated[str, one_of(HEADS, "head")] | None = None
     normalization: Annotated[str, one_of(NORMALIZATIONS, "normalization")] | None = None
     weights: str  # of a whole segmentation network: a file or folder, or 'hf:NAME'
+    # Factor on the sides of the images that it sees: its maps are as much smaller or larger, and its cost with them.
+    scale: Annotated[float, Field(gt=0, le=LARGEST_SCALE)] = 1.0
     # Where its classes are not the data's: for each of them the data's class, by name, or None to leave it out.
     class_map: tuple[str | None, ...] | None = None
     # Folder to keep its outputs on the training samples in: what is there is read, by this run and by others of the

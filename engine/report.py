@@ -1,4 +1,4 @@
-"""What a run says of itself: the tables of a dry run, the picture panel, the summary at the end."""
+"""Tables of a dry run, the panel of pictures, and the summary at the end of a run."""
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
@@ -45,7 +45,7 @@ def network_table(networks: Mapping[str, nn.Module], size: tuple[int, int]) -> s
     rows = []
     for name, model in networks.items():
         parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-        taps = " ".join(f"{tap}:{info.channels}@{info.stride}" for tap, info in model.tap_info.items())
+        taps = " ".join(f"{tap}:{info.channels}@{info.stride}" for tap, info in model.spec.taps.items())
         rows.append([name, f"{parameters:.2f} M", f"{multiply_adds(model, size)['total'] / 1e9:.1f}", taps])
     return table(["network", "parameters", f"GFLOPs at {size[0]}x{size[1]}", "taps (channels@stride)"], rows)
 

@@ -307,7 +307,7 @@ def test_bad_samples_are_replaced_and_a_resumed_run_replaces_them_alike(experime
 def test_a_run_that_is_stopped_says_what_it_skipped_since_the_last_log_entry(
     experiments, spoilt, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(train_kd.StopSignals, "agreed", lambda self, world: signal.SIGTERM)
+    monkeypatch.setattr(train_kd.StopSignals, "received_by_any", lambda self, world: signal.SIGTERM)
     options = [f"data.root={spoilt[0]}", *SHORT, "data.on_bad_sample=skip", "train.batch_size=8", "log.interval=100"]
     with pytest.raises(SystemExit) as stop:
         train_kd.main([experiments["alone"], "--work-dir", str(tmp_path / "run"), "--cfg-options", *options])

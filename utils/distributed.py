@@ -249,6 +249,6 @@ class StopSignals:
         elif number == signal.SIGINT and time.monotonic() - self.first > IMPATIENT_AFTER:
             raise KeyboardInterrupt
 
-    def agreed(self, world: World) -> int:
+    def received_by_any(self, world: World) -> int:
         """The signal that any rank was sent, the same on every rank, or 0."""
         return all_reduce_max(self.received, world)
