@@ -15,7 +15,7 @@ from utils.visualize import ERROR_COLORS, colorize, error_map, panel
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Plain-text columns, the first to the left and the others to the right."""
+    """Plain-text columns, the first one aligned left and the others right."""
     rows = [list(header), *map(list, rows)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     rows.insert(1, ["-" * width for width in widths])
@@ -27,10 +27,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def multiply_adds(model: nn.Module, size: tuple[int, int]) -> dict[str, int]:
-    """Multiply-adds of one image of ``size`` (H, W) in evaluation: of each child of the network, and in 'total'.
+    """Multiply-adds for one image of ``size`` (H, W) in evaluation: of each child of the network, and their 'total'.
 
-    A multiplication with its addition counts as one, as in the field's papers (``FlopCounterMode`` counts two); of
-    convolutions, linear layers and attention's products alone. On a shapeless copy of the network: nothing is computed.
+    A multiplication and its addition count as one, as in the field's papers (``FlopCounterMode`` counts two). Only
+    convolutions, linear layers and the matrix products of attention count. A copy on the meta device is used, so
+    nothing is computed.
     """
     shadow = copy.deepcopy(model).to("meta").eval()
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
@@ -51,7 +52,7 @@ def network_table(networks: Mapping[str, nn.Module], size: tuple[int, int]) -> s
 
 
 def term_table(weights: Mapping[str, float], terms: Mapping[str, float], norms: Mapping[str, float]) -> str:
-    """Each term of the loss with its weight, its value and its gradient's norm on the student."""
+    """Each loss term with its weight, its value and the norm of its gradient on the student."""
     rows = [[name, f"{weight:g}", f"{terms[name]:.4f}", f"{norms[name]:.4f}"] for name, weight in weights.items()]
     return table(["term", "weight", "value", "gradient on the student"], rows)
 
