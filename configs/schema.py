@@ -225,6 +225,8 @@ class Teacher(Network):
     # As the student's. None, and no metadata: 'imagenet'.
     normalization: Annotated[str, one_of(NORMALIZATIONS, "normalization")] | None = None
     weights: str  # Weights of the whole segmentation network: a file or folder, or 'hf:NAME'.
+    # Factor on height and width of the images that the teacher sees. Its maps and its cost change with them.
+    scale: Annotated[float, Field(gt=0, le=LARGEST_SCALE)] = 1.0
     # If the teacher has other classes than the data: for each of its classes the data's class, or None to ignore it.
     class_map: tuple[str | None, ...] | None = None
     # Folder that keeps the teacher's outputs on the training samples, for this run and for other runs with the same

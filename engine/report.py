@@ -1,4 +1,4 @@
-"""What people read of a run: the tables of a dry run and the panel of predictions."""
+"""Tables of a dry run, the panel of predictions, and the summary at the end of a run."""
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ from utils.visualize import ERROR_COLORS, colorize, error_map, panel
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Plain-text columns, the first to the left and the others to the right."""
+    """Plain-text columns, the first one aligned left and the others right."""
     rows = [list(header), *map(list, rows)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     rows.insert(1, ["-" * width for width in widths])
@@ -28,10 +28,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def multiply_adds(model: nn.Module, size: tuple[int, int]) -> dict[str, int]:
-    """Multiply-adds of one image of ``size`` (H, W) in evaluation: of each child of the network, and in 'total'.
+    """Multiply-adds for one image of ``size`` (H, W) in evaluation: of each child of the network, and their 'total'.
 
-    A multiplication with its addition counts as one, as in the field's papers (``FlopCounterMode`` counts two); of
-    convolutions, linear layers and attention's products alone. On a shapeless copy of the network: nothing is computed.
+    A multiplication and its addition count as one, as in the field's papers (``FlopCounterMode`` counts two). Only
+    convolutions, linear layers and the matrix products of attention count. A copy on the meta device is used, so
+    nothing is computed.
     """
     shadow = copy.deepcopy(model).to("meta").eval()
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
@@ -46,13 +47,13 @@ def network_table(networks: Mapping[str, nn.Module], size: tuple[int, int]) -> s
     rows = []
     for name, model in networks.items():
         parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-        taps = " ".join(f"{tap}:{info.channels}@{info.stride}" for tap, info in model.tap_info.items())
+        taps = " ".join(f"{tap}:{info.channels}@{info.stride}" for tap, info in model.spec.taps.items())
         rows.append([name, f"{parameters:.2f} M", f"{multiply_adds(model, size)['total'] / 1e9:.1f}", taps])
     return table(["network", "parameters", f"GFLOPs at {size[0]}x{size[1]}", "taps (channels@stride)"], rows)
 
 
 def term_table(weights: Mapping[str, float], terms: Mapping[str, float], norms: Mapping[str, float]) -> str:
-    """Each term of the loss with its weight, its value and its gradient's norm on the student."""
+    """Each loss term with its weight, its value and the norm of its gradient on the student."""
     rows = [[name, f"{weight:g}", f"{terms[name]:.4f}", f"{norms[name]:.4f}"] for name, weight in weights.items()]
     return table(["term", "weight", "value", "gradient on the student"], rows)
 

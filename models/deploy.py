@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from copy import deepcopy
+from fractions import Fraction
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from models.base import SegModel
 from models.heads.layers import RegionAverage
+from models.inference import scaled_size
 
 OUTPUTS = ("classes", "logits")
 
@@ -24,19 +26,28 @@ class Deployable(nn.Module):
         model: the network; it is copied.
         outputs: which of ``OUTPUTS`` to give, in this order.
         half: computes in float16.
-        scale: the network sees the images resized by this factor on their sides, as ``models.inference.predict`` does.
+        scale: the images are first resized by this factor on their sides, as ``models.inference.predict`` does.
+        input_scale: then by this one, as a teacher with an input scale does (``models.inference.scaled_size``).
 
     Raises:
         ValueError: no output, an unknown one or one twice, or more classes than a uint8 class map can hold.
     """
 
-    def __init__(self, model: SegModel, outputs: Sequence[str] = ("classes",), half: bool = False, scale: float = 1.0):
+    def __init__(
+        self,
+        model: SegModel,
+        outputs: Sequence[str] = ("classes",),
+        half: bool = False,
+        scale: float = 1.0,
+        input_scale: Fraction = Fraction(1),
+    ):
         super().__init__()
         if not outputs or len(set(outputs)) < len(outputs) or not set(outputs) <= set(OUTPUTS):
             raise ValueError(f"outputs are {list(outputs)}; expected one or both of {', '.join(OUTPUTS)}, once each")
         if model.num_classes > 255:
             raise ValueError(f"the network has {model.num_classes} classes; expected at most 255: class maps are uint8")
         self.model, self.outputs, self.scale = deepcopy(model).requires_grad_(False), tuple(outputs), scale
+        self.input_scale = input_scale
         for parent in list(self.model.modules()):
             for name, child in parent.named_children():
                 if isinstance(child, nn.AdaptiveAvgPool2d):
@@ -52,6 +63,9 @@ class Deployable(nn.Module):
         if self.scale != 1:
             scaled = [max(1, math.floor(length * self.scale + 0.5)) for length in size]
             images = F.interpolate(images.float(), scaled, mode="bilinear", antialias=self.scale < 1)
+        if self.input_scale != 1:
+            seen = scaled_size(images.shape[-2:], self.input_scale)
+            images = F.interpolate(images.float(), seen, mode="bilinear", antialias=self.input_scale < 1)
         stages = self.model.backbone(self.model.normalize(images).to(self.dtype))
         logits, _ = self.model.head(stages)
         logits = F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +22,9 @@ def inference(model: nn.Module) -> Iterator[None]:
     training = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        # FSDP goes on writing into what it has gathered once: into tensors of the inference mode only inside of it.
-        with torch.no_grad() if is_sharded(model) else torch.inference_mode(), torch.compiler.set_stance("force_eager"):
+        # FSDP writes again into tensors that it gathered before, and inference tensors cannot be written to later.
+        sharded = sharded_part(model) is not None
+        with torch.no_grad() if sharded else torch.inference_mode(), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         for module, mode in training:
@@ -36,6 +38,16 @@ def resize(x: Tensor, size: Size) -> Tensor:
         return x
     shrinks = size[0] < x.shape[-2] or size[1] < x.shape[-1]  # the filter changes nothing elsewhere and is slower
     return F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=shrinks)
+
+
+def scaled_size(size: Size, scale: Fraction) -> Size:
+    """The size of an image whose sides are multiplied by ``scale`` and rounded up.
+
+    ceil(ceil(H scale) / s) = ceil(H / (s / scale)) for a whole s: a network of stride s has the grid of stride
+    s / scale on the image as it was.
+    """
+    height, width = (-(-side * scale.numerator // scale.denominator) for side in size)
+    return height, width
 
 
 def row_tiles(logits: Tensor, size: Size) -> Iterator[tuple[slice, Tensor]]:
@@ -107,8 +119,15 @@ def predict_logits(
 
 def view_logits(model: nn.Module, images: Tensor, mode: str, crop_size: Size | None, stride: Size | None) -> Tensor:
     """As :func:`predict_logits`, on the network's own grid (``'whole'``) or the images' (``'slide'``)."""
+
+    def logits_of(view: Tensor) -> Tensor:
+        logits = model(view).logits
+        if logits is None:
+            raise ValueError("the network has features and no logits: it predicts no classes and cannot be evaluated")
+        return logits
+
     if mode == "whole":
-        return model(images).logits
+        return logits_of(images)
     if mode != "slide":
         raise ValueError(f"mode is {mode!r}; expected one of {MODES}")
     if crop_size is None or stride is None:
@@ -122,7 +141,7 @@ def view_logits(model: nn.Module, images: Tensor, mode: str, crop_size: Size | N
     for top in window_starts(height, window[0], stride[0]):
         for left in window_starts(width, window[1], stride[1]):
             region = (..., slice(top, top + window[0]), slice(left, left + window[1]))
-            logits = resize(model(images[region]).logits, window)
+            logits = resize(logits_of(images[region]), window)
             if total is None:
                 total = logits.new_zeros(*logits.shape[:2], height, width)
             total[region] += logits
@@ -183,5 +202,7 @@ def predict(
     return class_map(score, size)
 
 
-def is_sharded(network: nn.Module | None) -> bool:
-    return isinstance(network, FSDPModule)
+def sharded_part(model: nn.Module | None) -> nn.Module | None:
+    """The outermost module whose weights the ranks share (FSDP): the model itself or one inside it; None without."""
+    modules = () if model is None else model.modules()
+    return next((module for module in modules if isinstance(module, FSDPModule)), None)

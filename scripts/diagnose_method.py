@@ -24,9 +24,10 @@ from torch import Tensor
 from configs.schema import Experiment
 from datasets import make_loader
 from datasets.samplers import PositionBatches
-from engine.build import build_distiller, build_student, build_teacher, build_train_stream
+from engine.build import build_distiller, build_student, build_train_stream
 from engine.optim import gradient_norms
 from engine.report import table
+from engine.teacher import Teacher, build_teacher
 from losses.base import Method
 from losses.labels import Labels
 from models import SegModel, SegOutput
@@ -79,7 +80,7 @@ def train_modules(method: Method, batches: Callable[[int], Outputs], steps: int,
 
 
 def diagnose(
-    method: Method, student: SegModel, teacher: SegModel, samples: list[dict], steps: int, lr: float
+    method: Method, student: SegModel, teacher: Teacher, samples: list[dict], steps: int, lr: float
 ) -> dict[str, dict[str, float]]:
     """For each term its weight, its value before and after on real and on random features, and its gradient norm.
 
@@ -104,9 +105,8 @@ def diagnose(
 
     found = {name: {"weight": weight} for name, weight in method.weights.items()}
     images, labels = (samples[0][name].to(device) for name in ("image", "label"))
-    with torch.no_grad():
-        knowledge = teacher(images)
-    norms = gradient_norms(copy.deepcopy(method)(student(images), knowledge, Labels(labels)), method.weights, student)
+    outputs = student(images), teacher(images), Labels(labels)
+    norms = gradient_norms(copy.deepcopy(method)(*outputs), method.weights, student)
     for kind, batches in (("real", real), ("random", random)):
         torch.manual_seed(0)
         trained, held_out = copy.deepcopy(method), [batches(step) for step in range(steps, steps + HELD_OUT)]
@@ -161,9 +161,9 @@ def run(args: argparse.Namespace) -> None:
     torch.manual_seed(config.train.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     student, loaded = build_student(config, args.config, names)
-    teacher, taught = build_teacher(config, args.config, names)
+    teacher = build_teacher(config, args.config, names)
     student, teacher = student.to(device).eval(), teacher.to(device)
-    for report in filter(None, (loaded, taught)):
+    for report in filter(None, (loaded, teacher.loaded)):
         say(str(report))
     positions = PositionBatches(0, args.steps + HELD_OUT, config.train.batch_size, 1, 0, 1)
     samples = list(make_loader(stream, positions, workers=0, pin_memory=False))

@@ -17,6 +17,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,9 @@ from tqdm import tqdm
 
 from configs.schema import Eval, Experiment
 from datasets.base import SegDataset
-from engine.build import build_split, build_student, build_teacher, load_trained
+from engine.build import build_split, build_student, load_trained
 from engine.metrics import ConfusionMatrix
+from engine.teacher import Teacher, build_teacher
 from models import SegModel, read_weights
 from models.deploy import OUTPUTS, Deployable
 from models.inference import Size, predict, resize
@@ -99,23 +101,26 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def load_network(config: Experiment, args: argparse.Namespace, dataset: SegDataset) -> tuple[SegModel, dict[str, Any]]:
-    """The network, and what the ONNX file will say of it."""
+def load_network(
+    config: Experiment, args: argparse.Namespace, dataset: SegDataset
+) -> tuple[SegModel | Teacher, dict[str, Any]]:
+    """The network, and the metadata of its ONNX file."""
     if args.teacher:
         if config.teacher is None:
             raise ConfigError(f"{args.config}: teacher is None: there is no teacher to export")
         if config.teacher.class_map is not None:
             raise ConfigError(f"{args.config}: teacher.class_map: export the teacher from a config of its own classes")
-        model, report = build_teacher(config, args.config, dataset.class_names)
+        model = build_teacher(config, args.config, dataset.class_names)
+        network, report = model.network, model.loaded
         settings = config.teacher.model_dump(exclude={"weights"}, exclude_none=True)
     else:
         model, _ = build_student(config, args.config, dataset.class_names, pretrained=False)
-        report = load_trained(model, read_weights(args.checkpoint), dataset.class_names)
+        network, report = model, load_trained(model, read_weights(args.checkpoint), dataset.class_names)
         settings = config.student.model_dump(exclude={"pretrained"}, exclude_none=True)
     print(report)
     about = {
         "class_names": dataset.class_names, "palette": dataset.palette.tolist(),
-        "network": report.about.get("network", {}) | settings, "normalization": model.normalization._asdict(),
+        "network": report.about.get("network", {}) | settings, "normalization": network.normalization._asdict(),
         "step": report.about.get("step"), "miou": report.about.get("miou"),
         "config_sha256": hashlib.sha256(dump_config(config).encode()).hexdigest(),
         "eval": report.about.get("config", {}).get("eval"), "scale": scale_of(config),
@@ -175,7 +180,7 @@ def spread(dataset: SegDataset, count: int, size: Size | None) -> Iterator[Tenso
         yield at_size(dataset[int((i + 0.5) * len(dataset) / count)]["image"], size)
 
 
-def check(exported: OnnxModel, model: SegModel, batches: Iterable[Tensor], bar: float) -> None:
+def check(exported: OnnxModel, model: SegModel | Teacher, batches: Iterable[Tensor], bar: float) -> None:
     """Compares the class maps of an exported file with PyTorch's.
 
     Raises:
@@ -267,7 +272,9 @@ def run(args: argparse.Namespace) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "network.onnx"
-        export(Deployable(model, args.outputs, args.half, about["scale"]), traced, args.dynamic, file)
+        network, input_scale = (model.network, model.scale) if args.teacher else (model, Fraction(1))
+        deployable = Deployable(network, args.outputs, args.half, about["scale"], input_scale)
+        export(deployable, traced, args.dynamic, file)
         describe(file, about)
         exported, bar = OnnxModel(file), AGREEMENT[about["precision"]]
         check(exported, model, spread(dataset, args.check_images, size), bar)

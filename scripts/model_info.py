@@ -10,6 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,10 +25,12 @@ if not __package__:  # run as a file: its own folder is on the import path, the 
     restart_as_module(__file__)
 
 from configs.schema import Experiment
-from engine.build import build_split, build_student, build_teacher
+from engine.build import build_split, build_student
 from engine.report import multiply_adds
+from engine.teacher import Teacher, build_teacher
 from models import MappedModel, SegModel, count_parameters
 from models.deploy import Deployable
+from models.inference import scaled_size
 from models.onnx import require_extra
 from scripts.export_onnx import export
 from utils.config import load_config
@@ -68,16 +71,30 @@ def image_size(config: Experiment, source: str) -> tuple[Size, str]:
     return (height, width), f"first image of {listed}"
 
 
-def describe(model: SegModel, size: Size) -> dict:
+def network_of(model: SegModel | Teacher) -> tuple[SegModel, Fraction]:
+    """The network alone, and its input scale. The merging of a teacher's classes is left out: it costs very little."""
+    if not isinstance(model, Teacher):
+        return model, Fraction(1)
+    network = model.network
+    return (network.model if isinstance(network, MappedModel) else network), model.scale
+
+
+def describe(model: SegModel | Teacher, size: Size) -> dict:
     """All that needs no clock: parameters, multiply-adds, and the taps with their grids on an image of ``size``."""
+    taps = model.spec.taps
+    model, scale = network_of(model)
     backbone, head = count_parameters(model.backbone), count_parameters(model.head)
     auxiliary = count_parameters(model) - backbone - head
     return {
         "parameters": {"backbone": backbone, "head": head, "deployed": backbone + head, "auxiliary": auxiliary},
-        "multiply_adds": multiply_adds(model, size),
+        "multiply_adds": multiply_adds(model, scaled_size(size, scale)),
         "taps": {
-            name: {**tap._asdict(), "grid": [-(-side // tap.stride) for side in size]}
-            for name, tap in model.tap_info.items()
+            name: {
+                "channels": tap.channels,
+                "stride": float(tap.stride) if isinstance(tap.stride, Fraction) else tap.stride,
+                "grid": [-(-side // tap.stride) for side in size],
+            }
+            for name, tap in taps.items()
         },
     }
 
@@ -104,7 +121,7 @@ def _wait_for(device: torch.device) -> None:
 
 
 def measure_latency(
-    models: dict[str, SegModel], size: Size, device: torch.device, runs: int
+    models: dict[str, SegModel | Teacher], size: Size, device: torch.device, runs: int
 ) -> Iterator[tuple[str, Milliseconds | str]]:
     """Times the whole of what is deployed, one image at a time, in one form after the other.
 
@@ -118,7 +135,8 @@ def measure_latency(
         The name of the form, and its times; or why it has none.
     """
     image = torch.randint(256, (1, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    modules = {name: Deployable(model).to(device) for name, model in models.items()}
+    networks = {name: network_of(model) for name, model in models.items()}
+    modules = {name: Deployable(net, input_scale=scale).to(device) for name, (net, scale) in networks.items()}
 
     def forward(module: nn.Module, image: Tensor, dtype: torch.dtype | None) -> None:
         with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
@@ -203,7 +221,7 @@ def print_networks(config: Experiment, about: dict[str, dict]) -> None:
     print_amounts("multiply_adds", ("backbone", "head", "total"), 1e9)
     say("taps (channels, stride, grid)")
     for tap in about["student"]["taps"]:
-        shape = "{channels} /{stride} {grid[0]}x{grid[1]}".format
+        shape = "{channels} /{stride:g} {grid[0]}x{grid[1]}".format
         print_line(f"  {tap}", {name: shape(**facts["taps"][tap]) for name, facts in about.items()})
 
 
@@ -213,9 +231,7 @@ def run(config: Experiment, args: argparse.Namespace) -> None:
         raise ValueError("--device cuda: PyTorch sees no GPU on this machine; use --device cpu")
     size, origin = (tuple(args.size), "--size") if args.size else image_size(config, args.config)
     names = class_names(config, args.config)
-    teacher, _ = build_teacher(config, args.config, names, pretrained=False)
-    if isinstance(teacher, MappedModel):
-        teacher = teacher.model  # merging its classes costs next to nothing
+    teacher = build_teacher(config, args.config, names, pretrained=False)
     student, _ = build_student(config, args.config, names, pretrained=False)
     models = ({} if teacher is None else {"teacher": teacher}) | {"student": student}
 

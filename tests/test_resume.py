@@ -196,7 +196,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_taken(tiny, 
     capsys.readouterr()
     train_kd.main([tiny, "--work-dir", str(run), "--resume", "auto"])
     said = capsys.readouterr().out
-    assert f"going on from {run / 'step_7.pt'} at step 7" in said
+    assert f"resumed from {run / 'step_7.pt'} at step 7" in said
     for name in ("last.pt", "step_8.pt"):
         assert (f"WARNING: {run / name} (" in said) == (damage != "half renamed")
     assert_same_run(run, whole)
@@ -258,14 +258,14 @@ def test_a_full_disk_stops_the_run_and_what_was_saved_goes_on_elsewhere(tiny, wh
 
 
 def test_a_full_disk_stops_nothing_if_so_asked(tiny, whole, run, small_disk, capsys):
-    """Every checkpoint and log entry that finds no room is named; with room, a run goes on from what was saved."""
+    """Every checkpoint and log entry that finds no room is named; with room, a run resumes from what was saved."""
     disk = small_disk(int(2.5 * checkpoint_mebibytes(whole)) + 1)
     train_kd_arguments = [tiny, "--work-dir", str(disk / "run"), "--cfg-options", "checkpoint.on_save_error=continue"]
-    assert "step_8.pt (No space left" in refused(train_kd_arguments)  # the last one has nothing to go on with
+    assert "step_8.pt (No space left" in refused(train_kd_arguments)  # nothing follows the last one
     said = capsys.readouterr().out
     for step in range(2, 8):
         assert f"step_{step}.pt (No space left" in said
-    assert said.count("going on without it (checkpoint.on_save_error)") >= 6
+    assert said.count("the run continues without it (checkpoint.on_save_error)") >= 6
     assert [line["step"] for line in metrics(disk / "run") if "loss" in line] == list(range(1, 9))
     shutil.copytree(disk / "run", run)
     train_kd.main([tiny, "--work-dir", str(run), "--resume", "auto"])

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.optim import build_optimizer, parameter_groups
+from engine.teacher import Teacher
 from losses.alignment import FeatureAlignment
 from losses.hmkd import HMKD
 from losses.labels import Labels
@@ -44,13 +45,14 @@ class PublishedStep:
     head is ``concatenated``. Each loss is read out in every step, for the log.
 
     Args:
-        student, teacher: on the device, for nothing else; the teacher frozen.
+        student, teacher: on the device, not used elsewhere: their heads are changed.
         optimizer: settings of ``parameter_groups`` and ``build_optimizer``.
         tap: the stage whose features are compared.
     """
 
-    def __init__(self, student: SegModel, teacher: SegModel, optimizer: dict, tap: str = "stage3"):
-        self.student, self.teacher, self.tap = as_published(student), as_published(teacher), tap
+    def __init__(self, student: SegModel, teacher: Teacher, optimizer: dict, tap: str = "stage3"):
+        self.student, self.teacher, self.tap = as_published(student), teacher, tap
+        as_published(teacher.network)
         self.device = next(student.parameters()).device
         method = HMKD(student.spec, teacher.spec, anchor=None, feature_pairs=((tap, tap),))
         self.align: FeatureAlignment = method.alignments["feature"].to(self.device)

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from configs.schema import Experiment
-from engine.build import build_distiller, build_student, build_teacher
+from engine.build import build_distiller, build_student
+from engine.teacher import build_teacher
 from engine.trainer import Trainer
 from losses.labels import Labels
 from scripts.benchmarks.published import PublishedStep
@@ -46,10 +47,18 @@ def build(config: Experiment, world: World, distil: bool = True) -> Trainer:
     names = [f"class {i}" for i in range(CLASSES)]
     torch.manual_seed(0)
     student, _ = build_student(config, "benchmark", names, pretrained=False)
-    teacher = build_teacher(config, "benchmark", names, pretrained=False)[0] if distil else None
+    teacher = build_teacher(config, "benchmark", names, pretrained=False) if distil else None
+    distiller = build_distiller(config, "benchmark", student, teacher)
+    if teacher is not None:
+        teacher.prepare(
+            world,
+            autocast_dtype=config.train.autocast_dtype,
+            channels_last=config.train.channels_last,
+            compile_blocks=config.train.compile,
+        )
     optimizer = config.optimizer.model_dump()
     return Trainer(
-        build_distiller(config, "benchmark", student, teacher),
+        distiller,
         teacher,
         world,
         optimizer=optimizer | {"lr": 1e-3 * optimizer["lr"]},
@@ -99,7 +108,7 @@ def step_row(
     images, labels = data["image"].to(device), data["label"].to(device)
 
     def teacher_forward():
-        with torch.no_grad(), ours.autocast():
+        with ours.autocast():
             return ours.teacher(images)
 
     def student_forward():
@@ -204,7 +213,7 @@ def _method_row(
     images = data["image"].to(device)
 
     def teacher() -> Tensor:
-        with torch.no_grad(), trainer.autocast():
+        with trainer.autocast():
             return trainer.teacher(images)
 
     alternatives = {

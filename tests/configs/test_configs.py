@@ -7,8 +7,9 @@ import torch
 
 from configs.schema import Experiment, MethodSection, component_section
 from datasets import DATASETS, camvid, cityscapes
-from engine.build import build_distiller, build_student, build_teacher
+from engine.build import build_distiller, build_student
 from engine.checkpoint import save_student
+from engine.teacher import build_teacher
 from losses import METHODS
 from models import build_model
 from utils.config import ConfigError, dump_config, load_config, load_section, validate
@@ -27,7 +28,7 @@ def build(config, source="config.py"):
     """The networks and the distiller of ``config`` as shapes alone."""
     with torch.device("meta"):
         student, _ = build_student(config, source, CLASSES[config.data.type], pretrained=False)
-        teacher, _ = build_teacher(config, source, CLASSES[config.data.type], pretrained=False)
+        teacher = build_teacher(config, source, CLASSES[config.data.type], pretrained=False)
         return student, teacher, build_distiller(config, source, student, teacher)
 
 
@@ -132,11 +133,11 @@ def teacher_config(**teacher):
 
 def test_a_teacher_is_built_as_its_weights_say(described):
     weights, expected = described
-    teacher, report = build_teacher(teacher_config(weights=weights), "x.py", CLASSES["camvid"])
-    assert report.loaded == len([key for key in expected.state_dict() if not key.startswith("aux_head.")])
-    assert (teacher.backbone.name, teacher.spec) == ("test_resnet", expected.spec)
-    assert teacher.normalization == expected.normalization
-    assert torch.equal(teacher.head.classifier.weight, expected.head.classifier.weight)
+    teacher = build_teacher(teacher_config(weights=weights), "x.py", CLASSES["camvid"])
+    assert teacher.loaded.loaded == len([key for key in expected.state_dict() if not key.startswith("aux_head.")])
+    assert (teacher.network.backbone.name, teacher.spec) == ("test_resnet", expected.spec)
+    assert teacher.network.normalization == expected.normalization
+    assert torch.equal(teacher.network.head.classifier.weight, expected.head.classifier.weight)
 
 
 @pytest.mark.parametrize(
@@ -174,9 +175,9 @@ def test_a_teacher_of_other_classes(described):
     """Eleven classes of the teacher for two of the data."""
     weights, expected = described
     mapped = ["far"] * 5 + [None] + ["near"] * 5
-    teacher, _ = build_teacher(teacher_config(weights=weights, class_map=mapped), "x.py", ("near", "far"))
+    teacher = build_teacher(teacher_config(weights=weights, class_map=mapped), "x.py", ("near", "far"))
     assert teacher.spec == expected.spec._replace(num_classes=2)
-    assert teacher.sources == ((6, 7, 8, 9, 10), (0, 1, 2, 3, 4))
+    assert teacher.network.sources == ((6, 7, 8, 9, 10), (0, 1, 2, 3, 4))
     images = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
     assert teacher(images).logits.shape == (1, 2, 2, 2)
 
@@ -240,7 +241,7 @@ def test_a_teacher_of_cityscapes_classes_on_camvid():
     config = load("configs/hmkd/cityscapes_to_camvid_b4_r18.py")
     assert config.teacher.class_map == tuple(group[original[name]] for name in CLASSES["cityscapes"])
     _, teacher, _ = build(config)
-    assert (teacher.model.num_classes, teacher.num_classes) == (19, 11)
+    assert (teacher.network.model.num_classes, teacher.spec.num_classes) == (19, 11)
 
 
 def build_with(file, pair):

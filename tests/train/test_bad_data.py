@@ -61,8 +61,8 @@ def test_a_worker_that_dies_or_hangs_ends_the_run(experiments, tmp_path, monkeyp
     with pytest.raises(SystemExit) as stop:
         train_kd.main([experiments["alone"], "--work-dir", str(tmp_path), "--cfg-options", *options])
     assert re.match(
-        rf"error: a process that loads data died, as where .*, or gave nothing within {seconds} s \(train.timeout\); "
-        rf".*{said}.*--resume auto goes on from the last checkpoint$",
+        rf"error: a process that loads data died .*, or gave nothing within {seconds} s \(train.timeout\)\. "
+        rf".*{said}.*--resume auto resumes from the last checkpoint$",
         stop.value.code,
     )
     assert multiprocessing.active_children() == []
@@ -97,7 +97,7 @@ def test_bad_samples_are_replaced_and_a_resumed_run_replaces_them_alike(experime
 def test_a_run_that_is_stopped_says_what_it_skipped_since_the_last_log_entry(
     experiments, spoilt, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(train_kd.StopSignals, "agreed", lambda self, world: signal.SIGTERM)
+    monkeypatch.setattr(train_kd.StopSignals, "received_by_any", lambda self, world: signal.SIGTERM)
     options = [f"data.root={spoilt[0]}", *SHORT, "data.on_bad_sample=skip", "train.batch_size=8", "log.interval=100"]
     with pytest.raises(SystemExit) as stop:
         train_kd.main([experiments["alone"], "--work-dir", str(tmp_path / "run"), "--cfg-options", *options])
