@@ -115,10 +115,10 @@ def load_network(config: Experiment, args: argparse.Namespace, dataset: SegDatas
     print(report)
     about = {
         "class_names": dataset.class_names, "palette": dataset.palette.tolist(),
-        "network": report.about.get("network", {}) | settings, "normalization": model.normalization._asdict(),
-        "step": report.about.get("step"), "miou": report.about.get("miou"),
+        "network": report.metadata.get("network", {}) | settings, "normalization": model.normalization._asdict(),
+        "step": report.metadata.get("step"), "miou": report.metadata.get("miou"),
         "config_sha256": hashlib.sha256(dump_config(config).encode()).hexdigest(),
-        "eval": report.about.get("config", {}).get("eval"), "scale": scale_of(config),
+        "eval": report.metadata.get("config", {}).get("eval"), "scale": scale_of(config),
         "outputs": args.outputs, "precision": "float16" if args.half else "float32",
     }  # fmt: skip
     return model.eval(), about
@@ -183,13 +183,13 @@ def check(exported: OnnxModel, model: SegModel, batches: Iterable[Tensor], bar: 
     """
     same, pixels, shapes = Counter(), 0, Counter()
     for images in batches:
-        truth = predict(model, images, scales=(exported.about["scale"],)).numpy()
+        truth = predict(model, images, scales=(exported.metadata["scale"],)).numpy()
         pixels += truth.size
         shapes[" x ".join(map(str, images.shape))] += 1
         for name, output in exported.run(images).items():
             same[name] += int(((output if name == "classes" else output.argmax(1)) == truth).sum())
     checked = ", ".join(f"{count} of {shape}" for shape, count in shapes.items())
-    for name in exported.about["outputs"]:
+    for name in exported.metadata["outputs"]:
         share = same[name] / pixels
         message = f"{name}: ONNX Runtime and PyTorch agree on {100 * share:.3f}% of pixels ({checked})"
         if share < bar:

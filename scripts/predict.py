@@ -160,7 +160,7 @@ class OnnxNetwork(nn.Module):
         outputs = self.model.run(images.round().to(torch.uint8))
         if "logits" in outputs:
             return SegOutput(torch.from_numpy(outputs["logits"]), {}, None)
-        numbers = torch.arange(len(self.model.about["class_names"])).view(-1, 1, 1)
+        numbers = torch.arange(len(self.model.metadata["class_names"])).view(-1, 1, 1)
         return SegOutput((torch.from_numpy(outputs["classes"]).unsqueeze(1) == numbers).float(), {}, None)
 
 
@@ -186,12 +186,12 @@ class Predictor:
             raise ValueError(f"--device {device}: {path} is an ONNX file, which runs on the CPU here")
         if is_onnx:
             self.model, self.device = OnnxNetwork(path), torch.device("cpu")
-            self.about = self.model.model.about
-            check_metadata(self.about, str(path))
+            self.metadata = self.model.model.metadata
+            check_metadata(self.metadata, str(path))
         else:
-            self.model, self.about = load_student(path)
+            self.model, self.metadata = load_student(path)
             self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        config = self.about.get("config", {})
+        config = self.metadata.get("config", {})
         asked = {} if scales is None else {"scales": scales}
         self.settings = validate({**config.get("eval", {}), **asked}, Eval, f"{path}: config.eval")
         self.train = validate(
@@ -201,12 +201,12 @@ class Predictor:
         self.model.to(self.device, memory_format=layout)
 
     def __str__(self) -> str:
-        scale = self.about.get("scale", 1)
+        scale = self.metadata.get("scale", 1)
         built_in = f", after the {scale:g} that is built into the file" if scale != 1 else ""
-        known = "" if {"scale", "config"} & self.about.keys() else " (the file does not say how it was validated)"
+        known = "" if {"scale", "config"} & self.metadata.keys() else " (the file does not say how it was validated)"
         scales = ",".join(f"{scale:g}" for scale in self.settings.scales)
         flip = ", flip" if self.settings.flip else ""
-        classes = len(self.about["class_names"])
+        classes = len(self.metadata["class_names"])
         return f"{classes} classes, {self.device}, {self.settings.mode} at scale {scales}{built_in}{flip}{known}"
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
@@ -228,7 +228,7 @@ def legend(about: dict) -> np.ndarray:
 def predict_image(job: Job, predictor: Predictor, alpha: float, save_pred: bool) -> None:
     image = read_image(job.source)
     classes = predictor(image)
-    write_png(job.overlay, overlay(image, classes, predictor.about["palette"], alpha))
+    write_png(job.overlay, overlay(image, classes, predictor.metadata["palette"], alpha))
     if save_pred:
         write_png(job.classes, classes)
 
@@ -243,7 +243,7 @@ def predict_video(job: Job, predictor: Predictor, alpha: float, save_pred: bool)
             classes = predictor(frame)
             if save_pred:
                 write_png(job.classes / f"{number:06d}.png", classes)
-            yield overlay(frame, classes, predictor.about["palette"], alpha)
+            yield overlay(frame, classes, predictor.metadata["palette"], alpha)
 
     count = write_video(job.overlay, overlays(), video.fps)
     early = f"; its header announces {video.announced}: is it cut off?" if count < video.announced else ""
@@ -265,7 +265,7 @@ def run(args: argparse.Namespace) -> None:
     check_outputs(jobs, args.out / "legend.png", args.save_pred)
     predictor = Predictor(args.checkpoint, args.device, args.scales)
     say(f"{args.checkpoint}: {predictor}")
-    write_png(args.out / "legend.png", legend(predictor.about))
+    write_png(args.out / "legend.png", legend(predictor.metadata))
 
     start, images, frames = time.perf_counter(), 0, []
     for job in tqdm(jobs, leave=False, disable=None, unit="file"):
