@@ -88,7 +88,7 @@ class Packer:
         """
         packed = PackedDataset(self.dataset, self.folder)
         bar = tqdm(range(len(packed)), f"verifying {self.folder.name}", leave=False, disable=None)
-        return [problem for problem in (packed.damage(index, sources) for index in bar) if problem is not None]
+        return [problem for problem in (packed.find_damage(index, sources) for index in bar) if problem is not None]
 
     def _write(self, number: int, bar: tqdm) -> None:
         content, samples = bytearray(), []

@@ -131,7 +131,7 @@ def test_a_disk_without_room_is_refused(command, tmp_path, monkeypatch, capsys):
 
 def test_what_is_verified(command, data, tmp_path, capsys):
     assert command("--verify") == 1
-    assert "index.json is missing: not packed, or not to the end" in capsys.readouterr().err
+    assert "index.json is missing: not packed, or not completely" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert command() == 0
     label = next((data / "trainannot").iterdir())
