@@ -56,7 +56,7 @@ class OnnxModel:
         options.log_severity_level = 4  # errors are raised as well, and its warnings do not help the user
         try:
             self.session = onnxruntime.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's own types have no base in common
+        except Exception as error:  # ONNX Runtime's types have no common base
             reason = str(error).partition("\n")[0]
             raise ValueError(f"{self.path} cannot be read as an ONNX file (damaged, or not one): {reason}") from error
         self.metadata: dict[str, Any] = _decode(self.session.get_modelmeta().custom_metadata_map)
@@ -89,7 +89,7 @@ class OnnxModel:
         names = [output.name for output in self.session.get_outputs()]
         try:
             outputs = self.session.run(names, {"images": images})
-        except Exception as error:  # ONNX Runtime's own types have no base in common
+        except Exception as error:  # ONNX Runtime's types have no common base
             raise ValueError(f"{self.path} fails on images of {_shape(images.shape)}: {error}") from error
         return dict(zip(names, outputs, strict=True))
 

@@ -218,7 +218,7 @@ def test_a_full_disk_leaves_the_old_file_whole(ready, students, tmp_path, monkey
     monkeypatch.setattr(os, "fsync", full)
     message = refused(*students["resnet"][:2], "--out", old)
     assert message.startswith(f"error: cannot write {old} (No space left on device: ")
-    assert message.endswith(" MiB are free); what was there is as it was")
+    assert message.endswith(" MiB are free); an earlier file is unchanged")
     assert old.read_bytes() == b"the old file"
     assert list(tmp_path.iterdir()) == [old]
 
@@ -244,7 +244,7 @@ def test_wrong_checkpoints_and_configs_are_refused(experiments, students, tmp_pa
     assert "teacher is None: there is no teacher to export" in refused(alone, "--teacher", "--out", tmp_path / "t.onnx")
     assert "config gone.py does not exist" in refused("gone.py", weights)
     message = refused(*students["mit"][:2], "--size", 8, 8, "--out", tmp_path / "tiny.onnx")
-    assert message == "error: the image is (8, 8); MiT needs 29 pixels a side"
+    assert message == "error: the image is (8, 8); a MiT needs at least 29 pixels a side"
     assert not list(tmp_path.glob("*.onnx"))
 
 

@@ -94,7 +94,7 @@ def stopped(command, decoded, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(SegDataset, "load", stop)
-        with pytest.raises(SystemExit, match="the same command goes on"):
+        with pytest.raises(SystemExit, match="the same command resumes"):
             command()
     assert decoded == [0, 1, 2, 3, 4]
     decoded.clear()
@@ -124,7 +124,7 @@ def test_a_finished_shard_of_other_samples_or_another_size_is_not_kept(command, 
 def test_a_disk_without_room_is_refused(command, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pack_dataset.shutil, "disk_usage", lambda path: SimpleNamespace(free=8 * 48 * 64 * 4))
     assert command() == 1
-    assert f"{tmp_path / 'out'} has 0.09 MiB free, 0.15 MiB are to be written; make room" in capsys.readouterr().err
+    assert f"{tmp_path / 'out'} has 0.09 MiB free, but 0.15 MiB are needed; free space" in capsys.readouterr().err
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert command("--splits", "train") == 0  # 8 samples just fit
 
