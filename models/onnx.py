@@ -66,7 +66,8 @@ class OnnxModel:
                 f"{self.path} has the outputs {', '.join(outputs)} and the metadata {', '.join(self.metadata) or '-'}; "
                 f"expected classes, logits or both, and {', '.join(REQUIRED)}, as scripts/export_onnx.py writes them"
             )
-        check_metadata(self.metadata, str(self.path))
+        # Not ``network``, from which nothing is built here: the settings of an exported teacher have further keys.
+        check_metadata({name: self.metadata[name] for name in self.metadata.keys() - {"network"}}, str(self.path))
         # ONNX Runtime gives a free dimension as its name, or as None.
         shape = self.session.get_inputs()[0].shape
         self.shape = tuple(length if isinstance(length, int) else None for length in shape)

@@ -38,6 +38,7 @@ from models import SegModel, read_weights
 from models.deploy import OUTPUTS, Deployable
 from models.inference import Size, predict, resize
 from models.onnx import OnnxModel, require_extra
+from scripts._quantize import quantize
 from utils.config import ConfigError, dump_config, load_config
 from utils.files import write_atomically
 
@@ -219,37 +220,6 @@ def evaluate(exported: OnnxModel, dataset: SegDataset, size: Size | None, name: 
     mib, ms = exported.path.stat().st_size / 2**20, 1000 * seconds / len(dataset)
     print(f"{name}: mIoU {100 * miou:.2f} on {len(dataset)} validation images, {mib:.1f} MiB, {ms:.0f} ms an image")
     return miou
-
-
-def quantize(file: Path, kind: str, calibration: Iterator[Tensor]) -> Path:
-    """Writes the int8 version of an ONNX file beside it and returns its path.
-
-    Weights have seven bits: with eight, CPUs without VNNI saturate, and the measured mIoU would be valid only on some
-    machines. Only convolutions and matrix products are quantised; the rest stays in float32.
-
-    Args:
-        file: the float32 file.
-        kind: ``'dynamic'`` or ``'static'``.
-        calibration: images 1 3 H W from which ``'static'`` takes the activations' ranges.
-    """
-    quantization = require_extra("onnxruntime.quantization")
-    feeds = ({"images": images.numpy()} for images in calibration)
-
-    class Reader(quantization.CalibrationDataReader):
-        def get_next(self) -> dict | None:
-            return next(feeds, None)
-
-    prepared, quantized = file.with_name("prepared.onnx"), file.with_name("int8.onnx")
-    common = {"op_types_to_quantize": ["Conv", "MatMul", "Gemm"], "reduce_range": True}
-    try:
-        quantization.quant_pre_process(file, prepared, skip_symbolic_shape=True)
-        if kind == "static":
-            quantization.quantize_static(prepared, quantized, Reader(), per_channel=True, **common)
-        else:  # QUInt8: ONNX Runtime has no convolution of integers for QInt8
-            quantization.quantize_dynamic(prepared, quantized, weight_type=quantization.QuantType.QUInt8, **common)
-    except Exception as error:  # ONNX Runtime's types have no common base
-        raise ValueError(f"ONNX Runtime cannot quantise this network: {error}") from error
-    return quantized
 
 
 def run(args: argparse.Namespace) -> None:

@@ -58,8 +58,8 @@ def test_runs_as_a_file(experiments, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     out = tmp_path / "out"
     assert done.stdout.splitlines() == [
-        f"{out}/train: 8 samples, 0.09 MiB, of which 0.09 MiB are to be written",
-        f"{out}/val: 5 samples, 0.06 MiB, of which 0.06 MiB are to be written",
+        f"{out}/train: 8 samples, 0.09 MiB, of which 0.09 MiB are missing",
+        f"{out}/val: 5 samples, 0.06 MiB, of which 0.06 MiB are missing",
         f"{out}: train, val verified; read it by data.packed='{out}'",
     ]
     assert sorted(path.name for path in (out / "train").iterdir()) == ["00000.bin", "index.json"]

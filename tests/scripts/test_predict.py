@@ -282,7 +282,7 @@ def spoil(path, kind):
     ("kind", "message"),
     [
         ("16 bit", "has pixel format 'I;16'"),
-        ("animated", "holds 2 pictures"),
+        ("animated", "has 2 pictures"),
         ("text", "cannot be decoded"),
         ("cut off", "cannot be decoded"),
     ],
@@ -292,7 +292,7 @@ def test_a_broken_image_stops_and_what_was_written_stays(student, tmp_path, kind
     spoil(tmp_path / "b.png", kind)
     error = refused(student[0], tmp_path / "a.png", tmp_path / "b.png", "--out", tmp_path / "out")
     assert f"b.png {message}" in error
-    assert error.endswith(f"stopped at {tmp_path / 'b.png'}: 1 of 2 are done, in {tmp_path / 'out'}")
+    assert error.endswith(f"stopped at {tmp_path / 'b.png'}: 1 of 2 are finished, in {tmp_path / 'out'}")
     assert files(tmp_path / "out") == ["a.png", "legend.png"]
 
 
