@@ -106,7 +106,7 @@ def load_trained(model: SegModel, weights: Weights, class_names: Sequence[str] |
     Raises:
         ValueError: as ``load_weights``; or the file's metadata names other classes.
     """
-    trained_on = weights.about.get("class_names")
+    trained_on = weights.metadata.get("class_names")
     report = load_read_weights(model, weights, part="all")
     if None not in (trained_on, class_names) and list(trained_on) != list(class_names):
         raise ValueError(

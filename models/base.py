@@ -1,4 +1,4 @@
-"""What every network is to the rest of the code: uint8 images in, logits and named taps out."""
+"""The interface of every network: uint8 images in, logits and named taps out."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,9 +10,9 @@ from utils.names import Registry
 
 
 class Tap(NamedTuple):
-    """Shape of one feature map, declared by the network and never probed by a dummy forward.
+    """Shape of one feature map, as the network declares it; it is never found by a forward pass.
 
-    On an image of H x W the map is B x channels x ceil(H / stride) x ceil(W / stride). The stride is fractional where
+    For B images of H x W the map is B x channels x ceil(H / stride) x ceil(W / stride). The stride is a fraction where
     the network sees the image resized (8 / 0.75).
     """
 
@@ -36,7 +36,7 @@ class SegOutput(NamedTuple):
 
 
 class ModelSpec(NamedTuple):
-    """All that a distillation method may know of a network: it sizes its projectors from this alone.
+    """All that a distillation method knows of a network: it builds its projectors from this alone.
 
     Attributes:
         taps: the network's ``tap_info``.
@@ -50,9 +50,9 @@ class ModelSpec(NamedTuple):
 
 
 class Normalization(NamedTuple):
-    """Per-channel input statistics, in the 0..255 range and in the order the network wants its channels.
+    """Mean and standard deviation of each input channel, in 0..255, in the channel order of the network.
 
-    ``bgr`` says that the network wants blue first; images always arrive as RGB.
+    Images are always RGB; with ``bgr`` the network reverses the channels first.
     """
 
     mean: tuple[float, float, float]
@@ -68,7 +68,7 @@ NORMALIZATIONS = {
 
 
 class Backbone(nn.Module):
-    """What a head builds upon: an image in, four feature maps out.
+    """The encoder of a network: an image in, four feature maps out.
 
     ``forward`` takes B 3 H W float and returns ``stage1``..``stage4``, each B C h w exactly as ``tap_info`` declares.
 
@@ -92,7 +92,7 @@ HEADS: Registry[Callable[..., nn.Module]] = Registry("head")
 class SegModel(nn.Module):
     """A segmentation network that owns its input normalisation and declares its taps.
 
-    A network is a backbone (image -> four stages) and a head (stages -> logits and the 'head' tap).
+    It is a backbone (image -> four stages) and a head (stages -> logits and the 'head' tap).
 
     Args:
         backbone: image -> stages.

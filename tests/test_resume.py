@@ -249,7 +249,7 @@ def test_a_full_disk_stops_the_run_and_what_was_saved_goes_on_elsewhere(tiny, wh
     message = refused([tiny, "--work-dir", disk / "run"])
     assert re.search(
         r"cannot write .*/disk/run/\S+\.pt \(No space left on device: \d+\.\d MiB are needed, \d+\.\d MiB are free\); "
-        "what was there is as it was", message
+        "an earlier file is unchanged", message
     )  # fmt: skip
     assert message.split("error: ")[1] in (disk / "run" / "train.log").read_text()
     shutil.copytree(disk / "run", run)
@@ -277,7 +277,7 @@ def test_a_disk_that_has_become_read_only_keeps_what_was_there(small_disk):
     files.write_atomically(disk / "last.pt", b"old")
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     with pytest.raises(
-        OSError, match=r"cannot write .*last\.pt \(Read-only file system\); what was there is as it was"
+        OSError, match=r"cannot write .*last\.pt \(Read-only file system\); an earlier file is unchanged"
     ):
         files.write_atomically(disk / "last.pt", b"new")
     assert (disk / "last.pt").read_bytes() == b"old"
@@ -318,7 +318,7 @@ def test_two_runs_in_one_folder(tiny, run):
                 break
             time.sleep(0.1)
         message = refused([tiny, "--work-dir", run, "--resume", "auto"])
-        assert f"{run}: another run is at work there (process {process.pid} on " in message
+        assert f"{run}: another run works in this folder (process {process.pid} on " in message
         assert process.is_alive()
     finally:
         process.kill()

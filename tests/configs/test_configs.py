@@ -186,7 +186,7 @@ def test_a_teacher_of_other_classes(described):
     ("class_map", "message"),
     [
         (["near"] * 10 + ["fra"], "teacher.class_map: unknown class 'fra'; did you mean 'far'"),
-        (["near"] * 11, r"teacher.class_map: class_map gives the classes \[1\] no class of the network"),
+        (["near"] * 11, r"teacher.class_map: class_map maps no class of the network to the classes \[1\]"),
         (["near", "far"], "teacher.weights: .*was trained on 11 classes; the network has 2"),
     ],
 )

@@ -44,7 +44,7 @@ def test_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path, monke
     monkeypatch.setattr(os, "fsync", full)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=3 * 2**19))
     room = r"No space left on device: 2\.0 MiB are needed, 1\.5 MiB are free"
-    with pytest.raises(OSError, match=rf"cannot write .*last\.pt \({room}\); what was there is as it was"):
+    with pytest.raises(OSError, match=rf"cannot write .*last\.pt \({room}\); an earlier file is unchanged"):
         write_atomically(path, bytes(2**21))
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["last.pt"]

@@ -79,7 +79,7 @@ def test_a_stopped_comparison_goes_on_and_ends_with_table_figures_and_pictures(
 
     with monkeypatch.context() as patch:
         patch.setattr(comparison, "run_jobs", stopped_in_the_second_run)
-        assert refused(*command(files, tmp_path)) == "stopped; run the same command again to go on"
+        assert refused(*command(files, tmp_path)) == "stopped; run the same command again to resume"
     assert [name.split(",")[0].split(" /")[0] for name in started] == ["teacher", "student alone"]
     first = tmp_path / "runs" / "student_alone" / "seed_0" / "student.safetensors"
     written = first.stat().st_mtime_ns
