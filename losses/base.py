@@ -22,8 +22,9 @@ class Method(nn.Module):
     """One distillation method. It owns its projectors; it owns neither network.
 
     Args:
-        pixels: the pixels that the terms between teacher and student compare: ``'labelled'``, those with a class, or
-            ``'inside'``, all that are not padding. Terms that learn from the labels are always over labelled pixels.
+        pixels: the pixels that the terms between teacher and student compare: those with a label (``'labelled'``), or
+            all inside the image (``'inside'``), which excludes padding only. Terms that learn from the labels are
+            always means over labelled pixels.
 
     Attributes:
         weights: weight of each term in the total. Its keys are exactly the keys of what ``forward`` returns:

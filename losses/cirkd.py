@@ -110,9 +110,7 @@ class ClassMemory(nn.Module):
         super().__init__()
         self.draws = keys // num_classes + 1
         self.register_buffer("vectors", torch.zeros(num_classes, size, channels))
-        self.register_buffer(
-            "written", torch.zeros(num_classes, dtype=torch.int64)
-        )  # since the start, overwritten ones included
+        self.register_buffer("written", torch.zeros(num_classes, dtype=torch.int64))  # overwritten ones included
 
     @torch.no_grad()
     def write(self, vectors: Tensor, found: Tensor) -> None:
