@@ -176,11 +176,7 @@ def test_a_run_killed_while_it_writes_equals_the_uninterrupted_one(tiny, whole, 
             return die()
 
         if moment == "half written":
-
-            def half_open(path, *mode, **options):
-                return HalfFile(path) if f".{name}." in str(path) else plain_open(path, *mode, **options)
-
-            files.open = half_open
+            files.open = lambda path, mode: HalfFile(path) if f".{name}." in str(path) else plain_open(path, mode)
         else:
             files.os.replace = dying_replace
 
