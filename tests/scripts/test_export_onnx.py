@@ -15,8 +15,9 @@ import torch
 from configs.schema import Experiment
 from datasets import build_dataset
 from engine.checkpoint import save_student
+from engine.teacher import build_teacher
 from models import build_model
-from models.inference import predict, predict_logits
+from models.inference import predict, predict_logits, resize
 from models.onnx import OnnxModel
 from scripts import export_onnx
 from utils.config import dump_config, load_config
@@ -158,6 +159,19 @@ def test_the_teacher(experiments, teacher_weights, validation, tmp_path):
     model = build_model("test_resnet", "deeplabv3", 11, output_stride=16, width=8)
     export_onnx.load_trained(model, export_onnx.read_weights(teacher_weights), validation.class_names)
     assert (exported(images) == predict(model, images).numpy()).mean() > 0.999
+
+
+def test_the_input_scale_of_a_teacher_is_in_its_file(experiments, validation, tmp_path):
+    options = ["teacher.scale=0.75", "eval.scales=(0.5,)"]
+    run(
+        experiments["hmkd"], "--teacher", "--out", tmp_path / "t.onnx", "--outputs", "logits", "--cfg-options", *options
+    )
+    exported, images = OnnxModel(tmp_path / "t.onnx"), validation[1]["image"].unsqueeze(0)
+    assert exported.about["network"]["scale"] == 0.75
+    config = load_config(experiments["hmkd"], Experiment, options)
+    teacher = build_teacher(config, "x.py", validation.class_names)
+    expected = resize(teacher(resize(images, (24, 32))).logits, (48, 64))  # 48 x 64 pixels, first at eval's scale
+    torch.testing.assert_close(torch.from_numpy(exported.run(images)["logits"]), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
