@@ -62,7 +62,7 @@ def test_a_worker_that_dies_or_hangs_ends_the_run(experiments, tmp_path, monkeyp
         train_kd.main([experiments["alone"], "--work-dir", str(tmp_path), "--cfg-options", *options])
     assert re.match(
         rf"error: a process that loads data died, as where .*, or gave nothing within {seconds} s \(train.timeout\); "
-        rf".*{said}.*--resume auto goes on from the last checkpoint$",
+        rf".*{said}.*--resume auto continues from the last checkpoint$",
         stop.value.code,
     )
     assert multiprocessing.active_children() == []

@@ -226,7 +226,7 @@ def test_a_gain_within_its_interval_is_marked():
 
 @pytest.mark.slow
 def test_as_a_user_runs_it(files, launch, tmp_path):
-    done = launch("scripts/comparison/run.py", "--configs", files["base"], "--seeds", 0, "--budget-iters", 2,
+    done = launch("scripts/compare.py", "--configs", files["base"], "--seeds", 0, "--budget-iters", 2,
                   "--out", tmp_path, "--jobs", 2)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "one seed gives no interval" in (tmp_path / "table.md").read_text()
