@@ -376,9 +376,13 @@ def test_a_run_goes_on_with_other_numbers_of_processes(tiny, run, launch):
         if before is not None:
             folder.mkdir()
             shutil.copy(before, folder)
-        options = ["--resume", "auto", "--cfg-options", f"train.accumulate={accumulate}", "checkpoint.keep=8"]
-        done = launch("train_kd.py", tiny, "--work-dir", folder, *options, processes=processes)
-        assert done.returncode == 0, done.stderr
+        arguments = [tiny, "--work-dir", str(folder), "--resume", "auto", "--cfg-options"]
+        arguments += [f"train.accumulate={accumulate}", "checkpoint.keep=8"]
+        if processes == 1:
+            train_kd.main(arguments)
+        else:
+            done = launch("train_kd.py", *arguments, processes=processes)
+            assert done.returncode == 0, done.stderr
         ours += [line["loss"] for line in metrics(folder) if "loss" in line and first <= line["step"] <= last]
         before = folder / f"step_{last}.pt"
     assert "the same samples in 4 micro-batches a step instead of 2" in done.stdout
