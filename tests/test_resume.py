@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from unittest.mock import MagicMock
 
 import pytest
@@ -23,7 +24,9 @@ from tests.runs import metrics, refused
 from utils import files
 
 KILLS = int(os.environ.get("KILLS", 12))
-forked = multiprocessing.get_context("fork")
+# Forked from a process that has computed nothing: after a compiled backward pass PyTorch refuses one in a fork.
+forked = multiprocessing.get_context("forkserver")
+forked.set_forkserver_preload(["train_kd"])
 # A distillation in which all is on that must resume: dropout, drop path, the method's own modules, validations.
 TINY = """
 _base_ = [{base!r}]
@@ -71,16 +74,21 @@ def run(tmp_path):
     return tmp_path / "run"
 
 
-def start(arguments, prepare=lambda: None):
-    """``train_kd.main`` in a forked process, which need not import anything; its output goes nowhere."""
+def train_silently(prepare, arguments):
+    """``train_kd.main`` after ``prepare()``; its output goes nowhere."""
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - pytest's own are files
+    torch.set_num_threads(1)
+    prepare()
+    train_kd.main(arguments)
 
-    def main():
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - pytest's own are files
-        torch.set_num_threads(1)
-        prepare()
-        train_kd.main([str(argument) for argument in arguments])
 
-    process = forked.Process(target=main)
+def nothing():
+    pass
+
+
+def start(arguments, prepare=nothing):
+    """A process that trains, and that need not import anything."""
+    process = forked.Process(target=train_silently, args=(prepare, [str(argument) for argument in arguments]))
     process.start()
     return process
 
@@ -104,6 +112,9 @@ def killed_within(process, seconds):
 def test_a_run_killed_at_random_moments_in_a_row_equals_the_uninterrupted_one(tiny, whole, run):
     """SIGKILL some time into each start, KILLS times; then the run may end."""
     arguments = [tiny, "--work-dir", run, "--resume", "auto"]
+    imported = forked.Process(target=nothing)
+    imported.start()
+    imported.join()
     began = time.monotonic()
     run_to_its_end([tiny, "--work-dir", run.with_name("timed")])
     duration = time.monotonic() - began
@@ -123,6 +134,47 @@ def test_a_run_killed_at_random_moments_in_a_row_equals_the_uninterrupted_one(ti
     assert not [path for path in run.iterdir() if path.name.endswith(".tmp") or path.name == ".lock"]
 
 
+def die_while_writing(name, moment):
+    """Patches what writes files: SIGKILL in the middle of the content of ``name``, or around its renaming."""
+    replace, plain_open = os.replace, open
+
+    def die():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    class HalfFile:
+        """Dies in the middle of its content."""
+
+        def __init__(self, path):
+            self.file = plain_open(path, "wb")
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            self.file.close()
+
+        def write(self, content):
+            self.file.write(content[: len(content) // 2])
+            self.file.flush()
+            die()
+
+    def dying_replace(source, target):
+        if os.path.basename(target) != name:
+            return replace(source, target)
+        if moment == "just renamed":
+            replace(source, target)
+        return die()
+
+    if moment == "half written":
+
+        def dying_open(path, *args, **kwargs):
+            return HalfFile(path) if f".{name}." in str(path) else plain_open(path, *args, **kwargs)
+
+        files.open = dying_open
+    else:
+        files.os.replace = dying_replace
+
+
 @pytest.mark.parametrize(
     ("name", "moment"),
     [
@@ -133,48 +185,8 @@ def test_a_run_killed_at_random_moments_in_a_row_equals_the_uninterrupted_one(ti
 )  # fmt: skip
 def test_a_run_killed_while_it_writes_equals_the_uninterrupted_one(tiny, whole, run, name, moment):
     """In the middle of a checkpoint, also a validation's, of the log's rewriting, of the student's file."""
-
-    def prepare():
-        replace, plain_open = os.replace, open
-
-        def die():
-            os.kill(os.getpid(), signal.SIGKILL)
-
-        class HalfFile:
-            """Dies in the middle of its content."""
-
-            def __init__(self, path):
-                self.file = plain_open(path, "wb")
-
-            def __enter__(self):
-                return self
-
-            def __exit__(self, *error):
-                self.file.close()
-
-            def write(self, content):
-                self.file.write(content[: len(content) // 2])
-                self.file.flush()
-                die()
-
-        def dying_replace(source, target):
-            if os.path.basename(target) != name:
-                return replace(source, target)
-            if moment == "just renamed":
-                replace(source, target)
-            return die()
-
-        if moment == "half written":
-
-            def dying_open(path, *args, **kwargs):
-                return HalfFile(path) if f".{name}." in str(path) else plain_open(path, *args, **kwargs)
-
-            files.open = dying_open
-        else:
-            files.os.replace = dying_replace
-
     arguments = [tiny, "--work-dir", run, "--resume", "auto"]
-    process = start(arguments, prepare)
+    process = start(arguments, partial(die_while_writing, name, moment))
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
     run_to_its_end(arguments)
@@ -283,18 +295,21 @@ def test_a_disk_that_has_become_read_only_keeps_what_was_there(small_disk):
     assert (disk / "last.pt").read_bytes() == b"old"
 
 
+def limit_files():
+    """No file grows beyond 6000 bytes; checkpoints and TensorBoard are not written."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    engine.run.save_checkpoint = lambda state, *paths: None
+    log.SummaryWriter = MagicMock()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
+
+
 def test_a_log_that_cannot_be_written_stops_the_run_or_not_as_asked(tiny, whole, run):
     """A limit on the size of files meets metrics.jsonl in the middle of a line; checkpoints go elsewhere."""
 
     def limited(*options):
-        def prepare():
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            engine.run.save_checkpoint = lambda state, *paths: None
-            log.SummaryWriter = MagicMock()
-            resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
-
         process = start(
-            [tiny, "--work-dir", run, "--cfg-options", "eval.interval=100", "schedule.max_iters=40", *options], prepare
+            [tiny, "--work-dir", run, "--cfg-options", "eval.interval=100", "schedule.max_iters=40", *options],
+            limit_files,
         )
         process.join(60)
         lines = (run / "metrics.jsonl").read_bytes()
@@ -361,9 +376,13 @@ def test_a_run_goes_on_with_other_numbers_of_processes(tiny, run, launch):
         if before is not None:
             folder.mkdir()
             shutil.copy(before, folder)
-        options = ["--resume", "auto", "--cfg-options", f"train.accumulate={accumulate}", "checkpoint.keep=8"]
-        done = launch("train_kd.py", tiny, "--work-dir", folder, *options, processes=processes)
-        assert done.returncode == 0, done.stderr
+        arguments = [tiny, "--work-dir", str(folder), "--resume", "auto", "--cfg-options"]
+        arguments += [f"train.accumulate={accumulate}", "checkpoint.keep=8"]
+        if processes == 1:
+            train_kd.main(arguments)
+        else:
+            done = launch("train_kd.py", *arguments, processes=processes)
+            assert done.returncode == 0, done.stderr
         ours += [line["loss"] for line in metrics(folder) if "loss" in line and first <= line["step"] <= last]
         before = folder / f"step_{last}.pt"
     assert "each step has the same samples in 4 micro-batches instead of 2:" in done.stdout
