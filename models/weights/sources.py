@@ -68,7 +68,7 @@ def read_weights(source: str | Path) -> Weights:
     """
     text = str(source)
     if text == "timm":
-        raise ValueError("'timm' gives ImageNet weights of a student's backbone; it has no segmentation networks")
+        raise ValueError("'timm' is an ImageNet encoder for a student's backbone; it has no segmentation networks")
     if text.startswith("package:"):
         weights = _read_package(text)
     elif text.startswith("hf:"):

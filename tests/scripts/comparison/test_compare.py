@@ -157,7 +157,7 @@ def test_unequal_terms_are_refused_and_named(files, started, tmp_path):
     assert not started
 
 
-def test_errors_say_what_to_mend(files, experiments, started, tmp_path, capsys):
+def test_errors_say_what_to_fix(files, experiments, started, tmp_path, capsys):
     more = ["--budget-iters", 2, "--out", tmp_path / "out"]
     missing = ["--cfg-options", "teacher.weights=nowhere.safetensors"]
     assert "teacher.weights: weights file nowhere.safetensors does not exist" in refused(
