@@ -54,7 +54,7 @@ def test_no_way_in_runs_the_code_of_a_checkpoint(experiments, tmp_path, way):
 
 @pytest.fixture(scope="module")
 def described():
-    """A small network's tensors, and what its file says of itself."""
+    """A small network's tensors, and the metadata of its file."""
     torch.manual_seed(0)
     about = {
         "network": {"backbone": "mit_b0", "head": "segformer", "width": 16},

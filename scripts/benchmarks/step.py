@@ -180,7 +180,7 @@ def method_rows(
     rounds: int,
     steps: int,
 ) -> list[dict[str, Any]]:
-    """Every method in the place of the config's: time over teacher + student alone, memory, and whether all was finite.
+    """Every method instead of the config's: time over teacher + student alone, memory, and whether all was finite.
 
     Args:
         precisions: ``'fp32'``, ``'bf16'``, ``'fp16'``.

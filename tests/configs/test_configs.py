@@ -245,7 +245,7 @@ def test_a_teacher_of_cityscapes_classes_on_camvid():
 
 
 def build_with(file, pair):
-    """A pair of ``configs/hmkd`` with the method of ``file`` in the place of HMKD."""
+    """A pair of ``configs/hmkd`` with the method of ``file`` instead of HMKD."""
     section = load_section(file, "distill")
     return section, *build(load(f"configs/hmkd/{pair}.py", f"distill={ {'_delete_': True, **section}!r}"))
 

@@ -89,7 +89,7 @@ def test_mixed_precision_accumulation_and_clipping(whole, experiments, tmp_path,
 
 
 def test_compiled_blocks_learn_what_eager_ones_do(experiments, whole, tmp_path, monkeypatch):
-    """Files and names stay the same, and an eager run goes on from them. Traced, but not made into kernels: quicker."""
+    """Files and names stay the same, and an eager run resumes from them. Traced, but not made into kernels: quicker."""
     compile_as_it_is = partialmethod(nn.Module.compile, backend="eager")
     monkeypatch.setattr(nn.Module, "compile", compile_as_it_is)
     compiled, eager = tmp_path / "compiled", tmp_path / "eager"

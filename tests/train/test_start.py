@@ -49,7 +49,7 @@ def test_validation_set_without_labels_is_refused(experiments, streets, tmp_path
 
 @pytest.mark.parametrize("option", ["normalization=caffe_bgr", "output_stride=8"])
 def test_teacher_trained_with_other_settings_is_refused(whole, experiments, tmp_path, option):
-    """No tensor tells these apart, only what the file says of itself."""
+    """No tensor tells these apart, only the metadata of the file."""
     config = tmp_path / "config.py"
     config.write_text(
         f"_base_ = [{experiments['hmkd']!r}]\n"
