@@ -29,14 +29,14 @@ def launch(
             make_deterministic()
         outcome = command(config, args, init_world(config.train.timeout))
         close_world()
+    except (RuntimeError, ConnectionError) as error:  # a killed worker may also end its connection first
+        outcome = f"error: {lost_process_message(error, config.train.timeout)}"
+        if work_dir is not None:
+            outcome += " --resume auto resumes from the last checkpoint"
     except (ValueError, OSError, FloatingPointError) as error:
         # The process group is not closed: that would wait for ranks that have no error.
         outcome = f"error: {error_message(error)}" + ("" if work_dir is None else write_crash_dump(error, work_dir))
         clear_frames(error.__traceback__)  # a worker's error refers to itself and would keep the workers alive
-    except RuntimeError as error:
-        outcome = f"error: {lost_process_message(error, config.train.timeout)}"
-        if work_dir is not None:
-            outcome += " --resume auto resumes from the last checkpoint"
     except KeyboardInterrupt:
         outcome = "interrupted"
         if work_dir is not None:

@@ -166,7 +166,7 @@ class TeacherCache:
             file.seek(position * len(record))
             file.write(record)
         file.flush()
-        os.fdatasync(file.fileno())
+        os.fsync(file.fileno())
 
     def _to_device(self, values: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(values)

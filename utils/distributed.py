@@ -66,7 +66,7 @@ def init_world(timeout: float = 1800.0) -> World:
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     if "RANK" not in os.environ:
-        return World(0, 1, device)
+        return World(0, 1, torch.device("mps") if torch.backends.mps.is_available() else device)
     on_gpu = device.type == "cuda"
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     limit = timedelta(seconds=timeout)
@@ -117,7 +117,7 @@ def fresh_store(store: dist.Store, rank: int, size: int, timeout: float) -> dist
     return dist.PrefixStore(token, store)
 
 
-def lost_process_message(error: RuntimeError, timeout: float) -> str:
+def lost_process_message(error: RuntimeError | ConnectionError, timeout: float) -> str:
     """A plain message for the error that follows when another rank or a worker of the data loader died or hangs.
 
     It names the ranks that do not respond. If a worker is lost, the other workers are ended.
@@ -125,7 +125,7 @@ def lost_process_message(error: RuntimeError, timeout: float) -> str:
     Raises:
         RuntimeError: ``error`` itself, if it has another cause.
     """
-    if LOST_WORKER.search(str(error)):
+    if isinstance(error, ConnectionError) or LOST_WORKER.search(str(error)):
         end_workers()
         cause = error.__cause__ if isinstance(error.__cause__, RuntimeError) else error  # it names the signal
         return (
@@ -146,11 +146,13 @@ def lost_process_message(error: RuntimeError, timeout: float) -> str:
 
 def end_workers() -> None:
     """Kills the worker processes of the data loader: this process cannot end while one of them hangs."""
-    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would report each of them as lost
+    children = getattr(signal, "SIGCHLD", None)  # not on Windows
+    handler = children and signal.signal(children, signal.SIG_DFL)  # PyTorch's would report each of them as lost
     for worker in multiprocessing.active_children():
         worker.kill()
         worker.join()
-    signal.signal(signal.SIGCHLD, handler)
+    if children:
+        signal.signal(children, handler)
 
 
 def silent_ranks() -> list[int]:
@@ -241,8 +243,9 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received, self.first = 0, 0.0
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._remember)
+        for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+            if hasattr(signal, name):  # Windows has no SIGUSR1
+                signal.signal(getattr(signal, name), self._remember)
 
     def _remember(self, number: int, frame: object) -> None:
         if not self.received:
