@@ -96,8 +96,8 @@ def check_census(train: Census, val: Census, class_names: Sequence[str], default
     hint = ""
     if default_table and train.void_share > 0.01:
         hint = (
-            f"; {100 * train.void_share:.1f} % of the pixels hold 255, which is void unless data.id_table gives it a "
-            f"class: where 255 is the class {class_names[-1]!r}, set data.id_table={{0: 0, 255: {len(class_names) - 1}}}"
+            f"; {100 * train.void_share:.1f} % of the pixels hold 255, which is void unless data.id_table gives it "
+            f"a class: where 255 is {class_names[-1]!r}, set data.id_table={{0: 0, 255: {len(class_names) - 1}}}"
         )
     present = [name for name, pixels in zip(class_names, train.pixels, strict=True) if pixels]
     if not present:
