@@ -2,8 +2,8 @@
 
 python eval.py configs/demo/hmkd.py work_dirs/hmkd/student.safetensors
 python eval.py CONFIG work_dirs/RUN/best.pt --scales 0.5,1.0,1.5 --flip
-    python eval.py CONFIG CHECKPOINT --mode slide --cfg-options "eval.crop_size=(512,512)" "eval.stride=(341,341)"
-python eval.py CONFIG --teacher --json teacher.json                      the teacher that the config names
+python eval.py CONFIG CHECKPOINT --mode slide --cfg-options "eval.crop_size=(512,512)" "eval.stride=(341,341)"
+python eval.py CONFIG --teacher --json teacher.json                      the config's teacher
 python eval.py CONFIG CHECKPOINT --split test --save-pred predictions --save-vis pictures
 torchrun --nproc_per_node=4 eval.py CONFIG CHECKPOINT                    the same figures, four times as fast
 """
@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 
 from configs.schema import Eval, Experiment
-from engine.build import build_split, build_student, build_teacher, load_trained
+from engine.build import build_split, build_student, load_trained
 from engine.evaluation import evaluate
 from engine.launch import launch
+from engine.teacher import build_teacher
 from models import read_weights
 from utils.config import ConfigError, validate
 from utils.console import environment, say
@@ -41,7 +42,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--mode", choices=("whole", "slide"), help="default: the config's eval.mode")
     parser.add_argument("--scales", type=factors, metavar="0.5,1.0", help="average over these factors on the size")
     parser.add_argument("--flip", action="store_true", default=None, help="average with the mirrored image")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure and its provenance")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all metrics, with config and environment")
     parser.add_argument("--save-pred", type=Path, metavar="DIR", help="write label PNGs in the dataset's raw ids")
     parser.add_argument("--save-vis", type=Path, metavar="DIR", help="write overlays in the dataset's colours")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="a.b=c", help="override config values")
@@ -54,16 +55,23 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def run_evaluation(config: Experiment, args: argparse.Namespace, world: World) -> int:
     dataset = build_split(config, args.config, args.split)
     if args.teacher:
-        if config.teacher is None:
+        model = build_teacher(config, args.config, dataset.class_names)
+        if model is None:
             raise ConfigError(f"{args.config}: teacher is None: there is no teacher to evaluate")
-        model, report = build_teacher(config, args.config, dataset.class_names)
+        report = model.loaded
+        model.prepare(
+            world,
+            autocast_dtype=config.train.autocast_dtype,
+            channels_last=config.train.channels_last,
+            shard=config.teacher.shard,
+        )
     else:
         model, _ = build_student(config, args.config, dataset.class_names, pretrained=False)
         report = load_trained(model, read_weights(args.checkpoint), dataset.class_names)
+        layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+        model = model.to(world.device, memory_format=layout)
     if world.is_main:
         say(str(report))
-    layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
-    model = model.to(world.device, memory_format=layout)
 
     asked = {"mode": args.mode, "scales": args.scales, "flip": args.flip}
     changes = {name: value for name, value in asked.items() if value is not None}

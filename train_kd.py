@@ -1,8 +1,8 @@
-"""Trains a student network, alone or by distillation from a frozen teacher, as one config file says.
+"""Trains a student network, alone or by distillation from a frozen teacher, from one config file.
 
 python train_kd.py configs/demo/hmkd.py                                 one GPU, or the CPU
 torchrun --nproc_per_node=4 train_kd.py configs/hmkd/camvid_b4_r18.py   four GPUs, or four CPU processes
-python train_kd.py CONFIG --resume auto                                 goes on where the work dir stopped
+python train_kd.py CONFIG --resume auto                                 resumes the run in the work dir
 python train_kd.py CONFIG --dry-run                                     builds all, runs one step, prints tables
 python train_kd.py CONFIG --cfg-options train.batch_size=8 data.root=/data/camvid
 """
@@ -20,10 +20,7 @@ from engine.run import Run, find_checkpoint
 from engine.sharding import keep_gathering
 from utils.config import dump_config
 from utils.console import log_to_file, peak_memory_mib, progress_bar, say
-from utils.distributed import (
-    StopSignals,
-    World,
-)
+from utils.distributed import StopSignals, World
 from utils.files import lock_work_dir, write_atomically
 
 
@@ -36,9 +33,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         nargs="?",
         const="auto",
         metavar="PATH|auto",
-        help="go on from this checkpoint, or from the newest whole one in the work dir (afresh without one)",
+        help="resume from this checkpoint, or from the newest intact one in the work dir (a new run if there is none)",
     )
-    parser.add_argument("--force", action="store_true", help="with --resume: go on though the config has changed")
+    parser.add_argument("--force", action="store_true", help="with --resume: resume even if the config has changed")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="a.b=c", help="override config values")
     parser.add_argument("--dry-run", action="store_true", help="build all, run one step, print tables, write nothing")
     args = parser.parse_args(arguments)
@@ -47,7 +44,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def run_experiment(config: Experiment, args: argparse.Namespace, world: World) -> int:
-    """A dry run, or the run, for which rank 0 keeps other runs out of its folder and writes down what is said."""
+    """A dry run or a training run; in a training run rank 0 locks the folder and logs what it prints there."""
     if args.dry_run:
         dry_run(Run(config, args.config, args.work_dir, world, dry=True))
         return 0
@@ -58,18 +55,18 @@ def run_experiment(config: Experiment, args: argparse.Namespace, world: World) -
 
 
 def train(config: Experiment, args: argparse.Namespace, world: World) -> int:
-    """The whole run: build, restore, verify the teacher, then validate, step, log, save.
+    """The whole run: build and restore, verify the teacher, then a loop of steps, logs, validations and checkpoints.
 
     Returns:
-        The exit code: 0, or 128 + the number of the signal that stopped it.
+        The exit code: 0, or 128 + the number of the signal that stopped the run.
     """
     resume = find_checkpoint(args.work_dir, args.resume, world)
     run = Run(config, args.config, args.work_dir, world, resume, args.force)
-    del resume  # as large as the networks
+    del resume  # it needs as much memory as the networks
     trainer, total, log_config = run.trainer, config.schedule.max_iters, config.log
     log = RunLog(
         args.work_dir, trainer.step, run.validated, total, config.train.batch_size, active=world.is_main,
-        go_on=config.checkpoint.on_save_error == "continue",
+        tolerate_errors=run.tolerate_errors,
     )  # fmt: skip
     if world.is_main:
         write_provenance(run)
@@ -99,8 +96,8 @@ def train(config: Experiment, args: argparse.Namespace, world: World) -> int:
             log.training(step, terms, weights, norms, trainer.learning_rate, trainer.scaling())
             if run.stream.skip_bad:
                 log.skipped(step, skipped.report())
-        stopping = signals.agreed(world)
-        # Before a validation too: whatever happens during it, no step is lost.
+        stopping = signals.received_by_any(world)
+        # Also before a validation, so that no step is lost if it fails.
         if stopping or step == total or step % config.checkpoint.interval == 0 or step % config.eval.interval == 0:
             trainer.check()
             run.save(last=stopping > 0 or step == total)
@@ -108,7 +105,7 @@ def train(config: Experiment, args: argparse.Namespace, world: World) -> int:
             skipped.report()
             log.close()
             if world.is_main:
-                say(f"stopped at step {step}; the same command with --resume auto goes on")
+                say(f"stopped at step {step}; to continue, add --resume auto to the same command")
             return 128 + stopping
     bar.close()
     log.close()
@@ -119,47 +116,45 @@ def train(config: Experiment, args: argparse.Namespace, world: World) -> int:
 
 
 def write_provenance(run: Run) -> None:
-    """Writes down what is run and on what, and says so."""
+    """Writes the config and the environment to the folder, and prints how the run starts."""
     write_atomically(run.work_dir / "config.py", dump_config(run.config).encode())
     write_atomically(run.work_dir / "env.txt", "".join(f"{k}: {v}\n" for k, v in run.environment.items()).encode())
     where = f"{run.world.size} process(es) on {run.world.device.type}, {run.config.train.precision}"
-    say(f"{run.work_dir}: {run.start}; {where}")
+    say(f"{run.work_dir}: {run.how_it_started}; {where}")
     for report in run.loaded:
         say(str(report))
 
 
 def validate(run: Run, log: RunLog) -> None:
-    """Evaluates the student, keeps it if it is the best so far, logs figures and pictures."""
+    """Evaluates the student, saves it if it is the best so far, logs metrics and pictures."""
     trainer = run.trainer
     metrics = run.evaluate(trainer.student, "student")
     run.validated = trainer.step
     before = run.best
     if metrics.miou > before["miou"]:
         run.best = {"step": trainer.step, "miou": metrics.miou}
-    with keep_gathering(
-        trainer.teacher, run.world, run.config.train.autocast_dtype
-    ):  # the pictures show the teacher's, too
+    # Rank 0 runs the teacher for the pictures, and its weights may be on all ranks.
+    with keep_gathering(trainer.teacher, run.world, run.config.train.autocast_dtype):
         if run.world.is_main:
             record_validation(run, log, metrics, before)
 
 
 def record_validation(run: Run, log: RunLog, metrics: SegMetrics, before: dict) -> None:
-    """What one rank writes after a validation; ``before``: the best student before it."""
+    """Writes, on rank 0, the results of a validation; ``before`` is the best student before it."""
     trainer, dataset = run.trainer, run.validation
-    go_on = run.config.checkpoint.on_save_error == "continue"
-    if run.best != before and not run.write("best.pt", go_on=go_on):
-        run.best = before  # what best.pt holds
+    if run.best != before and not run.write("best.pt", tolerate_errors=run.tolerate_errors):
+        run.best = before  # best.pt still holds it
     log.validation(trainer.step, metrics, dataset.class_names, run.best, run.teacher_miou)
     shown = range(min(run.config.log.panel_images, len(dataset)))
     if shown:
-        protocols = dict.fromkeys(trainer.networks, run.config.eval.protocol)
+        protocols = dict.fromkeys(run.predictors, run.config.eval.protocol)
         with trainer.autocast():
-            picture = prediction_panel(dataset, shown, trainer.networks, protocols, errors_of=["student"])
+            picture = prediction_panel(dataset, shown, run.predictors, protocols)
         log.picture(trainer.step, "val/panel", picture)
 
 
 def finish(run: Run) -> None:
-    """Writes the best student alone, with all that is needed to rebuild it, and prints the summary."""
+    """Writes ``student.safetensors``: the best student and the metadata to rebuild it. Prints the summary."""
     best = load_checkpoint(run.work_dir / "best.pt")
     save_student(run.work_dir / "student.safetensors", best["student"], best["about"])
     rows = [["student, best", str(run.best["step"]), f"{run.best['miou']:.4f}"]]

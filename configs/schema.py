@@ -1,24 +1,26 @@
-"""The configuration, whole: every section, key, type, default and bound. Unknown keys are forbidden.
+"""The whole configuration: every section, key, type, default and bound. Unknown keys are errors.
 
-A config file is Python (see ``configs/demo/hmkd.py``); ``utils.config.load_config`` reads it and validates it here.
-The options of a dataset and of a distillation method are those of its constructor, so that adding one
+A config file is Python (see ``configs/demo/hmkd.py``). ``utils.config.load_config`` reads it and validates it with
+``Experiment``. A dataset's and a distillation method's keys are the arguments of its constructor, so adding one
 needs no change in this file.
+
+The comment at a key, above it or on its line, is the key's description in ``docs/config.md``
+(``scripts/document_config.py`` writes it).
 """
 
 import inspect
-from collections.abc import Callable, Mapping
-from functools import reduce
-from operator import or_
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Collection, Mapping
+from functools import cache
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
-    Discriminator,
     Field,
-    Tag,
+    PydanticUserError,
+    SerializeAsAny,
     create_model,
     model_validator,
 )
@@ -27,19 +29,23 @@ from datasets import DATASETS
 from losses import METHODS
 from models import HEADS, NORMALIZATIONS
 from models.inference import LARGEST_SCALE
-from utils.names import unknown_name
+from utils.names import Registry, unknown_name
 
-Positive = Annotated[int, Field(gt=0, lt=2**63)]  # what 64 bits hold, as tensors and generators do
+Positive = Annotated[int, Field(gt=0, lt=2**63)]  # fits 64 bits, as tensors and generators need
 Count = Annotated[int, Field(ge=0, lt=2**63)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what is derived of it for a step fits 64 bits
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # the seeds that are computed from it fit 64 bits
 Side = Annotated[int, Field(gt=0, le=2**16)]  # in pixels
 Size = tuple[Side, Side]  # height, width
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean
+Weight = Annotated[float, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+OpenFraction = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
-def one_of(choices: Mapping[str, Any], kind: str) -> AfterValidator:
-    """A string that must be a key of ``choices``; the error names the nearest one."""
+def one_of(choices: Collection[str], kind: str) -> AfterValidator:
+    """Allows only the strings in ``choices``; the error names the nearest one."""
 
     def check(name: str) -> str:
         if name not in choices:
@@ -55,43 +61,76 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
-def variants(base: type[BaseModel], table: Mapping[str, Callable], given_elsewhere: set[str]) -> Any:
-    """``base`` extended, for each component of ``table``, by the keyword arguments of its constructor.
+class Component(Section):
+    """A section for one registered component. ``type`` names it; the other keys are its constructor's arguments.
 
-    Names, annotations and defaults are the component's own; ``type`` says which variant a section is.
+    The registry is read when a config is validated, so modules may register components until then.
     """
-    models: list[type[BaseModel]] = []
-    for key, component in table.items():
-        fields: dict[str, Any] = {"type": (Literal[key], ...)}
-        for name, parameter in inspect.signature(component).parameters.items():
-            if name not in given_elsewhere:
-                default = ... if parameter.default is parameter.empty else parameter.default
-                fields[name] = (parameter.annotation, default)
-        models.append(create_model(component.__name__, __base__=base, **fields))
-    # A union of one is no union: only from two variants on does ``type`` discriminate.
-    return models[0] if len(models) == 1 else Annotated[reduce(or_, models), Field(discriminator="type")]
+
+    registry: ClassVar[Registry]
+    passed: ClassVar[frozenset[str]]  # arguments that the code passes, which are no keys
+
+    type: str
+
+    @classmethod
+    def variant(cls, values: Any) -> type[Section]:
+        """The section with the keys of the component that ``values`` names."""
+        choice = Annotated[str, one_of(cls.registry, cls.registry.kind)]
+        name = create_model(cls.__name__, type=(choice, ...), __config__=ConfigDict(strict=True)).model_validate(values)
+        return component_section(cls, name.type, cls.registry[name.type])
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _validate_variant(cls, values: Any, handler: Callable) -> Section:
+        is_variant = cls.model_fields["type"].annotation is not str
+        return handler(values) if is_variant else cls.variant(values).model_validate(values)
 
 
-class DataSection(Section):
-    """One dataset and how it is augmented; the options of the dataset's own constructor are added to these."""
+@cache
+def component_section(base: type[Component], name: str, component: Callable) -> type[Component]:
+    """``base`` and the arguments of the component's constructor, with its names, annotations and defaults.
 
-    root: str
-    train_list: str = "train.txt"
-    val_list: str = "val.txt"
-    test_list: str | None = None
-    packed: str | None = None  # folder that scripts/pack_dataset.py wrote; None: the files themselves are read
-    crop_size: Size  # of the training crop
+    Raises:
+        ValueError: an argument has no annotation, or one that no config value can have.
+    """
+    fields: dict[str, Any] = {"type": (Literal[name], ...)}
+    for argument in inspect.signature(component, eval_str=True).parameters.values():
+        if argument.name in base.passed or argument.kind in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD):
+            continue
+        if argument.annotation is argument.empty:
+            raise ValueError(f"{component.__module__}: argument {argument.name!r} of {name!r} needs a type annotation")
+        fields[argument.name] = argument.annotation, ... if argument.default is argument.empty else argument.default
+    try:
+        return create_model(name, __base__=base, **fields)
+    except PydanticUserError as error:
+        raise ValueError(f"{component.__module__}: the arguments of {name!r} cannot be config keys: {error}") from error
+
+
+class DataSection(Component):
+    """One dataset and its augmentation, and the options of the dataset's constructor."""
+
+    registry = DATASETS
+    passed = frozenset({"root", "list_file"})
+
+    type: str  # Kind of dataset.
+    root: str  # Folder of the dataset.
+    train_list: str = "train.txt"  # Training list, relative to root or absolute.
+    val_list: str = "val.txt"  # Validation list.
+    test_list: str | None = None  # Test list. None: there is no test set.
+    packed: str | None = None  # Folder that scripts/pack_dataset.py wrote. None: image and label files are read.
+    crop_size: Size  # Height and width of the training crop.
+    # Smallest and largest factor of the random resizing: 0 < smallest <= largest.
     scale_range: tuple[float, float] = (0.5, 2.0)
-    cat_max_ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
-    flip: bool = True
-    photometric: bool = False
-    workers: Count = 4
-    seed: Seed | None = None  # of order and augmentation; None: train.seed
-    # After so many passes over the data the same samples come again, order and augmentation alike: fewer different
-    # augmentations, for outputs of the teacher that can be kept (teacher.cache). None: the stream never repeats.
+    # A crop is drawn again, at most ten times, while one class covers more than this share of it.
+    cat_max_ratio: Share = 1.0
+    flip: bool = True  # Mirror half of the crops.
+    photometric: bool = False  # Random brightness, contrast, saturation and hue.
+    workers: Count = 4  # Processes that load and augment, in each rank. 0: the training process does it.
+    seed: Seed | None = None  # Seed of order and augmentation. None: train.seed.
+    # After this many passes over the data the same augmented samples repeat in the same order, so that the teacher's
+    # outputs can be kept (teacher.cache). None: samples never repeat.
     distinct_epochs: Positive | None = None
-    # A training sample that cannot be read: stop, or take the next of the epoch's order instead, and say so once.
-    # Validation and evaluation always stop: their figures are those of the whole set.
+    # When a training sample cannot be read: stop, or use the next one and report it. Validation always stops.
     on_bad_sample: Literal["error", "skip"] = "error"
 
     @model_validator(mode="after")
@@ -103,12 +142,8 @@ class DataSection(Section):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Arguments of ``datasets.build_dataset`` beside the list file."""
-        return {
-            "type": self.type,
-            "root": self.root,
-            **self.model_dump(exclude=set(DataSection.model_fields) | {"type"}),
-        }
+        """Arguments of ``datasets.build_dataset``, except the list file."""
+        return {"type": self.type, "root": self.root, **self.model_dump(exclude=set(DataSection.model_fields))}
 
     @property
     def transform(self) -> dict[str, Any]:
@@ -117,101 +152,117 @@ class DataSection(Section):
         return {name: getattr(self, name) for name in names}
 
 
-Data = variants(DataSection, DATASETS, {"root", "list_file"})
-OneMethod = variants(Section, METHODS, {"student", "teacher"})
+class MethodSection(Component):
+    """One distillation method, with the arguments of its constructor."""
+
+    registry = METHODS
+    passed = frozenset({"student", "teacher"})
+
+    type: str  # The distillation method.
 
 
 class SeveralMethods(Section):
-    """Distillation by several methods at once; their terms add up."""
+    """Distillation by several methods at once. Their terms are added."""
 
-    methods: tuple[OneMethod, ...]
+    # One section for each method, each type once.
+    methods: Annotated[tuple[SerializeAsAny[MethodSection], ...], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _check(self) -> "SeveralMethods":
         types = [method.type for method in self.methods]
-        if not types or len(set(types)) < len(types):
-            raise ValueError(f"methods holds {', '.join(types) or 'nothing'}; expected one or more, each type once")
+        if len(set(types)) < len(types):
+            raise ValueError(f"methods holds {', '.join(types)}; expected each type once")
         return self
 
 
-def _kind_of_distill(value: Any) -> str:
-    several = "methods" in value if isinstance(value, Mapping) else isinstance(value, SeveralMethods)
-    return "<several>" if several else "<one>"
+class DistillSection(MethodSection):
+    """One method, or ``SeveralMethods``."""
 
-
-Distill = Annotated[
-    Annotated[OneMethod, Tag("<one>")] | Annotated[SeveralMethods, Tag("<several>")], Discriminator(_kind_of_distill)
-]
+    @classmethod
+    def variant(cls, values: Any) -> type[Section]:
+        several = isinstance(values, Mapping) and "methods" in values
+        return SeveralMethods if several else MethodSection.variant(values)
 
 
 class WeightSchedule(Section):
-    """A factor on a loss term's weight: from ``start`` to ``end`` in ``iters`` steps from step ``begin`` on."""
+    """A factor on the weight of one loss term. It changes from ``start`` to ``end`` during ``iters`` steps."""
 
+    # How the factor changes: in a line, along half a cosine wave, or at once at the end.
     type: Literal["linear", "cosine", "step"]
-    iters: Positive
-    start: Annotated[float, Field(ge=0)] = 0.0
-    end: Annotated[float, Field(ge=0)] = 1.0
-    begin: Count = 0
+    iters: Positive  # Number of steps of the change.
+    start: Weight = 0.0  # Factor before the change.
+    end: Weight = 1.0  # Factor after the change.
+    begin: Count = 0  # Step at which the change begins.
 
 
 class Network(Section):
-    """A segmentation network: any backbone under any head that fits its taps."""
+    """A segmentation network: a backbone and a head."""
 
-    backbone: str  # resnet18, resnet101, mit_b0..b5, or any timm network of four stages
-    head: Annotated[str, one_of(HEADS, "head")]
-    output_stride: Literal[8, 16, 32] | None = None  # None: the head's own
-    width: Positive | None = None  # channels of the head; None: the head's own
-    dropout: Fraction = 0.1
-    drop_path: Fraction = 0.0
+    backbone: str  # mit_b0 to mit_b5, resnet18, resnet101, any other timm network with four stages, or your own.
+    head: Annotated[str, one_of(HEADS, "head")]  # The head, which fits every backbone.
+    # Stride of the last stage; a backbone that can dilate takes 8 or 16. None: the head's default.
+    output_stride: Literal[8, 16, 32] | None = None
+    width: Positive | None = None  # Channels of the head. None: the head's default.
+    dropout: Fraction = 0.1  # Dropout probability in the heads.
+    drop_path: Fraction = 0.0  # Probability of stochastic depth in the backbone.
+    # Mean, std and channel order of the input images.
     normalization: Annotated[str, one_of(NORMALIZATIONS, "normalization")] = "imagenet"
 
 
 class Student(Network):
-    aux: bool = False  # auxiliary FCN head on stage 3, weighted by train.aux_weight
-    # Backbone weights: a file or folder, 'timm', 'package:NAME' or 'hf:NAME'; see pretrained/README.md.
+    """The network that is trained."""
+
+    aux: bool = False  # Add an auxiliary FCN head on stage 3, weighted by train.aux_weight.
+    # Backbone weights: a file or folder, 'timm', 'package:NAME' or 'hf:NAME' (pretrained/README.md). None: random.
     pretrained: str | None = None
 
 
 class Teacher(Network):
-    """What is None here is as the file of the weights says, where it says it."""
+    """The frozen network. A key that is None is read from the metadata of the weights file."""
 
-    backbone: str | None = None
-    head: Annotated[str, one_of(HEADS, "head")] | None = None
+    backbone: str | None = None  # As the student's; give both backbone and head, or neither.
+    head: Annotated[str, one_of(HEADS, "head")] | None = None  # As the student's.
+    # As the student's. None, and no metadata: 'imagenet'.
     normalization: Annotated[str, one_of(NORMALIZATIONS, "normalization")] | None = None
-    weights: str  # of a whole segmentation network: a file or folder, or 'hf:NAME'
-    # Where its classes are not the data's: for each of them the data's class, by name, or None to leave it out.
+    weights: str  # Weights of the whole segmentation network: a file or folder, or 'hf:NAME'.
+    # Factor on height and width of the images that the teacher sees. Its maps and its cost change with them.
+    scale: Annotated[float, Field(gt=0, le=LARGEST_SCALE)] = 1.0
+    # If the teacher has other classes than the data: for each of its classes the data's class, or None to ignore it.
     class_map: tuple[str | None, ...] | None = None
-    # Folder to keep its outputs on the training samples in: what is there is read, by this run and by others of the
-    # same data section, and the teacher runs on the rest only. Needs data.distinct_epochs.
+    # Folder that keeps the teacher's outputs on the training samples, for this run and for other runs with the same
+    # data section. Needs data.distinct_epochs.
     cache: str | None = None
-    cache_taps: tuple[str, ...] = ()  # kept beside the logits: those that the methods read
-    # Too large for one device: every process holds its part of the weights, and they are gathered block by block in
-    # each forward pass. Nothing else changes; a process that is alone holds the whole.
+    cache_taps: tuple[str, ...] = ()  # Taps to keep besides the logits: those that the methods read.
+    # Split the weights over all ranks, for a teacher that is too large for one device. The results stay the same.
     shard: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> "Teacher":
         if (self.backbone is None) != (self.head is None):
-            raise ValueError("give both backbone and head, or neither where the weights say them")
+            raise ValueError("give both backbone and head, or neither if the metadata of the weights has them")
         return self
 
 
 class Optimizer(Section):
-    type: Literal["sgd", "adamw"]
-    lr: Annotated[float, Field(gt=0)]
-    head_lr_mult: Annotated[float, Field(gt=0)] = 1.0  # every parameter outside the backbone
-    momentum: Fraction = 0.9  # SGD only
-    betas: tuple[Decay, Decay] = (0.9, 0.999)  # AdamW only
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    decay_norm_bias: bool = True  # False: no weight decay on norms and biases
+    """SGD or AdamW."""
+
+    type: Literal["sgd", "adamw"]  # The optimizer.
+    lr: PositiveFloat  # Learning rate of the backbone, before the schedule.
+    head_lr_mult: PositiveFloat = 1.0  # Factor on the learning rate of all parameters outside the backbone.
+    momentum: Fraction = 0.9  # Momentum of SGD.
+    betas: tuple[Decay, Decay] = (0.9, 0.999)  # Betas of AdamW.
+    weight_decay: Weight = 1e-4  # Weight decay.
+    decay_norm_bias: bool = True  # False: no weight decay on norms and biases.
 
 
 class Schedule(Section):
-    type: Literal["poly"] = "poly"
-    max_iters: Positive
-    power: Annotated[float, Field(gt=0)] = 0.9
-    warmup_iters: Count = 0
-    warmup_ratio: Annotated[float, Field(gt=0, le=1)] = 1e-6  # lr factor at step 0
+    """The learning rate at each step."""
+
+    type: Literal["poly"] = "poly"  # Polynomial decay to 0.
+    max_iters: Positive  # Number of training steps.
+    power: PositiveFloat = 0.9  # Exponent of the decay.
+    warmup_iters: Count = 0  # Steps of linear warm-up; at most max_iters.
+    warmup_ratio: Share = 1e-6  # Factor on the learning rate at step 0 of the warm-up.
 
     @model_validator(mode="after")
     def _check(self) -> "Schedule":
@@ -221,23 +272,26 @@ class Schedule(Section):
 
 
 class Train(Section):
-    batch_size: Positive  # global: over all ranks and accumulation steps
-    accumulate: Positive = 1
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    channels_last: bool = True
-    grad_clip: Annotated[float, Field(gt=0)] | None = None  # maximal gradient norm
-    aux_weight: Annotated[float, Field(ge=0)] = 0.4  # of the auxiliary head, where the student has one
-    class_weights: tuple[Annotated[float, Field(ge=0)], ...] | None = None  # of the cross-entropy, one a class
-    # Hard example mining in the cross-entropy: (pixels of at most this probability, but at least this share of them).
-    ohem: tuple[float, float] | None = None
-    verify_teacher: bool = True  # evaluate the teacher on the validation set before the first step
-    allow_weak_teacher: bool = False  # go on though the teacher is no better than chance
-    # torch.compile of the networks' repeated blocks in training steps: the first step waits for it, and results differ
-    # by rounding. Off: it pays on a GPU alone.
+    """How a step is computed."""
+
+    batch_size: Positive  # Images in one step, over all ranks and accumulated batches.
+    accumulate: Positive = 1  # Batches whose gradients are added in one step, to save memory.
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # Number format of the networks' forward and backward pass.
+    channels_last: bool = True  # Memory layout of images and weights; usually faster.
+    grad_clip: PositiveFloat | None = None  # Largest gradient norm. None: no clipping.
+    aux_weight: Weight = 0.4  # Loss weight of the auxiliary head, if student.aux is True.
+    class_weights: tuple[Weight, ...] | None = None  # Weight of each class in the cross-entropy. None: all 1.
+    # Hard example mining in the cross-entropy, (p, share): only pixels whose true class has a probability of at most
+    # p, and at least this share of all pixels.
+    ohem: tuple[OpenFraction, Share] | None = None
+    verify_teacher: bool = True  # Evaluate the teacher on the validation set before the first step.
+    allow_weak_teacher: bool = False  # Train even if that evaluation finds a teacher that is no better than chance.
+    # Use torch.compile for the networks' repeated blocks. The first step takes long, and results differ by rounding;
+    # it is faster on a GPU only.
     compile: bool = False
-    seed: Seed = 0
-    deterministic: bool = False  # GPUs too compute the same bit for bit every time, at some cost in speed
-    timeout: Annotated[float, Field(gt=0)] = 1800.0  # seconds that a rank waits for another, or for data
+    seed: Seed = 0  # Seed of initial weights, dropout and, unless data.seed is set, of the data.
+    deterministic: bool = False  # Make GPU results equal bit for bit from run to run; slower.
+    timeout: PositiveFloat = 1800.0  # Seconds that a rank waits for another rank or for data.
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:
@@ -245,12 +299,15 @@ class Train(Section):
 
 
 class Eval(Section):
-    interval: Positive = 800
-    mode: Literal["whole", "slide"] = "whole"
-    crop_size: Size | None = None  # window of mode='slide'
-    stride: Size | None = None
+    """How the validation and test sets are evaluated."""
+
+    interval: Positive = 800  # Steps between two validations.
+    mode: Literal["whole", "slide"] = "whole"  # The whole image at once, or sliding windows.
+    crop_size: Size | None = None  # Height and width of the window; mode='slide' needs it.
+    stride: Size | None = None  # Vertical and horizontal step of the window, at most crop_size; mode='slide' needs it.
+    # Sizes of the image, as factors; the class probabilities are averaged.
     scales: Annotated[tuple[Annotated[float, Field(gt=0, le=LARGEST_SCALE)], ...], Field(min_length=1)] = (1.0,)
-    flip: bool = False
+    flip: bool = False  # Average with the mirrored image.
 
     @model_validator(mode="after")
     def _check(self) -> "Eval":
@@ -268,33 +325,40 @@ class Eval(Section):
 
 
 class Checkpoint(Section):
-    interval: Positive = 800
-    keep: Count = 3  # how many step_*.pt stay
-    # Where a checkpoint or a log entry cannot be written (a full disk): stop, or say so and go on.
+    """When checkpoints are written."""
+
+    interval: Positive = 800  # Steps between two checkpoints.
+    keep: Count = 3  # Number of step_*.pt files to keep.
+    # When a checkpoint or log entry cannot be written, for example on a full disk: stop, or print it and continue.
     on_save_error: Literal["stop", "continue"] = "stop"
 
 
 class Log(Section):
-    interval: Positive = 50
-    grad_norm_interval: Count = 0  # 0: never; each costs one more backward pass a term
-    panel_images: Count = 4  # validation images shown in TensorBoard
+    """What is logged."""
+
+    interval: Positive = 50  # Steps between two log entries.
+    # Steps between two measurements of each term's gradient norm, which cost one backward pass a term. 0: never.
+    grad_norm_interval: Count = 0
+    panel_images: Count = 4  # Number of validation images shown in TensorBoard.
 
 
 class Experiment(Section):
-    """One experiment: what ``train_kd.py`` and ``eval.py`` are given."""
+    """One experiment, for ``train_kd.py``, ``eval.py`` and the scripts."""
 
-    data: Data
-    student: Student
-    teacher: Teacher | None = None  # None: train the student network alone
-    distill: Distill | None = None
-    curriculum: dict[str, WeightSchedule] = {}  # by loss term, as the log names them: factors on their weights
-    optimizer: Optimizer
-    schedule: Schedule
-    train: Train
-    eval: Eval = Eval()
-    checkpoint: Checkpoint = Checkpoint()
-    log: Log = Log()
-    protocol: str | None = None  # name of the published recipe, stamped into every result
+    # Names of your modules, which are imported before the config is validated and register components (docs/extend.md).
+    custom_imports: tuple[str, ...] = ()
+    data: SerializeAsAny[DataSection]  # The dataset.
+    student: Student  # The network that is trained.
+    teacher: Teacher | None = None  # The frozen network. None: train the student alone.
+    distill: SerializeAsAny[DistillSection] | None = None  # The distillation method, or several; needs a teacher.
+    curriculum: dict[str, WeightSchedule] = {}  # Factors on the weights of loss terms, by the names that the log shows.
+    optimizer: Optimizer  # The optimizer.
+    schedule: Schedule  # The learning rate schedule.
+    train: Train  # The training step.
+    eval: Eval = Eval()  # Evaluation.
+    checkpoint: Checkpoint = Checkpoint()  # Checkpoints.
+    log: Log = Log()  # Logging.
+    protocol: str | None = None  # Name of the published recipe, written into every result.
 
     @model_validator(mode="after")
     def _check(self) -> "Experiment":
@@ -305,12 +369,12 @@ class Experiment(Section):
             raise ValueError("student.aux is True but train.aux_weight is 0: the auxiliary head would never learn")
         if self.teacher is not None and self.teacher.cache is not None and self.data.on_bad_sample == "skip":
             raise ValueError(
-                "teacher.cache is set and data.on_bad_sample is 'skip': what is kept of a replacement would be "
-                "replayed on the sample itself once its file is mended; set one of the two back"
+                "teacher.cache is set and data.on_bad_sample is 'skip': the cache would keep the teacher's output on "
+                "the replacement and use it for the bad sample once its file is fixed; set only one of the two"
             )
         if self.teacher is not None and self.teacher.cache is not None and self.data.distinct_epochs is None:
             raise ValueError(
-                "teacher.cache is set but data.distinct_epochs is None: the stream never repeats, and nothing that is "
-                "kept would be read; set data.distinct_epochs=1 or more"
+                "teacher.cache is set but data.distinct_epochs is None: samples never repeat, so nothing in the cache "
+                "would be read again; set data.distinct_epochs=1 or more"
             )
         return self

@@ -1,5 +1,6 @@
 """Data sets by name, and the loaders that feed them to the networks."""
 
+import os
 import signal
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,16 +8,11 @@ from pathlib import Path
 import cv2
 from torch.utils.data import DataLoader
 
-from datasets.base import SegDataset, TrainStream
-from datasets.camvid import CamVid
-from datasets.cityscapes import Cityscapes
-from datasets.listed import ListedDataset
+from datasets import camvid, cityscapes, listed  # noqa: F401  (each registers its data set)
+from datasets.base import DATASETS, SegDataset, TrainStream
 from datasets.packed import PackedDataset
-from utils.names import unknown_name
 
-GRACE = 30  # seconds that a worker lives on after SIGTERM
-
-DATASETS = {"cityscapes": Cityscapes, "camvid": CamVid, "list": ListedDataset}
+GRACE = 30  # seconds from SIGTERM to the end of a worker
 
 
 def build_dataset(
@@ -30,26 +26,24 @@ def build_dataset(
     """Builds a data set by its name.
 
     Args:
-        type: a key of ``DATASETS``.
+        type: a name in ``DATASETS``.
         root: folder of the data set.
         list_file: list of ``image label`` lines, relative to ``root`` or absolute.
-        packed: folder of the same samples decoded, to read their pixels from.
-        check_files: refuse a list of which a file is missing.
-        **options: what that data set takes besides (``list``: class_names, palette, id_table).
+        packed: folder of the packed data set, from which the pixels are read instead.
+        check_files: raise an error if a listed file is missing.
+        **options: further arguments of that data set (``list``: class_names, palette, id_table).
 
     Raises:
-        FileNotFoundError: a listed file is missing; and as the data set itself.
-        ValueError: unknown ``type``; and as the data set itself.
+        FileNotFoundError: a listed file is missing, or an error of the data set itself.
+        ValueError: ``type`` is unknown, or an error of the data set itself.
     """
-    if type not in DATASETS:
-        raise unknown_name("data set type", type, DATASETS)
     dataset = DATASETS[type](root, list_file, **options)
     if check_files and (missing := dataset.missing_files()):
         named = ", ".join(str(path.relative_to(dataset.root)) for path in missing[:10])
         raise FileNotFoundError(
-            f"{len(missing)} of the files that {dataset.root / list_file} lists are missing under {dataset.root}, or "
-            f"are links that lead nowhere: {named}{' ...' if len(missing) > 10 else ''}; put them there or remove "
-            "their lines (scripts/prepare_lists.py --config names each)"
+            f"{len(missing)} of the files in {dataset.root / list_file} are missing under {dataset.root}, or are "
+            f"broken links: {named}{' ...' if len(missing) > 10 else ''}; put them there or remove their lines "
+            "(scripts/prepare_lists.py --config names each)"
         )
     return dataset if packed is None else PackedDataset(dataset, packed)
 
@@ -62,15 +56,15 @@ def make_loader(
     pin_memory: bool = False,
     timeout: float = 0,
 ) -> DataLoader:
-    """Loads micro-batches: dicts of ``image`` B 3 h w uint8, ``label`` B h w uint8, ``name`` and ``skipped``, lists of
-    B, and ``position``, B int64.
+    """Loads micro-batches: dicts of ``image`` B 3 h w uint8, ``label`` B h w uint8, ``position`` B int64, ``name`` and
+    ``skipped``, lists of B.
 
     Args:
         stream: the samples by position.
-        batches: lists of positions, as ``PositionBatches`` gives them.
-        workers: processes that load ahead; 0 loads in this one.
+        batches: lists of positions, from ``PositionBatches``.
+        workers: processes that load ahead; 0: this process loads.
         pin_memory: page-locked tensors, for asynchronous copies to a GPU.
-        timeout: seconds to wait for a worker's batch before it is an error; 0 waits for ever.
+        timeout: seconds to wait for a worker's batch before an error; 0: no limit.
     """
     return DataLoader(
         stream,
@@ -83,13 +77,15 @@ def make_loader(
 
 
 def start_worker(_: int) -> None:
-    """The workers are the parallelism: OpenCV's own threads in each of them would only contend for the cores.
+    """Prepares a worker of a loader: no threads of OpenCV (the workers are the parallelism), and its own signals.
 
-    Ctrl-C and a scheduler's SIGTERM or SIGUSR1 reach every process of a job. What to do about them is the main
-    process's business: it finishes its step first, for which it needs its workers. One that was told to terminate does
-    so a while later.
+    Ctrl-C and a scheduler's SIGTERM or SIGUSR1 reach every process of a job. Only the main process reacts to them: it
+    finishes its step first and needs its workers for that. So a worker ignores them, and ends ``GRACE`` seconds after
+    SIGTERM.
     """
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if os.name == "nt":  # has no SIGUSR1 and no alarm
+        return
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))

@@ -1,4 +1,4 @@
-"""Labelled images read from list files, and the endless, resumable stream of training samples drawn from them."""
+"""Labelled images read from list files, and the endless, resumable stream of training samples."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -10,17 +10,17 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from datasets.png import PngRows, open_rgb, undecodable
-from utils.names import VOID
+from utils.names import OUTSIDE, VOID, Registry
 
-UNKNOWN = 254  # in an id table: a raw id which no label file of the data set may hold
+UNKNOWN = 254  # in an id table: a raw id that is an error in a label file
 
 
 def read_list(root: str | Path, list_file: str | Path) -> list[tuple[str, str | None]]:
     """Reads ``image label`` pairs, one a line, both relative to ``root``.
 
-    Blank lines are ignored. A line without a label (a test set whose truth is kept back) gives ``(image, None)``.
-    Fields are separated by white space, or by a single tab where a name itself holds spaces. The text is UTF-8; a byte
-    order mark at its start, as some editors write it, is no part of a name. A link under ``root`` may lead anywhere.
+    Blank lines are ignored. A line without a label (a test set with secret labels) gives ``(image, None)``. Fields are
+    separated by white space, or by one tab where a name contains spaces. The text is UTF-8, with or without a byte
+    order mark. Links under ``root`` may lead anywhere.
 
     Args:
         root: folder of the data set.
@@ -28,14 +28,14 @@ def read_list(root: str | Path, list_file: str | Path) -> list[tuple[str, str | 
 
     Raises:
         FileNotFoundError: ``root`` or the list is missing.
-        ValueError: the list is no UTF-8 text, a line has more than two fields, a path is absolute or climbs out of
-            ``root``, or nothing is listed.
+        ValueError: the list is not UTF-8 text, a line has more than two fields, a path is absolute or leads out of
+            ``root``, or the list is empty.
     """
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(
             f"data root {root} is not a folder; put or link the data set there, or set data.root "
-            "(scripts/quickstart.sh makes the demo's)"
+            "(scripts/quickstart.sh makes the data of the demo)"
         )
     path = root / list_file
     if not path.is_file():
@@ -45,9 +45,9 @@ def read_list(root: str | Path, list_file: str | Path) -> list[tuple[str, str | 
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"list file {path} is no UTF-8 text ({error}); save it in that encoding") from error
+        raise ValueError(f"list file {path} is not UTF-8 text ({error}); save it as UTF-8") from error
     if "\0" in text:
-        raise ValueError(f"list file {path} holds a NUL byte, so it is no text or cut off; write it anew")
+        raise ValueError(f"list file {path} has a NUL byte, so it is not text or is damaged; write it again")
     pairs = []
     for number, line in enumerate(text.splitlines(), 1):
         fields = [field.strip() for field in line.split("\t")] if "\t" in line.strip() else line.split()
@@ -56,37 +56,37 @@ def read_list(root: str | Path, list_file: str | Path) -> list[tuple[str, str | 
         if len(fields) > 2 or not all(fields):
             raise ValueError(
                 f"{path}:{number}: {len(fields)} fields in {line!r}; expected 'image label'; "
-                "where a name holds spaces, separate the two by a single tab"
+                "where a name has spaces, separate the two names by one tab"
             )
         for name in fields:
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
                 raise ValueError(f"{path}:{number}: {name!r} leads out of the data root; expected a path inside {root}")
         pairs.append((fields[0], fields[1] if len(fields) == 2 else None))
     if not pairs:
-        raise ValueError(f"list file {path} names no image")
+        raise ValueError(f"list file {path} is empty; expected one 'image label' a line")
     return pairs
 
 
 def read_pixels(path: Path, modes: Mapping[str, str], exact: bool = False) -> np.ndarray:
-    """Decodes an image file, whole or not at all.
+    """Decodes an image file completely, or raises an error.
 
-    Pillow rather than OpenCV: it refuses a file that is cut off, where OpenCV fills the rest of a JPEG with grey, and
-    it gives the indices of a palette PNG, where OpenCV gives their colours.
+    Pillow instead of OpenCV: for a truncated JPEG it raises an error, where OpenCV fills the rest with grey; for a
+    palette PNG it returns the indices, where OpenCV returns the colours.
 
     Args:
         path: the file.
-        modes: the pixel formats accepted (Pillow's names) -> the format to convert each to. Of 16 bits a channel the
-            upper 8 are read; transparency is left out.
-        exact: the numbers are ids: refuse a file whose pixels would not come out as they were written into it.
+        modes: accepted pixel formats (Pillow's names) -> the format to convert each to. Of 16 bits a channel the upper
+            8 are read; transparency is ignored.
+        exact: the pixels are ids: raise an error where they are not stored exactly.
 
     Raises:
-        ValueError: the file cannot be decoded, holds another pixel format, or not what ``exact`` asks for.
+        ValueError: the file cannot be decoded, has another pixel format, or does not fulfil ``exact``.
     """
     try:
         with Image.open(path) as picture:
             stored = _stored_exactly(picture)
             picture.load()
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, ... by format and by kind of damage
+    except Exception as error:  # Pillow raises many types, by format and damage
         raise undecodable(path, error) from error
     if picture.mode not in modes:
         raise ValueError(
@@ -94,14 +94,14 @@ def read_pixels(path: Path, modes: Mapping[str, str], exact: bool = False) -> np
         )
     if exact and not stored:
         raise ValueError(
-            f"{path} does not keep ids as they are: it is compressed with loss, or has not 8 bits a channel and would "
-            "be rescaled; expected a label as a PNG of 8 bits, or with a palette: write it anew from its source"
+            f"{path} does not store ids exactly: its compression is lossy, or its pixels have not 8 bits and would be "
+            "rescaled; expected a PNG with 8 bits or a palette: write the label again from its source"
         )
     return np.array(picture if picture.mode == modes[picture.mode] else picture.convert(modes[picture.mode]))
 
 
 def _stored_exactly(picture: Image.Image) -> bool:
-    """Whether decoding an opened file gives the very numbers in it; to be asked before it is loaded."""
+    """Whether decoding an opened file gives exactly the stored numbers; call it before ``load``."""
     codec, arguments = (picture.tile[0].codec_name, picture.tile[0].args) if picture.tile else (None, ())
     layout = arguments if isinstance(arguments, str) else arguments[0] if arguments else None
     stretched = isinstance(layout, str) and ";" in layout and not layout.startswith("P;")  # indices never are
@@ -110,31 +110,31 @@ def _stored_exactly(picture: Image.Image) -> bool:
 
 
 IMAGE_MODES = {"RGB": "RGB", "L": "RGB", "P": "RGB", "RGBA": "RGB", "LA": "RGB"}
-LABEL_MODES = {"L": "L", "P": "P"}  # a palette PNG holds the ids as indices; its palette is for the eye
+LABEL_MODES = {"L": "L", "P": "P"}  # the indices of a palette PNG are the ids; its colours are only for display
 
 
 class SegDataset(Dataset):
-    """Images with one class a pixel, named by a list file.
+    """Images with one class a pixel, from a list file.
 
     Args:
         root: folder of the data set.
         list_file: list of ``image label`` lines (see ``read_list``), relative to ``root`` or absolute.
         class_names: K names, in train id order.
         palette: K RGB colours.
-        ids: raw id (the value in a label file) -> train id in 0..K-1, or 255 to ignore it. All other values are errors.
+        ids: raw id (the value in a label file) -> train id in 0..K-1, or 255 for void. All other values are errors.
 
     Attributes:
         root: ``Path``.
         class_names: K names.
         num_classes: K.
         palette: K x 3 uint8 RGB.
-        id_table: 256 uint8, raw id -> train id; 255 ignores, 254 marks a raw id that no label file may hold.
+        id_table: 256 uint8, raw id -> train id; 255 is void, 254 marks a raw id that is an error.
         files: the (image, label or None) paths of each sample.
-        names: a unique name of each sample without folder or suffix, to name prediction files by.
+        names: a unique name of each sample without folder or suffix, for prediction files.
 
     Raises:
         FileNotFoundError: the root or the list is missing.
-        ValueError: the list is malformed, two samples share their name, or the tables do not fit together.
+        ValueError: the list is malformed, two samples have the same name, or the tables do not fit together.
     """
 
     def __init__(
@@ -158,15 +158,15 @@ class SegDataset(Dataset):
         return len(self.files)
 
     def missing_files(self) -> list[Path]:
-        """The listed files that are not there, or are links that lead nowhere."""
+        """The listed files that do not exist or are broken links."""
         return [path for pair in self.files for path in pair if path is not None and not path.is_file()]
 
     def load_image(self, index: int) -> np.ndarray:
-        """H x W x 3 uint8 RGB, as stored (an EXIF rotation is not applied, since labels know of none)."""
+        """H x W x 3 uint8 RGB, as stored (an EXIF rotation is not applied, because labels have none)."""
         return self.open_image(index)[:]
 
     def open_image(self, index: int) -> np.ndarray | PngRows:
-        """As ``load_image``, but of most PNG files only the rows that are asked for are decoded, by ``[:n]``."""
+        """As ``load_image``, but for most PNG files lazily: ``[:n]`` decodes the first n rows."""
         path = self.files[index][0]
         rows = open_rgb(path)
         return read_pixels(path, IMAGE_MODES) if rows is None else rows
@@ -175,7 +175,7 @@ class SegDataset(Dataset):
         """H x W uint8 train ids, or None where the sample has no label.
 
         Raises:
-            ValueError: the file cannot be decoded or holds a raw id that the data set does not know.
+            ValueError: the file cannot be decoded or has an unknown raw id.
         """
         path = self.files[index][1]
         return None if path is None else self.read_label(path)
@@ -188,13 +188,13 @@ class SegDataset(Dataset):
         """One sample: image H x W x 3 uint8 RGB and label H x W uint8 train ids (all 255 where there is no label).
 
         Raises:
-            ValueError: a file cannot be decoded, the label holds an unknown raw id, or the two sizes differ.
+            ValueError: a file cannot be decoded, the label has an unknown raw id, or the two sizes differ.
         """
         image, label = self.open(index)
         return image[:], label
 
     def open(self, index: int) -> tuple[np.ndarray | PngRows, np.ndarray]:
-        """As ``load``, with the image as ``open_image`` gives it."""
+        """As ``load``, with the image of ``open_image``."""
         image, label = self.open_image(index), self.load_label(index)
         if label is None:
             label = np.full(image.shape[:2], VOID, np.uint8)
@@ -211,7 +211,7 @@ class SegDataset(Dataset):
         return as_sample(*self.load(index), self.names[index])
 
     def to_raw_ids(self, label: np.ndarray) -> np.ndarray:
-        """Train ids -> raw ids, for prediction files (of several raw ids of one class, the lowest).
+        """Train ids -> raw ids, for prediction files (the lowest, where a class has several raw ids).
 
         Raises:
             ValueError: a value is neither in 0..K-1 nor 255.
@@ -223,24 +223,28 @@ class SegDataset(Dataset):
         return raw.astype(np.uint8)
 
 
+# Called with root, list_file and the options of the config's data section.
+DATASETS: Registry[Callable[..., SegDataset]] = Registry("data set")
+
+
 class TrainStream(Dataset):
     """The samples of a whole training run, each a pure function of (seed, position).
 
-    Position p is the global number of a sample: step * global batch size + offset. It falls into epoch p // n, whose
-    seeded permutation of the n samples says which one is drawn; its augmentation has its own generator. So a run goes
-    on exactly where it stopped, and sees the same samples on any number of ranks and workers.
+    Position p is the global number of a sample: step * global batch size + offset. It belongs to epoch p // n, whose
+    seeded permutation of the n samples decides which one is drawn; its augmentation has its own generator. So a resumed
+    run is exact, and sees the same samples on any number of ranks and workers.
 
-    A stream that repeats reads position p as p modulo (epochs * n), order and augmentation alike: what is computed of a
-    sample once, such as a teacher's output, can be kept, at the price of fewer different augmentations.
+    A stream that repeats reads position p as p modulo (epochs * n), for order and augmentation. Then the teacher's
+    output of a sample can be computed once and kept, but there are fewer different augmentations.
 
     Args:
         dataset: where samples come from; all of them must have labels.
         transform: ``(image H W 3 uint8, label H W uint8, rng) -> (image, label)``, which reads the image by
             ``image[:n]``, its first n rows.
         seed: of order and augmentation.
-        epochs: distinct passes over the data, after which the stream repeats; None: it never does.
-        skip_bad: put the next sample of the epoch's order that can be read in the place of one that cannot: still a
-            function of (seed, position), as long as the same files are bad.
+        epochs: different passes over the data, after which the stream repeats; None: it never repeats.
+        skip_bad: replace a sample that cannot be read by the next readable one in the epoch's order; still a function
+            of (seed, position), as long as the same files are bad.
 
     Attributes:
         period: number of samples after which the stream repeats, or None.
@@ -265,7 +269,7 @@ class TrainStream(Dataset):
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def index(self, position: int, after: int = 0) -> int:
-        """Which sample of the data set stands at this position of the run, or so many after it in its epoch's order."""
+        """The sample of the data set at this position of the run, or ``after`` samples later in its epoch's order."""
         epoch, offset = divmod(self.wrapped(position), len(self.dataset))
         if epoch != self._epoch:
             self._epoch, self._order = epoch, self._generator(0, epoch).permutation(len(self.dataset))
@@ -274,17 +278,17 @@ class TrainStream(Dataset):
     def __getitem__(self, position: int) -> dict:
         """The transformed sample: ``image`` 3 h w uint8, ``label`` h w uint8, ``name``, ``position`` (wrapped).
 
-        Under ``skipped`` it says which samples it replaces and why, a line each; mostly ''.
+        ``skipped`` names the samples that it replaces and why, one a line; mostly ''.
 
         Raises:
-            ValueError, OSError: it cannot be read, and is not to be skipped; or more than half of the data set in a row
-                cannot.
+            ValueError, OSError: it cannot be read and ``skip_bad`` is False, or more than half of the data set in a row
+                cannot be read.
         """
         position, skipped = self.wrapped(position), []
         while True:
             index = self.index(position, after=len(skipped))
             try:
-                # The rows of a PNG are decoded within the transform.
+                # The transform decodes the rows of a PNG.
                 image, label = self.transform(*self.dataset.open(index), self._generator(1, position))
                 break
             except (ValueError, OSError) as error:
@@ -294,13 +298,13 @@ class TrainStream(Dataset):
                 if 2 * len(skipped) > len(self.dataset):
                     raise ValueError(
                         f"{len(skipped)} of the {len(self.dataset)} training samples in a row cannot be read, more "
-                        f"than half of them: mend the data; the last is {skipped[-1]}"
+                        f"than half of them: fix the data; the last is {skipped[-1]}"
                     ) from error
         sample = as_sample(image, label, self.dataset.names[index])
         return {**sample, "position": position, "skipped": "\n".join(skipped)}
 
     def wrapped(self, position: int) -> int:
-        """The first position at which the stream gives what it gives at this one."""
+        """The first position with the same sample and augmentation as this one."""
         return position if self.period is None else position % self.period
 
     def _generator(self, purpose: int, number: int) -> np.random.Generator:
@@ -310,16 +314,16 @@ class TrainStream(Dataset):
 
 def as_sample(image: np.ndarray, label: np.ndarray, name: str) -> dict:
     """H W 3 and H W arrays -> ``image`` 3 H W uint8 tensor, ``label`` H W uint8 tensor, ``name``."""
-    planes = image.transpose(2, 0, 1).copy()  # copies, since a decoder's memory or a mapped file may not be written to
+    planes = image.transpose(2, 0, 1).copy()  # copies, because decoded or mapped memory may be read-only
     return {"image": torch.from_numpy(planes), "label": torch.from_numpy(label.copy()), "name": name}
 
 
 def map_ids(raw: np.ndarray, table: np.ndarray, path: Path) -> np.ndarray:
-    """Raw ids -> train ids by a 256-entry table; ValueError naming the file where the table says UNKNOWN."""
+    """Raw ids -> train ids by a 256-entry table; ValueError that names the file for an id that is UNKNOWN."""
     label = cv2.LUT(raw, table)
     if (label == UNKNOWN).any():
         bad, known = np.unique(raw[label == UNKNOWN]).tolist(), np.flatnonzero(table != UNKNOWN).tolist()
-        raise ValueError(f"{path} holds the ids {bad}, which this data set does not know; it knows {known}")
+        raise ValueError(f"{path} holds the ids {bad}; expected only the ids {known} of this data set")
     return label
 
 
@@ -333,8 +337,10 @@ def id_table(ids: Mapping[int, int]) -> np.ndarray:
 
 def _id_tables(ids: Mapping[int, int], num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """The table to train ids, and its inverse (256 int16, -1 where there is none)."""
-    if not 1 <= num_classes <= UNKNOWN:
-        raise ValueError(f"{num_classes} classes; expected 1..{UNKNOWN}, since labels are uint8 and 254, 255 are taken")
+    if not 1 <= num_classes <= OUTSIDE:
+        raise ValueError(
+            f"{num_classes} classes; expected 1..{OUTSIDE}: labels are uint8, {OUTSIDE} is padding and {VOID} is void"
+        )
     for raw, train in ids.items():
         if not (0 <= raw <= 255 and (0 <= train < num_classes or train == VOID)):
             raise ValueError(
@@ -343,7 +349,7 @@ def _id_tables(ids: Mapping[int, int], num_classes: int) -> tuple[np.ndarray, np
             )
     absent = sorted(set(range(num_classes)) - set(ids.values()))
     if absent:
-        raise ValueError(f"id table maps nothing to the train ids {absent}; expected a raw id for each class")
+        raise ValueError(f"id table has no raw id for the train ids {absent}; expected one for each class")
     inverse = np.full(256, -1, np.int16)
     inverse[VOID] = VOID
     for raw, train in sorted(ids.items(), reverse=True):
@@ -365,5 +371,5 @@ def _unique_names(images: list[str], list_file: Path) -> list[str]:
         names = ["__".join(PurePosixPath(image).with_suffix("").parts) for image in images]
     repeated = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
     if repeated:
-        raise ValueError(f"{list_file} names the same image twice: {sorted(repeated)[0]}; keep one of the lines")
+        raise ValueError(f"{list_file} lists the same image twice: {sorted(repeated)[0]}; keep one of the lines")
     return names

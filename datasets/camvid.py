@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.base import LABEL_MODES, UNKNOWN, SegDataset, map_ids, read_pixels
+from datasets.base import DATASETS, LABEL_MODES, UNKNOWN, SegDataset, map_ids, read_pixels
 from utils.names import VOID
 
-# Class -> the colours of CamVid's 32 original classes that SegNet's 11 group (after label_colors.txt); the first
-# colour is the one the class is drawn in. Void is black.
+# Each of SegNet's 11 classes -> the original classes of CamVid in it, with their colours (label_colors.txt). The first
+# colour is the one that pictures use. Void is black.
 GROUPS = {
     "Sky": {"Sky": (128, 128, 128)},
     "Building": {
@@ -44,12 +44,12 @@ IDS = {train: train for train in range(UNLABELLED)} | {UNLABELLED: VOID, VOID: V
 
 
 def _pack(colours: np.ndarray) -> np.ndarray:
-    """... x 3 colours -> 6-bit codes: CamVid's colours are multiples of 64, so two bits a channel tell them apart."""
+    """... x 3 colours -> 6-bit codes: CamVid's colours are multiples of 64, so two bits a channel are enough."""
     return colours[..., 0] >> 6 << 4 | colours[..., 1] >> 6 << 2 | colours[..., 2] >> 6
 
 
 def _colour_table() -> np.ndarray:
-    """64 uint8: 6-bit colour code -> train id, 255 for void, 254 for no colour of CamVid."""
+    """64 uint8: 6-bit colour code -> train id, 255 for void, 254 for a colour that CamVid does not use."""
     table = np.full(64, UNKNOWN, np.uint8)
     table[0] = VOID
     for train, members in enumerate(GROUPS.values()):
@@ -60,10 +60,11 @@ def _colour_table() -> np.ndarray:
 COLOUR_TABLE = _colour_table()
 
 
+@DATASETS.register("camvid")
 class CamVid(SegDataset):
     """Images with either SegNet's label files (0..10, void 11) or the original ones in 32 colours.
 
-    Which of the two a label file is, is told by its pixel format: single channel or palette, or RGB.
+    The pixel format decides: one channel or a palette is SegNet's, RGB is the original.
 
     Args:
         root: folder of the data set.
@@ -83,7 +84,7 @@ class CamVid(SegDataset):
         if unknown.any():
             colours = np.unique(raw[unknown], axis=0)
             raise ValueError(
-                f"{path}: {unknown.sum()} pixels have colours that are none of CamVid's 32 classes, as RGB "
-                f"{tuple(colours[0].tolist())} (of {len(colours)}); paint them black (void), and keep the file lossless"
+                f"{path}: {unknown.sum()} pixels have {len(colours)} colours that CamVid does not use, such as RGB "
+                f"{tuple(colours[0].tolist())}; paint them black (void), and save without lossy compression"
             )
         return label

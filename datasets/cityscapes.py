@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.base import LABEL_MODES, SegDataset, id_table, map_ids, read_pixels
+from datasets.base import DATASETS, LABEL_MODES, SegDataset, id_table, map_ids, read_pixels
 from utils.names import VOID
 
-# (name, labelId, colour) in train id order, as the official labels table has them.
+# (name, labelId, colour) in train id order, from the official table of labels.
 CLASSES = (
     ("road", 7, (128, 64, 128)),
     ("sidewalk", 8, (244, 35, 232)),
@@ -33,17 +33,18 @@ LABEL_IDS = dict.fromkeys(range(34), VOID) | {raw: train for train, (_, raw, _) 
 TRAIN_IDS = {train: train for train in range(len(CLASSES))} | {VOID: VOID}
 
 
+@DATASETS.register("cityscapes")
 class Cityscapes(SegDataset):
-    """leftImg8bit images with gtFine labels, either ``*_labelIds.png`` or ``*_labelTrainIds.png``, told by the name.
+    """leftImg8bit images with gtFine labels, either ``*_labelIds.png`` or ``*_labelTrainIds.png``.
 
-    Prediction files hold labelIds, as the evaluation server wants them.
+    Prediction files hold labelIds, as the evaluation server expects them.
 
     Args:
-        root: folder that holds ``leftImg8bit`` and ``gtFine``.
-        list_file: list of ``image label`` lines; the test set's lines name the image alone.
+        root: folder with ``leftImg8bit`` and ``gtFine``.
+        list_file: list of ``image label`` lines; those of the test set name only the image.
 
     Raises:
-        ValueError: a label file has another ending (``_color.png``, ``_instanceIds.png``), and as ``SegDataset``.
+        ValueError: a label file has another ending (``_color.png``, ``_instanceIds.png``), or as ``SegDataset``.
     """
 
     def __init__(self, root: str | Path, list_file: str | Path):

@@ -1,25 +1,25 @@
-"""Anyone's own data: list files, class names, and optionally colours and an id table."""
+"""Your own data: list files, class names, and optionally colours and an id table."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from datasets.base import SegDataset
+from datasets.base import DATASETS, SegDataset
 from utils.names import VOID
 
 
+@DATASETS.register("list")
 class ListedDataset(SegDataset):
-    """A data set described by values alone.
+    """A data set that needs no code: its classes are values of the config.
 
     Args:
         root: folder of the data set.
         list_file: list of ``image label`` lines.
         class_names: K names, in train id order.
-        palette: K RGB colours; generated if left out.
-        id_table: raw id -> train id (255 ignores), as a dict, or as a list whose position is the raw id. Raw ids it
-            does not name are errors, but 255, which is void unless the table says otherwise. Left out, label files
-            hold 0..K-1 and 255.
+        palette: K RGB colours; None: generated.
+        id_table: raw id -> train id (255 is void), as a dict, or as a list whose index is the raw id. Raw ids that it
+            does not contain are errors, except 255, which is void by default. None: label files hold 0..K-1 and 255.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class ListedDataset(SegDataset):
 
 
 def distinct_colours(count: int) -> np.ndarray:
-    """Up to 255 different colours, count x 3 uint8, in Pascal VOC's order without its black, which is void's here.
+    """Up to 255 different colours, count x 3 uint8: Pascal VOC's without black, which is the colour of void here.
 
     Bits 0, 1, 2 of the class number are the top bits of red, green, blue; bits 3, 4, 5 the next ones; and so on.
     """

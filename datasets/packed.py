@@ -1,43 +1,64 @@
-"""A data set decoded once, into files of raw pixels of which a training sample reads only the rows of its crop.
+"""A data set decoded once into files of raw pixels, of which a training sample reads only the rows of its crop.
 
-A folder holds one split: shards, in which each sample is its image (H W 3 uint8 RGB) and then its label (H W uint8
-train ids), and an index that says what lies where. ``scripts/pack_dataset.py`` writes it.
+A folder holds one split: shards with the image (H W 3 uint8 RGB) and then the label (H W uint8 train ids) of each
+sample, and an index of their places. ``scripts/pack_dataset.py`` writes it.
 """
 
 import hashlib
-import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import BaseModel, NonNegativeInt, PositiveInt, ValidationError
 
 from datasets.base import UNKNOWN, SegDataset
 
 INDEX = "index.json"
-SAMPLE = {
-    "name": str, "source": [str], "source_bytes": [int], "source_sha256": [str],
-    "sha256": str, "size": [int], "shard": int, "offset": int, "bytes": int,
-}  # fmt: skip
-# Types of all that the index holds; a list has any number of the one entry.
-STRUCTURE = {
-    "version": int, "class_names": [str], "ids": [[int]], "palette": [[int]],
-    "shards": [{"file": str, "bytes": int}], "samples": [SAMPLE],
-}  # fmt: skip
-VERSION = 1  # of the format; raise it when older folders can no longer be read
+VERSION = 1  # of the format; increase it when older folders can no longer be read
+
+
+class Sample(BaseModel):
+    """One sample in the index; ``source`` are its image and label files, ``size`` is (H, W)."""
+
+    name: str
+    source: list[str]
+    source_bytes: list[int]
+    source_sha256: list[str]
+    sha256: str
+    size: tuple[PositiveInt, PositiveInt]
+    shard: NonNegativeInt
+    offset: NonNegativeInt
+    bytes: int
+
+
+class Shard(BaseModel):
+    file: str
+    bytes: int
+
+
+class Index(BaseModel):
+    """All that the index holds; ``ids`` are pairs of a value in the label files and its class."""
+
+    version: Literal[VERSION]
+    class_names: list[str]
+    ids: list[list[int]]
+    palette: list[list[int]]
+    shards: list[Shard]
+    samples: list[Sample]
 
 
 class PackedDataset(SegDataset):
-    """A data set with its pixels read from a packed folder: the same samples, names and classes, in the same order.
+    """A data set whose pixels are read from a packed folder: the same samples, names and classes, in the same order.
 
     Args:
-        source: the data set as files, whose sizes alone are looked at.
+        source: the data set as files, of which only the sizes are read.
         folder: of one split.
 
     Raises:
         FileNotFoundError: the index or a shard is missing.
-        ValueError: the folder is of another format version, holds other samples or classes, or is damaged; or the size
-            of a file of ``source`` has changed.
+        ValueError: the folder has another format version, other samples or other classes, or is damaged; or the size of
+            a file of ``source`` has changed.
     """
 
     def __init__(self, source: SegDataset, folder: str | Path):
@@ -51,7 +72,10 @@ class PackedDataset(SegDataset):
         for number, sample in enumerate(self._samples):
             expected = describe_sample(source, number)
             self._expect(f"sample {number} in {INDEX}", {key: sample[key] for key in expected}, expected)
-            self._expect(f"place of sample {number} in {INDEX}", self._place_is_sound(number), True)
+            channels, shard = 3 if source.files[number][1] is None else 4, sample["shard"]
+            self._expect(f"bytes of sample {number} in {INDEX}", sample["bytes"], channels * math.prod(sample["size"]))
+            room = self._shards[shard]["bytes"] - sample["bytes"] if shard < len(self._shards) else -1
+            self._expect(f"sample {number} in {INDEX} is inside its shard", sample["offset"] <= room, True)
         for shard in self._shards:
             path = self.folder / shard["file"]
             if not path.is_file():
@@ -60,7 +84,7 @@ class PackedDataset(SegDataset):
         self._maps: dict[int, np.ndarray] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the mapped files: every process opens them itself."""
+        """Without the mapped files, which every process opens itself."""
         return vars(self) | {"_maps": {}}
 
     def open_image(self, index: int) -> np.ndarray:
@@ -73,35 +97,25 @@ class PackedDataset(SegDataset):
         height, width = self._samples[index]["size"]
         return self._pixels(index)[3 * height * width :].reshape(height, width)
 
-    def damage(self, index: int, sources: bool) -> str | None:
-        """What is wrong with a sample that only reading all of it tells, or None.
+    def find_damage(self, index: int, sources: bool) -> str | None:
+        """Reads a sample completely; what is wrong with it, or None.
 
         Args:
             index: of the sample.
-            sources: also compare the files that it was packed from.
+            sources: also compare the files from which it was packed.
         """
         sample = self._samples[index]
         if digest(self._pixels(index)) != sample["sha256"]:
             shard = self.folder / self._shards[sample["shard"]]["file"]
-            return f"{shard}: the pixels of {self.names[index]} are not those packed; {_how_to_pack(self.folder)}"
+            changed = f"the pixels of {self.names[index]} have changed since they were packed"
+            return f"{shard}: {changed}; {_how_to_pack(self.folder)}"
         if sources and source_digests(self, index) != sample["source_sha256"]:
             files = " or ".join(str(path) for path in self.files[index] if path is not None)
             return f"{files} has changed since it was packed; {_how_to_pack(self.folder)}"
         return None
 
-    def _place_is_sound(self, index: int) -> bool:
-        """Whether a sample's bytes are as many as its pixels need, and lie within a shard."""
-        sample, channels = self._samples[index], 3 if self.files[index][1] is None else 4
-        return (
-            len(sample["size"]) == 2
-            and min(sample["size"]) > 0
-            and sample["bytes"] == channels * math.prod(sample["size"])
-            and 0 <= sample["shard"] < len(self._shards)
-            and 0 <= sample["offset"] <= self._shards[sample["shard"]]["bytes"] - sample["bytes"]
-        )
-
     def _pixels(self, index: int) -> np.ndarray:
-        """The bytes of a sample in its mapped file: image, then label. They cannot be written to."""
+        """The bytes of a sample in its mapped file, image and then label, read-only."""
         sample = self._samples[index]
         shard, start = sample["shard"], sample["offset"]
         if shard not in self._maps:
@@ -114,13 +128,13 @@ class PackedDataset(SegDataset):
 
 
 def describe(dataset: SegDataset) -> dict[str, Any]:
-    """What the values of labels mean: names of the classes, and (value in a file, class) of all values."""
+    """The meaning of the labels: names of the classes, and (value in a file, class) of all values."""
     ids = [[raw, train] for raw, train in enumerate(dataset.id_table.tolist()) if train != UNKNOWN]
     return {"class_names": list(dataset.class_names), "ids": ids}
 
 
 def describe_sample(dataset: SegDataset, index: int) -> dict[str, Any]:
-    """Name and files of a sample, with what shows a change of these without reading them: their sizes in bytes."""
+    """Name and files of a sample, with the sizes in bytes, which show a change without reading the files."""
     files = [path for path in dataset.files[index] if path is not None]
     return {
         "name": dataset.names[index],
@@ -141,32 +155,15 @@ def digest(content: bytes | np.ndarray) -> str:
 def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / INDEX
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: not packed, or not to the end; {_how_to_pack(folder)}")
+        raise FileNotFoundError(f"{path} is missing: not packed, or not completely; {_how_to_pack(folder)}")
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        version = index["version"]
-        if version == VERSION:
-            index = {key: _typed(key, index[key], types) for key, types in STRUCTURE.items()}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} is no index of a packed data set ({error!r}); {_how_to_pack(folder)}") from error
-    if version != VERSION:
-        raise ValueError(f"{path} is of format version {version}; expected {VERSION}; {_how_to_pack(folder)}")
-    return index
-
-
-def _typed(name: str, value: Any, types: Any) -> Any:
-    """``value``, as ``json`` gives it.
-
-    Raises:
-        KeyError: something is missing.
-        TypeError: it, or something in it, has not the type that it should have.
-    """
-    wanted = types if isinstance(types, type) else type(types)
-    if type(value) is not wanted:
-        raise TypeError(f"{name} holds {str(value)[:80]!r}; expected {wanted.__name__}")
-    if wanted is dict:
-        return {key: _typed(f"{name}.{key}", value[key], entry) for key, entry in types.items()}
-    return [_typed(name, entry, types[0]) for entry in value] if wanted is list else value
+        return Index.model_validate_json(path.read_bytes(), strict=True).model_dump()
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"])) or "JSON"
+        raise ValueError(
+            f"{path} is not an index of format version {VERSION} ({key}: {first['msg']}); {_how_to_pack(folder)}"
+        ) from error
 
 
 def _how_to_pack(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""RGB PNG files whose rows are decoded from the top, only as far down as they are asked for."""
+"""RGB PNG files of which only the first rows that are needed are decoded."""
 
 import struct
 import zlib
@@ -8,28 +8,28 @@ import numpy as np
 import pyspng
 from PIL import Image
 
-START = b"\x89PNG\r\n\x1a\n\0\0\0\r"  # the signature, and the length of the first chunk: its kind, W, H and RGB follow
+START = b"\x89PNG\r\n\x1a\n\0\0\0\r"  # signature and length of the first chunk; its kind, W, H and RGB follow
 RGB = bytes((8, 2, 0, 0, 0))  # bits a channel, colour type, compression, filters, not interlaced
 HEADER = len(START) + 12 + len(RGB)  # bytes up to the first chunk's checksum
-MOST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # where Pillow, which reads all other files, suspects an attack and refuses
+MOST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # the limit of Pillow, which reads all other files, against attacks
 
 
 class PngRows:
-    """An RGB PNG, found undamaged: ``rows[:n]`` decodes its first n rows, n W 3 uint8, and nothing below them.
+    """An RGB PNG whose checksums are correct: ``rows[:n]`` decodes only its first n rows, n W 3 uint8.
 
-    Decoding is most of what a training sample costs, and need not go on below the last row of its crop: the decoder is
-    told that the picture is n rows high. libspng undoes the row filters by vector instructions, which Pillow does not,
-    but compares no checksum; so those of all chunks are compared here, also below row n.
+    Decoding is most of the cost of a training sample, and the rows below its crop are not needed: the header given to
+    the decoder says that the picture has n rows. libspng is faster than Pillow but compares no checksums, so those of
+    all chunks, also below row n, are compared here.
 
     Args:
-        content: of a file of three channels of 8 bits, not interlaced.
-        path: named in errors.
+        content: of a PNG file with three channels of 8 bits, not interlaced.
+        path: for errors.
 
     Attributes:
         shape: (H, W, 3).
 
     Raises:
-        ValueError: the file is cut off, a chunk is damaged, or the picture has more than ``MOST_PIXELS``.
+        ValueError: the file is truncated, a chunk is damaged, or the picture has more than ``MOST_PIXELS``.
     """
 
     def __init__(self, content: bytes, path: Path):
@@ -39,15 +39,17 @@ class PngRows:
         except ValueError as error:
             raise undecodable(path, error) from error
         width, height = struct.unpack_from(">II", content, len(START) + 4)
-        if width * height > MOST_PIXELS:  # a few bytes may unpack to gigabytes
-            raise ValueError(f"{path} is {height} x {width} (H x W); expected at most {MOST_PIXELS} pixels: cut it up")
+        if width * height > MOST_PIXELS:  # a few bytes may decode to gigabytes
+            raise ValueError(
+                f"{path} is {height} x {width} (H x W); expected at most {MOST_PIXELS} pixels: cut it into tiles"
+            )
         self.shape = (height, width, 3)
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         """The rows.
 
         Raises:
-            ValueError: the data do not decode.
+            ValueError: the data cannot be decoded.
         """
         height, width, _ = self.shape
         header = struct.pack(">4sII", b"IHDR", width, max(1, rows.indices(height)[1])) + RGB
@@ -59,10 +61,10 @@ class PngRows:
 
 
 def open_rgb(path: Path) -> PngRows | None:
-    """The file's rows, or None where it is no PNG of three channels of 8 bits, or is interlaced.
+    """The rows of a file, or None where it is not a PNG with three channels of 8 bits or is interlaced.
 
     Raises:
-        ValueError: the file cannot be read, is cut off or is damaged.
+        ValueError: the file cannot be read, is truncated or is damaged.
     """
     try:
         with open(path, "rb") as file:
@@ -80,10 +82,10 @@ def undecodable(path: Path, error: Exception) -> ValueError:
 
 
 def _check_chunks(content: bytes) -> None:
-    """Goes through all chunks up to the last.
+    """Checks all chunks up to the last.
 
     Raises:
-        ValueError: one is cut off or does not match its checksum.
+        ValueError: a chunk is truncated or does not match its checksum.
     """
     view, at, kind = memoryview(content), 8, b""  # the signature has 8 bytes
     while kind != b"IEND":

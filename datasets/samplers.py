@@ -10,18 +10,18 @@ class PositionBatches(Sampler[list[int]]):
 
     Step s covers the positions s * batch_size ... (s + 1) * batch_size - 1. They are cut into
     world_size * accumulate micro-batches; micro-batch m = i * world_size + rank is this rank's i-th. So the global
-    batch of a step is the same set of samples however it is shared out.
+    batch of a step has the same samples for every division among ranks.
 
     Args:
-        start_step: first step to give.
-        stop_step: step to stop before.
+        start_step: first step.
+        stop_step: the step after the last.
         batch_size: global, over all ranks and accumulation steps.
         world_size: number of ranks.
-        rank: this one.
-        accumulate: micro-batches a rank runs per step.
+        rank: of this process.
+        accumulate: micro-batches of each rank in a step.
 
     Raises:
-        ValueError: the batch cannot be shared out evenly, or the rank or the steps are out of range.
+        ValueError: the batch cannot be divided evenly, or the rank or the steps are out of range.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class PositionBatches(Sampler[list[int]]):
             raise ValueError(f"rank {rank} of world_size {world_size}; expected 0 <= rank < world_size")
         if accumulate < 1 or batch_size < 1 or batch_size % (world_size * accumulate):
             raise ValueError(
-                f"batch_size {batch_size} (global) cannot be shared evenly by world_size {world_size} x accumulate "
+                f"batch_size {batch_size} (global) cannot be divided evenly by world_size {world_size} x accumulate "
                 f"{accumulate}; expected a positive multiple of {world_size * accumulate}"
             )
         if not 0 <= start_step <= stop_step:

@@ -1,4 +1,4 @@
-"""Training augmentation of an image and its label together, crop first: only the crop is ever resampled."""
+"""Training augmentation of an image and its label; only the pixels of the crop are resampled."""
 
 import math
 from collections.abc import Sequence
@@ -6,26 +6,26 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from utils.names import VOID
+from utils.names import OUTSIDE
 
 PADDING = (124, 116, 104)  # ImageNet's mean colour: close to zero once a network has normalised it
 CROP_TRIES = 10  # as in mmsegmentation's RandomCrop
 
 
 class TrainTransform:
-    """Random scale, crop, flip and photometric distortion, all drawn from the generator it is given.
+    """Random scale, crop, flip and photometric distortion, all drawn from the given generator.
 
-    The result equals resizing the whole image by the drawn scale, padding it at the bottom and right to the crop size,
-    and cutting the crop out, but only the crop's pixels are read and computed. The image is resampled bilinearly
-    without antialiasing, as in the protocols of the field (so keep the scale at 0.5 or more), the label by the nearest
-    pixel on the same grid. Padding is the mean colour and void.
+    The result is the same as resizing the whole image by the drawn scale, padding it at the bottom and right to the
+    crop size and cutting out the crop, but only the pixels of the crop are read and computed. The image is resampled
+    bilinearly without anti-aliasing, as is usual in the field (so keep the scale at 0.5 or more), the label by the
+    nearest pixel on the same grid. Padding is the mean colour, and ``OUTSIDE`` in the label.
 
     Args:
         crop_size: (h, w) of the result, in pixels.
         scale_range: lowest and highest scale, drawn uniformly.
-        cat_max_ratio: a crop in which one class covers more than this part of the non-void pixels is drawn anew, up
-            to 10 times. 1 takes the first crop.
-        flip: mirror left-right half of the time.
+        cat_max_ratio: a crop in which one class covers more than this share of the labelled pixels is drawn again, up
+            to 10 times. 1 accepts the first crop.
+        flip: mirror left to right with probability 1/2.
         photometric: distort brightness, contrast, saturation and hue.
 
     Raises:
@@ -52,7 +52,7 @@ class TrainTransform:
     def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """H W 3 uint8 RGB and H W uint8 -> h w 3 and h w, contiguous; a function of the generator's state.
 
-        Of the image only ``shape`` and the rows ``[:n]`` down to the crop's last are read.
+        Of the image it reads only ``shape`` and ``[:n]``, the rows down to the last one of the crop.
         """
         scale = rng.uniform(*self.scale_range)
         scaled = tuple(max(1, round(side * scale)) for side in label.shape)
@@ -69,7 +69,7 @@ class TrainTransform:
             picture, cropped = cv2.flip(picture, 1), cv2.flip(cropped, 1)
         if self.photometric:
             picture = distort(picture, rng)
-        return self._pad(picture, PADDING), self._pad(cropped, VOID)
+        return self._pad(picture, PADDING), self._pad(cropped, OUTSIDE)
 
     def _draw_corner(self, scaled: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
         """Top and left of the crop within the scaled image, in scaled pixels."""
@@ -79,8 +79,8 @@ class TrainTransform:
     def _cut_label(self, label: np.ndarray, scaled: tuple[int, int], corner: tuple[int, int]) -> np.ndarray:
         """The crop (clipped to the scaled image) of the label resized to ``scaled``, by the nearest pixel.
 
-        Pixel i of an image scaled by s is centred at (i + 1/2) / s from the source's edge: cv2's INTER_NEAREST_EXACT.
-        Its INTER_NEAREST takes pixel i / s instead, which is half a pixel off the bilinear image.
+        The centre of pixel i in an image scaled by s is at (i + 1/2) / s in the source, as in OpenCV's
+        INTER_NEAREST_EXACT. INTER_NEAREST uses pixel i / s, which is half a pixel off the bilinear image.
         """
         rows, columns = (
             ((first + np.arange(min(crop, new)) + 0.5) * size / new).astype(np.intp)
@@ -91,14 +91,14 @@ class TrainTransform:
     def _cut_image(self, image: np.ndarray, scaled: tuple[int, int], corner: tuple[int, int]) -> np.ndarray:
         """The crop (clipped to the scaled image) of the image resized to ``scaled``, bilinearly.
 
-        Counted from the centre of the source's first pixel, the same point is (i + 1/2) / s - 1/2.
+        ``warpAffine`` measures from the centre of the first pixel, where the same point is (i + 1/2) / s - 1/2.
         """
         step = [size / new for size, new in zip(image.shape[:2], scaled, strict=True)]
         start = [(first + 0.5) * by - 0.5 for first, by in zip(corner, step, strict=True)]
         matrix = np.array([[step[1], 0, start[1]], [0, step[0], start[0]]])
         height, width = (min(crop, new) for crop, new in zip(self.crop_size, scaled, strict=True))
         last = math.floor(start[0] + step[0] * (height - 1))
-        rows = image[: last + 3]  # bilinear reads the next row too; rounding may lead to the one after
+        rows = image[: last + 3]  # bilinear reads the next row too, and rounding may reach the one after
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         return cv2.warpAffine(rows, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
@@ -111,16 +111,16 @@ class TrainTransform:
 
 
 def largest_share(label: np.ndarray) -> float:
-    """Part of the non-void pixels of H W uint8 that the most frequent class covers; infinite where all is void."""
-    counts = cv2.calcHist([label], [0], None, [256], [0, 256]).ravel()[:VOID]
+    """Share of the most frequent class among the labelled pixels of H W uint8; infinite if there are none."""
+    counts = cv2.calcHist([label], [0], None, [256], [0, 256]).ravel()[:OUTSIDE]
     return float(counts.max() / counts.sum()) if counts.any() else np.inf
 
 
 def distort(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Photometric distortion of SSD (Liu et al., ECCV 2016, section 2.2), H W 3 uint8 RGB.
 
-    Each half of the time: brightness +-32; contrast x 0.5..1.5, before or after the colour; saturation x 0.5..1.5;
-    hue +-36 degrees. Every step maps 256 values to 256, so tables do it all in one pass before and one after HSV.
+    Each with probability 1/2: brightness +-32; contrast x 0.5..1.5, before or after the colour; saturation x 0.5..1.5;
+    hue +-36 degrees. Every step maps 256 values to 256, so it is a table, and consecutive tables are merged.
     """
 
     def chance() -> bool:
@@ -131,7 +131,7 @@ def distort(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     contrast = rng.uniform(0.5, 1.5) if chance() else 1.0
     contrast_first = chance()
     saturation = rng.uniform(0.5, 1.5) if chance() else 1.0
-    hue = int(rng.integers(-18, 19)) if chance() else 0  # OpenCV counts hue in steps of two degrees, 0..179
+    hue = int(rng.integers(-18, 19)) if chance() else 0  # OpenCV's unit of hue is two degrees, 0..179
 
     before = _table(values + brightness)
     if contrast_first:

@@ -1,4 +1,4 @@
-"""Training state, and the student alone, as files that are either whole or absent."""
+"""Files of the training state and of the student alone. They are complete or absent, never half written."""
 
 import hashlib
 import io
@@ -16,15 +16,15 @@ from utils.console import say
 from utils.files import write_atomically
 
 STEP_FILE = re.compile(r"step_(\d+)\.pt")
-# A checkpoint is torch.save's zip archive with the digest of all before it as the archive's comment, which every reader
-# of the format passes over. A zip archive ends in the comment's length.
+# A checkpoint is the zip archive of torch.save. The comment of the archive, which readers ignore, holds the sha256 of
+# all bytes before it. An archive without a comment ends with the length of the comment, two zero bytes.
 NO_COMMENT = bytes(2)
 DIGEST_HEAD = b"sha256:"
 COMMENT_BYTES = len(DIGEST_HEAD) + 64
 
 
 def save_checkpoint(state: Mapping[str, Any], *paths: str | Path) -> None:
-    """Saves the same training state to each of ``paths``, atomically, with a digest of what the file holds."""
+    """Saves the same training state to each of ``paths``, atomically, with its sha256."""
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     content = buffer.getvalue()
@@ -34,11 +34,11 @@ def save_checkpoint(state: Mapping[str, Any], *paths: str | Path) -> None:
 
 
 def load_checkpoint(path: str | Path, map_location: torch.device | str = "cpu") -> dict[str, Any]:
-    """Reads a training state if it is whole; nothing in the file is executed.
+    """Reads a training state and checks its sha256; nothing in the file is executed.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if a single bit of the file is not as it was written, or it is not one of ours.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, even by one bit, or is not a checkpoint of this project.
     """
     path = Path(path)
     if not path.is_file():
@@ -48,7 +48,7 @@ def load_checkpoint(path: str | Path, map_location: torch.device | str = "cpu") 
     if not signed.endswith(_comment(content)):
         raise ValueError(
             f"{path} ({len(signed)} bytes) is damaged or not one of this code's checkpoints: its end does not hold the "
-            "sha256 of the rest; go on from another checkpoint of its folder"
+            "sha256 of the rest; resume from another checkpoint of its folder"
         )
     try:
         state = torch.load(io.BytesIO(content), map_location=map_location, weights_only=True)
@@ -64,19 +64,22 @@ def load_checkpoint(path: str | Path, map_location: torch.device | str = "cpu") 
 
 
 def _comment(content: bytes) -> bytes:
-    """The comment, after its length, of an archive that has none yet."""
+    """The length of the comment, and the comment with the sha256, of an archive that has none yet."""
     digest = DIGEST_HEAD + hashlib.sha256(content).hexdigest().encode()
     return COMMENT_BYTES.to_bytes(2, "little") + digest
 
 
 def newest_whole_checkpoint(work_dir: str | Path) -> tuple[Path, dict[str, Any]] | None:
-    """The whole one of the highest step among ``last.pt`` and ``step_*.pt``, else ``best.pt``, and its state.
+    """The undamaged checkpoint of the highest step among ``last.pt`` and ``step_*.pt``, or else ``best.pt``.
 
-    ``last.pt`` where it is as new. ``step_N.pt`` is written first: a run that was killed between them has gone further
-    than its ``last.pt``. A damaged one is named on the terminal. None where there is none of them.
+    ``last.pt`` is preferred if it has the highest step. It may be older than the newest ``step_N.pt``, which is written
+    first, if the run was killed in between. Damaged files are named on the terminal.
+
+    Returns:
+        The path and the state, or None if the folder has no checkpoint.
 
     Raises:
-        ValueError: if all that are there are damaged.
+        ValueError: every checkpoint in the folder is damaged.
     """
     work_dir = Path(work_dir)
     newest, damaged = None, []
@@ -91,22 +94,23 @@ def newest_whole_checkpoint(work_dir: str | Path) -> tuple[Path, dict[str, Any]]
             say(f"WARNING: {error}")
     if newest is None and damaged:
         raise ValueError(
-            f"none of the {len(damaged)} checkpoints in {work_dir} is whole (the first: {damaged[0]}); to start "
-            "afresh remove them, or choose another --work-dir"
+            f"all {len(damaged)} checkpoints in {work_dir} are damaged (the first: {damaged[0]}); to start a new run, "
+            "remove them or choose another --work-dir"
         )
     return newest
 
 
 def checkpoint_to_resume(work_dir: str | Path, asked: str | None) -> tuple[Path, dict[str, Any]] | None:
-    """The checkpoint that a run goes on from, and its state; None to start afresh.
+    """Path and state of the checkpoint that a run resumes from; None for a new run.
 
     Args:
         work_dir: folder of the run.
-        asked: ``'auto'`` for the newest whole one, if there is any; a path; or None, to start afresh.
+        asked: ``'auto'`` for the newest undamaged one, if there is one; a path; or None for a new run.
 
     Raises:
-        FileNotFoundError, ValueError: as ``load_checkpoint``; and if the folder holds a run and nothing was asked,
-            or one that went further than the checkpoint asked for.
+        FileNotFoundError: there is no such file.
+        ValueError: as ``load_checkpoint``; or the folder holds a run although a new one is asked for, or a run that is
+            further than the checkpoint asked for.
     """
     newest = newest_whole_checkpoint(work_dir)
     if asked == "auto":
@@ -115,13 +119,13 @@ def checkpoint_to_resume(work_dir: str | Path, asked: str | None) -> tuple[Path,
         if newest is None:
             return None
         raise ValueError(
-            f"{work_dir} already holds a run ({newest[0].name}): add --resume auto to go on with it, or choose another "
+            f"{work_dir} already holds a run ({newest[0].name}): add --resume auto to continue it, or choose another "
             "--work-dir"
         )
     state = load_checkpoint(asked)
     if newest is not None and state["step"] < newest[1]["step"]:
         raise ValueError(
-            f"{work_dir} holds a run that is at step {newest[1]['step']} already; to go on from {asked} (step "
+            f"{work_dir} holds a run that is at step {newest[1]['step']} already; to resume from {asked} (step "
             f"{state['step']}) choose another --work-dir"
         )
     return Path(asked), state
@@ -138,13 +142,13 @@ def _step_of(path: Path) -> int:
 
 
 def prune_checkpoints(work_dir: str | Path, keep: int) -> None:
-    """Removes all ``step_*.pt`` but the newest ``keep``."""
+    """Removes all ``step_*.pt`` except the newest ``keep``."""
     files = step_files(work_dir)
     for path in files[: max(0, len(files) - keep)]:
         path.unlink()
 
 
 def save_student(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Weights alone as safetensors, with ``metadata`` (each value as JSON) in its header, atomically."""
+    """Writes weights as safetensors, with ``metadata`` (each value as JSON) in the header, atomically."""
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomically(path, save(content, {name: json.dumps(value) for name, value in metadata.items()}))

@@ -1,4 +1,4 @@
-"""A network on a whole data set, shared out over the ranks: from dataset to mIoU."""
+"""Evaluates a network on a whole data set, which the ranks divide among them."""
 
 from collections.abc import Callable, Sequence
 
@@ -36,12 +36,13 @@ def evaluate(
 ) -> SegMetrics:
     """Metrics of a network over a dataset, exact for any number of processes.
 
-    Rank r takes samples r, r + world_size, ...: each sample once, none twice. Images go through one at a time, so their
-    sizes may differ. The counts are summed over the ranks once, at the end, and every rank returns the same figures.
-    The network's modes and the global random state are left as they were.
+    Rank r takes the samples r, r + world_size, ..., so each sample is seen exactly once. Images go through one at a
+    time, so their sizes may differ. The counts are summed over the ranks at the end, and every rank returns the same
+    metrics. The network's modes and the global random state do not change.
 
     Args:
-        model: on ``device``, unwrapped; every rank holds the same weights, or its part of them (``engine.sharding``).
+        model: on ``device``, not wrapped by DDP; every rank has the same weights, or a part of them
+            (``engine.sharding``).
         dataset: has ``num_classes`` and ``len()``; ``[i]`` is a dict of ``image`` 3 H W uint8, ``label`` H W uint8 with
             255 = void, and ``name``.
         device: where the network runs.
@@ -50,14 +51,14 @@ def evaluate(
         world_size: number of processes; all of them must call.
         mode, scales, flip, crop_size, stride: as in :func:`predict`.
         workers: loader processes.
-        timeout: seconds to wait for a worker's sample before it is an error; 0 waits for ever.
+        timeout: seconds to wait for a worker's sample before an error is raised; 0 waits for ever.
         on_sample: called with (name, image, prediction, label) of this rank's samples, as uint8 tensors on the CPU.
-        progress: draws a bar, on rank 0 and a terminal only.
+        progress: draws a progress bar, on rank 0 and on a terminal only.
         description: text before the bar.
 
     Raises:
-        ValueError: the dataset is empty, ``world_size`` is not the process group's, a label's size is not its image's,
-            a label or prediction is out of range, or what :func:`predict` refuses.
+        ValueError: the dataset is empty, ``world_size`` is not that of the process group, a label and its image differ
+            in size, a label or prediction is out of range, or as :func:`predict`.
     """
     processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     if world_size != processes or not 0 <= rank < world_size:
@@ -72,7 +73,7 @@ def evaluate(
         pin_memory=device.type == "cuda",
         timeout=timeout if workers else 0,
         worker_init_fn=start_worker,
-        generator=torch.Generator(),  # a loader draws a seed: not from the training's random state
+        generator=torch.Generator(),  # the loader draws its seed here, not from the global random state
     )
     confusion = ConfusionMatrix(dataset.num_classes, device)
     # disable=None: no bar where stderr is not a terminal.

@@ -1,4 +1,4 @@
-"""Starts ``train_kd.py`` and ``eval.py`` on every rank, and ends any rank's error in one line."""
+"""The main function of ``train_kd.py`` and ``eval.py`` on every rank; an error ends the process with one line."""
 
 import sys
 from argparse import Namespace
@@ -16,12 +16,12 @@ from utils.distributed import World, close_world, init_world, lost_process_messa
 def launch(
     command: Callable[[Experiment, Namespace, World], int], args: Namespace, work_dir: Path | None = None
 ) -> None:
-    """Loads the config, joins the other ranks, runs the command and exits where it did not end in 0.
+    """Loads the config, joins the other ranks and runs the command; exits with its code or with an error message.
 
     Args:
-        command: takes the config, ``args`` and this process among its peers; returns the exit code.
+        command: takes the config, ``args`` and this process; returns the exit code.
         args: with ``config``, the path of a file, and ``cfg_options``.
-        work_dir: folder of a run that can be resumed, and that gets the crash dump; None if there is none.
+        work_dir: folder of a run that can be resumed; the crash dump is written there. None: no such run.
     """
     try:
         config = load_config(args.config, Experiment, args.cfg_options)
@@ -30,16 +30,16 @@ def launch(
         outcome = command(config, args, init_world(config.train.timeout))
         close_world()
     except (ValueError, OSError, FloatingPointError) as error:
-        # The process group is not closed: closing it would wait for ranks that know of no error.
+        # The process group is not closed: that would wait for ranks that have no error.
         outcome = f"error: {error_message(error)}" + ("" if work_dir is None else write_crash_dump(error, work_dir))
-        clear_frames(error.__traceback__)  # a worker's error refers to itself, and would keep the workers alive
+        clear_frames(error.__traceback__)  # a worker's error refers to itself and would keep the workers alive
     except RuntimeError as error:
         outcome = f"error: {lost_process_message(error, config.train.timeout)}"
         if work_dir is not None:
-            outcome += " --resume auto continues from the last checkpoint"
+            outcome += " --resume auto resumes from the last checkpoint"
     except KeyboardInterrupt:
         outcome = "interrupted"
         if work_dir is not None:
-            outcome += " before the first step or a second time: nothing was saved since the last checkpoint"
+            outcome += " before the first step or by a second Ctrl-C: nothing was saved since the last checkpoint"
     if outcome:
         sys.exit(outcome)  # not inside the handlers above: their tracebacks keep the loader's workers alive

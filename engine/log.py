@@ -1,4 +1,4 @@
-"""What a run leaves behind: ``metrics.jsonl``, TensorBoard events, ``env.txt``, and what it said: ``train.log``."""
+"""The log of a training run: ``metrics.jsonl``, TensorBoard events and lines on the terminal."""
 
 import json
 import os
@@ -19,29 +19,31 @@ from utils.files import write_atomically
 
 
 class RunLog:
-    """The log of one training run: metrics.jsonl, TensorBoard, and a line on the terminal for each entry.
+    """The log of one training run: ``metrics.jsonl``, TensorBoard, and a line on the terminal for each entry.
 
     Args:
         work_dir: folder of the run.
-        step: the step the run starts from. What an interrupted run logged after it is dropped: it will be logged again.
-        validated: the last step whose validation is over; a later one will be logged again too.
+        step: the step that the run starts from. Entries of an interrupted run after it are removed, because the steps
+            are taken again.
+        validated: the last step with a complete validation; entries of later validations are removed too.
         total: steps of the whole run.
-        batch_size: global, for the rate.
-        active: False on every rank but one: then nothing is written or said.
-        go_on: an entry that cannot be written (a full disk) is said to be lost; otherwise it is an error (OSError).
+        batch_size: global; for images per second.
+        active: True on rank 0 only; the other ranks write and print nothing.
+        tolerate_errors: if an entry cannot be written (a full disk), print a warning instead of raising OSError.
     """
 
     def __init__(
         self, work_dir: str | Path, step: int, validated: int, total: int, batch_size: int, active: bool = True,
-        go_on: bool = False,
+        tolerate_errors: bool = False,
     ):  # fmt: skip
-        self.total, self.batch_size, self.active, self.go_on = total, batch_size, active, go_on
-        self.clock, self.counted = time.perf_counter(), step  # the rate is measured from here on
+        self.total, self.batch_size, self.active = total, batch_size, active
+        self.tolerate_errors = tolerate_errors
+        self.clock, self.counted = time.perf_counter(), step  # start of the interval for images per second
         if not active:
             return
         path, kept = Path(work_dir) / "metrics.jsonl", []
         if path.is_file():
-            # A killed run may leave half a line at the end, without its newline.
+            # A killed run may leave half of a line at the end of the file, without a newline.
             whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
             kept = [line for line in whole if _step_of(line, path) <= (validated if '"miou"' in line else step)]
         write_atomically(path, "".join(kept if step else []).encode())
@@ -57,10 +59,15 @@ class RunLog:
         lr: float,
         scaling: Mapping[str, float],
     ) -> None:
-        """The loss and its terms at ``step``.
+        """Logs a training step.
 
-        ``norms`` are the terms' gradient norms on the student, if measured; ``scaling`` float16's loss scale and steps
-        skipped.
+        Args:
+            step: number of the step.
+            terms: the loss and its terms.
+            weights: of the terms.
+            norms: gradient norms of the terms on the student; empty if they were not measured.
+            lr: learning rate of the backbone.
+            scaling: in float16, the loss scale and the number of skipped steps; otherwise empty.
         """
         if not self.active:
             return
@@ -72,28 +79,30 @@ class RunLog:
         self._scalars(step, "train", {**terms, "lr": lr, **scaling, **rates})
         self._scalars(step, "weight", weights)
         self._scalars(step, "grad_norm", norms)
-        self.board.flush()  # a process killed from here on loses nothing of what was said
+        self.board.flush()  # if the process is killed later, this entry is not lost
         left = timedelta(seconds=round((self.total - step) * self.batch_size / rate))
         shown = " ".join(f"{name} {value:.4f}" for name, value in terms.items())
         scaled = "".join(f" {name} {value:g}" for name, value in scaling.items())
         say(f"step {step}/{self.total} {shown} lr {lr:.2e}{scaled} {rate:.1f} images/s {left} left")
 
     def skipped(self, step: int, count: int) -> None:
-        """How often a training sample was replaced since the last entry, because it could not be read."""
+        """Logs how many training samples could not be read and were replaced since the last entry."""
         if self.active and count:
             self._write(step, skipped_samples=count)
             self._scalars(step, "train", {"skipped_samples": count})
 
-    def teacher(self, step: int, miou: float) -> None:
-        """The frozen teacher's mIoU on the validation set."""
-        if self.active:
+    def teacher(self, step: int, miou: float | None) -> None:
+        """Logs the teacher's mIoU on the validation set; None: it has no logits."""
+        if self.active and miou is None:
+            say("teacher: it has features and no logits, so there is no mIoU to verify")
+        elif self.active:
             self._write(step, teacher_miou=miou)
             say(f"teacher: val mIoU {miou:.4f}")
 
     def validation(
         self, step: int, metrics: SegMetrics, class_names: Sequence[str], best: Mapping, teacher_miou: float | None
     ) -> None:
-        """The student's figures at ``step``, beside the best so far and the teacher's."""
+        """Logs the student's metrics at ``step``; the terminal also shows the best mIoU so far and the teacher's."""
         if not self.active:
             return
         overall = {"miou": metrics.miou, "macc": metrics.macc, "pixel_accuracy": metrics.pixel_accuracy}
@@ -106,13 +115,13 @@ class RunLog:
         say(f"step {step}/{self.total} val mIoU {metrics.miou:.4f}, best {best['miou']:.4f} at {best['step']}{teacher}")
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
-        """H W 3 uint8 picture in TensorBoard."""
+        """Adds a picture, H W 3 uint8, to TensorBoard."""
         if self.active:
             self._on_board(lambda board: board.add_image(name, image, step, dataformats="HWC"))
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What happens inside does not count as training time."""
+        """Time spent inside does not count as training time."""
         start = time.perf_counter()
         yield
         self.clock += time.perf_counter() - start
@@ -123,15 +132,15 @@ class RunLog:
             self.file.close()
 
     def _write(self, step: int, **values: Any) -> None:
-        """One JSON line; a number that is not finite (a class that does not occur) is null there."""
+        """Writes one JSON line. A number that is not finite (for a class that does not occur) becomes null."""
         rest = memoryview((json.dumps(_jsonable({"step": step, **values})) + "\n").encode())
         end = os.fstat(self.file.fileno()).st_size
         try:
             while rest:
                 rest = rest[self.file.write(rest) :]
         except OSError as error:
-            os.truncate(self.file.fileno(), end)  # no half line before the next
-            self._lost(f"cannot write step {step} to {self.file.name}", error)
+            os.truncate(self.file.fileno(), end)  # no half line before the next one
+            self._handle_error(f"cannot write step {step} to {self.file.name}", error)
 
     def _scalars(self, step: int, prefix: str, values: Mapping[str, float]) -> None:
         def add(board: SummaryWriter) -> None:
@@ -146,20 +155,20 @@ class RunLog:
         try:
             write(self.board)
         except OSError as error:
-            folder, self.board = self.board.log_dir, None  # its thread has ended: it would never write again
-            self._lost(f"cannot write to {folder}, nor any more in this run", error)
+            folder, self.board = self.board.log_dir, None  # its thread has ended and cannot write again
+            self._handle_error(f"cannot write to {folder}; this run writes no more events", error)
 
-    def _lost(self, what: str, error: OSError) -> None:
-        if not self.go_on:
-            raise OSError(f"{what} ({error.strerror or error}); what was there is as it was") from error
-        say(f"WARNING: {what} ({error.strerror or error}); going on without it (checkpoint.on_save_error)")
+    def _handle_error(self, what: str, error: OSError) -> None:
+        if not self.tolerate_errors:
+            raise OSError(f"{what} ({error.strerror or error}); the earlier entries are unchanged") from error
+        say(f"WARNING: {what} ({error.strerror or error}); the run continues without it (checkpoint.on_save_error)")
 
 
 def _step_of(line: str, path: Path) -> int:
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: {line!r} is not a JSON object with a step; remove the line to go on") from error
+        raise ValueError(f"{path}: {line!r} is not a JSON object with a step; remove the line to resume") from error
 
 
 def _jsonable(value: Any) -> Any:
@@ -173,24 +182,24 @@ def _jsonable(value: Any) -> Any:
 
 
 class SkippedSamples:
-    """Collects over all ranks what the batches say of skipped samples (``skipped``, one text a sample, a line each).
+    """Collects the messages of all ranks about training samples that were skipped (``skipped`` in a batch).
 
     Args:
         total: samples in the data set.
-        active: says what was skipped; True on one rank alone.
+        active: prints the messages; True on one rank only.
     """
 
     def __init__(self, total: int, active: bool):
         self.total, self.active = total, active
-        self.known: dict[str, None] = {}  # what was reported, in order; the same on all ranks
-        self._new: list[str] = []  # a text for each sample replaced
+        self.known: dict[str, None] = {}  # lines reported so far, in order; the same on all ranks
+        self._new: list[str] = []  # one text for each replaced sample, with a line for each skipped one
 
     def note(self, batches: Iterable[Mapping[str, Any]]) -> None:
-        """Remembers what this rank's batches say."""
+        """Remembers the messages in this rank's batches."""
         self._new += [text for batch in batches for text in batch["skipped"] if text]
 
     def report(self) -> int:
-        """Says each sample that is new, once; all ranks must call.
+        """Prints each new message once; all ranks must call it.
 
         Returns:
             How many samples were replaced since the last report, on all ranks.
@@ -206,7 +215,7 @@ class SkippedSamples:
                     say(f"skipped ({len(self.known)} of {self.total} samples so far): {line}")
         if 2 * len(self.known) > self.total:
             raise ValueError(
-                f"{len(self.known)} of the {self.total} training samples cannot be read, more than half: mend the data "
+                f"{len(self.known)} of the {self.total} training samples cannot be read, more than half: fix the data "
                 f"(python scripts/prepare_lists.py --config CONFIG lists what is wrong); the last is {line}"
             )
         return len(replaced)

@@ -1,4 +1,4 @@
-"""Confusion matrix and the figures read from it: IoU, accuracy, their means over classes."""
+"""Confusion matrix, and the metrics computed from it: IoU, accuracy and their means over classes."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -8,21 +8,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from utils.names import VOID
+from utils.names import OUTSIDE, VOID
 
 CHUNK = 2**17  # pixels counted at a time on a CPU: they stay in its cache
 
 
 @dataclass(frozen=True)
 class SegMetrics:
-    """Figures of one evaluation, as fractions in 0..1; nan where nothing was there to measure.
+    """Metrics of one evaluation, as fractions in 0..1; nan where there are no pixels.
 
     Attributes:
-        per_class_iou: K values, true positives over union; nan for a class neither in the truth nor predicted.
-        per_class_acc: K values, true positives over the truth's pixels; nan for a class not in the truth.
-        miou: mean of ``per_class_iou`` over the classes that have one.
-        macc: mean of ``per_class_acc`` over the classes that have one.
-        pixel_accuracy: share of the labelled pixels that are right.
+        per_class_iou: K values, true positives / union; nan for a class that is neither in the truth nor predicted.
+        per_class_acc: K values, true positives / pixels in the truth; nan for a class that is not in the truth.
+        miou: mean of ``per_class_iou`` over the classes that are not nan.
+        macc: mean of ``per_class_acc`` over the classes that are not nan.
+        pixel_accuracy: share of the labelled pixels that are predicted correctly.
     """
 
     per_class_iou: list[float]
@@ -32,7 +32,7 @@ class SegMetrics:
     pixel_accuracy: float
 
     def to_dict(self) -> dict:
-        """All figures, ready for strict JSON: nan, which JSON has not, becomes None."""
+        """All metrics for strict JSON: nan, which JSON does not have, becomes None."""
 
         def plain(value):
             if isinstance(value, list):
@@ -42,10 +42,10 @@ class SegMetrics:
         return {name: plain(value) for name, value in asdict(self).items()}
 
     def table(self, class_names: list[str]) -> str:
-        """Aligned text in percent, one line a class and the means below; '-' where there is no figure.
+        """Aligned text in percent, one line for each class and the means below; '-' for nan.
 
         Raises:
-            ValueError: there is not one name a class.
+            ValueError: the number of names is not the number of classes.
         """
         if len(class_names) != len(self.per_class_iou):
             raise ValueError(f"{len(class_names)} class names for {len(self.per_class_iou)} classes; expected one each")
@@ -73,20 +73,23 @@ class ConfusionMatrix:
     """Exact counts of (truth, prediction) pairs, kept on the device until :meth:`compute`.
 
     ``counts`` is (K + 2) x (K + 1), int64: K x K with the truth in rows, then a row for void, a row for labels out of
-    range and a column for predictions out of range. Void is counted but enters no figure; the out-of-range counts turn
-    into an error in :meth:`compute`, so that :meth:`update` never waits for the device.
+    range and a column for predictions out of range. Void is counted but enters no metric. Counts out of range are
+    reported by :meth:`compute`, so that :meth:`update` never waits for the device.
 
     Args:
         num_classes: K.
-        device: where the updates come from.
+        device: of the maps given to :meth:`update`.
 
     Raises:
-        ValueError: K is not in 1..255 (labels are uint8 and 255 is void).
+        ValueError: K is not in 1..254 (labels are uint8, 254 is padding and 255 is void).
     """
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu"):
-        if not 1 <= num_classes <= VOID:
-            raise ValueError(f"num_classes is {num_classes}; expected 1..{VOID}: labels are uint8 and {VOID} is void")
+        if not 1 <= num_classes <= OUTSIDE:
+            raise ValueError(
+                f"num_classes is {num_classes}; expected 1..{OUTSIDE}: labels are uint8, {OUTSIDE} is padding and "
+                f"{VOID} is void"
+            )
         self.num_classes = num_classes
         self.counts = torch.zeros(num_classes + 2, num_classes + 1, dtype=torch.int64, device=device)
 
@@ -113,11 +116,11 @@ class ConfusionMatrix:
         row = torch.where((label >= 0) & (label < K), label, K + 1).masked_fill(label == VOID, K)
         column = torch.where((prediction >= 0) & (prediction < K), prediction, K)
         bins = (row * (K + 1) + column).flatten()
-        # Not torch.bincount: it asks a GPU for the largest bin and so waits for it at every image.
+        # Not torch.bincount: it reads the largest bin from the GPU, and so waits for the GPU at every image.
         self.counts.view(-1).scatter_add_(0, bins, torch.ones_like(bins))
 
     def _count_bytes(self, prediction: Tensor, label: Tensor) -> None:
-        """The same for uint8 maps on the CPU, run by run: neighbours mostly agree, and so there are few runs."""
+        """The same for uint8 maps on the CPU. It counts runs of equal pixels: neighbours are mostly equal."""
         K = self.num_classes
         row, column = np.full(256, K + 1), np.full(256, K)
         row[:K] = column[:K] = np.arange(K)
@@ -137,12 +140,12 @@ class ConfusionMatrix:
         self.counts += torch.from_numpy(counts.astype(np.int64).reshape(self.counts.shape))
 
     def all_reduce(self) -> None:
-        """Sums the counts over all ranks, in place: call it once, after the last update. Nothing to do on one rank."""
+        """Sums the counts over all ranks, in place. Call it once, after the last update."""
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(self.counts)
 
     def compute(self) -> SegMetrics:
-        """Reads the figures; the only step that waits for the device.
+        """The metrics; the only method that waits for the device.
 
         Raises:
             ValueError: a label or a prediction was out of range.
@@ -159,7 +162,7 @@ class ConfusionMatrix:
             )
         matrix = counts[:K, :K].double()
         right, truth, predicted = matrix.diag(), matrix.sum(1), matrix.sum(0)
-        # 0 / 0 is nan, which is what a class without pixels must be.
+        # 0 / 0 is nan, the value for a class without pixels.
         iou, acc = right / (truth + predicted - right), right / truth
         return SegMetrics(
             per_class_iou=iou.tolist(),

@@ -1,4 +1,4 @@
-"""The optimizer, the learning rate as a pure function of the step, and what each term asks of the weights."""
+"""The optimizer, the learning rate as a pure function of the step, and the gradient norm of each loss term."""
 
 import math
 from collections.abc import Mapping
@@ -27,9 +27,9 @@ def learning_rate_factor(
 def weight_factor(step: int, *, type: str, iters: int, start: float, end: float, begin: int) -> float:
     """Factor on a loss term's weight at ``step`` (0-based).
 
-    ``start`` up to step ``begin``, ``end`` from step ``begin + iters`` on. Between them, with
-    x = (step - begin) / iters: ``'linear'`` goes straight, ``'cosine'`` as (1 - cos(pi x)) / 2, and ``'step'`` waits at
-    ``start``.
+    ``start`` until step ``begin``, ``end`` from step ``begin + iters``. Between them, with x = (step - begin) / iters,
+    the share of the way from ``start`` to ``end`` is x (``'linear'``), (1 - cos(pi x)) / 2 (``'cosine'``) or 0
+    (``'step'``).
     """
     x = min(1.0, max(0.0, (step - begin) / iters))
     share = {"linear": x, "cosine": (1 - math.cos(math.pi * x)) / 2, "step": float(x == 1)}[type]
@@ -40,17 +40,17 @@ def parameter_groups(
     backbone: nn.Module, trained: nn.Module, *, lr: float, head_lr_mult: float, weight_decay: float,
     decay_norm_bias: bool,
 ) -> list[dict]:  # fmt: skip
-    """Up to four groups: (backbone | everything else) x (decayed | norms and biases, where these are not decayed).
+    """Up to four groups: (backbone | everything else) x (with weight decay | without it).
 
-    Each group carries ``base_lr``, which the schedule's factor multiplies.
+    Each group has a ``base_lr``, which ``set_learning_rate`` multiplies by the schedule's factor.
 
     Args:
-        backbone: its parameters learn at ``lr``.
-        trained: all that is trained; what of it is not in the backbone learns at ``lr * head_lr_mult``.
+        backbone: its parameters have the learning rate ``lr``.
+        trained: all that is trained; its parameters outside the backbone have ``lr * head_lr_mult``.
         lr: learning rate of the backbone.
-        head_lr_mult: factor for the rest.
+        head_lr_mult: factor for the other parameters.
         weight_decay: L2 coefficient.
-        decay_norm_bias: whether one-dimensional parameters (norms, biases) are decayed too.
+        decay_norm_bias: whether one-dimensional parameters (norms, biases) have weight decay too.
     """
     in_backbone = {id(parameter) for parameter in backbone.parameters()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -68,10 +68,10 @@ def parameter_groups(
 def build_optimizer(
     type: str, groups: list[dict], *, momentum: float, betas: tuple[float, float]
 ) -> torch.optim.Optimizer:
-    """SGD with momentum or AdamW over ``groups``, fused; learning rates and weight decay are the groups' own."""
+    """Fused SGD with momentum or fused AdamW; ``groups`` have their own learning rates and weight decay."""
     if type == "sgd":
         optimizer = torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=True)
-        # Made by the optimizer itself, in its first step, it is memory as found where a scaler skips that step.
+        # If the optimizer creates the buffer itself and a scaler skips the first step, it stays uninitialised.
         for parameter in [each for group in groups for each in group["params"]] if momentum else []:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return optimizer
@@ -81,7 +81,7 @@ def build_optimizer(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Every group's learning rate becomes its base rate times ``factor``."""
+    """Sets every group's learning rate to its base rate times ``factor``."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
 
@@ -89,10 +89,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 def gradient_norms(
     terms: Mapping[str, Tensor], weights: Mapping[str, float], module: nn.Module, scale: float = 1.0
 ) -> dict[str, float]:
-    """L2 norm of each weighted term's gradient on the parameters of ``module``; costs one backward pass a term.
+    """L2 norm of each weighted term's gradient on the parameters of ``module``; costs one backward pass per term.
 
-    Every rank must call it: SyncBatchNorm communicates in its backward pass. ``scale`` multiplies the terms on the way
-    back and is divided out again, so that float16 gradients do not vanish.
+    Every rank must call it, because SyncBatchNorm communicates in its backward pass. The terms are multiplied by
+    ``scale`` before the backward pass and the norms divided by it, so that float16 gradients do not underflow.
     """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     norms = {}

@@ -1,4 +1,4 @@
-"""What a run says of itself: the tables of a dry run, the picture panel, the summary at the end."""
+"""Tables of a dry run, the panel of predictions, and the summary at the end of a run."""
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,12 +10,13 @@ from torch import nn
 from torch.utils.data import Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
+from engine.metrics import ConfusionMatrix
 from models.inference import predict
 from utils.visualize import ERROR_COLORS, colorize, error_map, panel
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Plain-text columns, the first to the left and the others to the right."""
+    """Plain-text columns, the first one aligned left and the others right."""
     rows = [list(header), *map(list, rows)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     rows.insert(1, ["-" * width for width in widths])
@@ -27,10 +28,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def multiply_adds(model: nn.Module, size: tuple[int, int]) -> dict[str, int]:
-    """Multiply-adds of one image of ``size`` (H, W) in evaluation: of each child of the network, and in 'total'.
+    """Multiply-adds for one image of ``size`` (H, W) in evaluation: of each child of the network, and their 'total'.
 
-    A multiplication with its addition counts as one, as in the field's papers (``FlopCounterMode`` counts two); of
-    convolutions, linear layers and attention's products alone. On a shapeless copy of the network: nothing is computed.
+    A multiplication and its addition count as one, as in the field's papers (``FlopCounterMode`` counts two). Only
+    convolutions, linear layers and the matrix products of attention count. A copy on the meta device is used, so
+    nothing is computed.
     """
     shadow = copy.deepcopy(model).to("meta").eval()
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
@@ -45,13 +47,13 @@ def network_table(networks: Mapping[str, nn.Module], size: tuple[int, int]) -> s
     rows = []
     for name, model in networks.items():
         parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-        taps = " ".join(f"{tap}:{info.channels}@{info.stride}" for tap, info in model.tap_info.items())
+        taps = " ".join(f"{tap}:{info.channels}@{info.stride}" for tap, info in model.spec.taps.items())
         rows.append([name, f"{parameters:.2f} M", f"{multiply_adds(model, size)['total'] / 1e9:.1f}", taps])
     return table(["network", "parameters", f"GFLOPs at {size[0]}x{size[1]}", "taps (channels@stride)"], rows)
 
 
 def term_table(weights: Mapping[str, float], terms: Mapping[str, float], norms: Mapping[str, float]) -> str:
-    """Each term of the loss with its weight, its value and its gradient's norm on the student."""
+    """Each loss term with its weight, its value and the norm of its gradient on the student."""
     rows = [[name, f"{weight:g}", f"{terms[name]:.4f}", f"{norms[name]:.4f}"] for name, weight in weights.items()]
     return table(["term", "weight", "value", "gradient on the student"], rows)
 
@@ -61,28 +63,32 @@ def prediction_panel(
     indices: Iterable[int],
     networks: Mapping[str, nn.Module],
     protocols: Mapping[str, Mapping[str, Any]],
-    errors_of: Sequence[str],
 ) -> np.ndarray:
-    """A row for each sample: the image, the truth, each network's prediction, and where some of them err.
+    """Two rows for each sample: the image beside each network's prediction; below, the truth beside their errors.
+
+    The errors are titled with this image's own mIoU in percent: the mean over the classes that are in its truth or
+    predicted where it is labelled.
 
     Args:
         dataset: gives samples, ``palette`` and ``class_names``.
         indices: the samples shown.
         networks: by the name to show.
         protocols: arguments of ``predict`` for each network.
-        errors_of: names of the networks whose errors are shown.
     """
     rows = []
     for index in indices:
         sample = dataset[index]
-        label = sample["label"].numpy()
-        predictions = {}
+        truth = sample["label"]
+        above = [("image", sample["image"].permute(1, 2, 0).numpy())]
+        below = [("truth", colorize(truth.numpy(), dataset.palette))]
         for name, network in networks.items():
             image = sample["image"].to(next(network.parameters()).device)
-            predictions[name] = predict(network, image, **protocols[name])[0].cpu().numpy()
-        maps = [colorize(entry, dataset.palette) for entry in (label, *predictions.values())]
-        errors = [error_map(predictions[name], label) for name in errors_of]
-        rows.append([sample["image"].permute(1, 2, 0).numpy(), *maps, *errors])
-    titles = ["image", "truth", *networks, *(f"errors: {name}" for name in errors_of)]
+            prediction = predict(network, image, **protocols[name])[0].cpu()
+            confusion = ConfusionMatrix(len(dataset.class_names))
+            confusion.update(prediction, truth)
+            miou = confusion.compute().miou
+            above.append((name, colorize(prediction.numpy(), dataset.palette)))
+            below.append((f"errors (mIoU {100 * miou:.1f})", error_map(prediction.numpy(), truth.numpy())))
+        rows += [above, below]
     legend = {name: tuple(map(int, color)) for name, color in zip(dataset.class_names, dataset.palette, strict=True)}
-    return panel(rows, titles, legend | ERROR_COLORS)
+    return panel(rows, legend | ERROR_COLORS)

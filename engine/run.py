@@ -1,4 +1,4 @@
-"""One training run: what it is made of, what it goes on from, and what it leaves in its folder to go on from."""
+"""One training run: it builds the parts from the config, saves their state and resumes from it."""
 
 from pathlib import Path
 
@@ -7,46 +7,41 @@ import torch
 from configs.schema import Experiment
 from datasets import make_loader
 from datasets.samplers import PositionBatches
-from engine.build import (
-    build_distiller,
-    build_split,
-    build_student,
-    build_teacher,
-    build_teacher_cache,
-    build_train_stream,
-)
+from engine.build import build_distiller, build_split, build_student, build_train_stream
 from engine.checkpoint import checkpoint_to_resume, load_checkpoint, prune_checkpoints, save_checkpoint
 from engine.evaluation import evaluate
 from engine.metrics import SegMetrics
 from engine.report import network_table
+from engine.teacher import Teacher, build_teacher, build_teacher_cache
 from engine.trainer import Trainer
 from models import SegModel
-from utils.config import ConfigError, changed_values, config_errors
+from utils.config import ConfigError, changed_values, config_errors, validate
 from utils.console import environment, say
 from utils.distributed import World, barrier, broadcast_buffers, broadcast_from_main
 
-NONE_YET = {"step": 0, "miou": -1.0}  # the best student before any validation
-# Where files are, how often is evaluated, saved and logged, by how many workers and kernels, changes nothing learned.
+NONE_YET = {"step": 0, "miou": -1.0}  # the best student before the first validation
+# These may change when a run is resumed, because they do not change what is learned: where files are, how often the run
+# evaluates, saves and logs, and how the work is divided.
 FREE_TO_CHANGE = (
-    "eval.", "checkpoint.", "log.", "data.workers", "data.root", "data.packed", "data.on_bad_sample",
+    "custom_imports", "eval.", "checkpoint.", "log.", "data.workers", "data.root", "data.packed", "data.on_bad_sample",
     "student.pretrained", "teacher.shard", "train.accumulate", "train.compile", "train.timeout",
 )  # fmt: skip
 
 
 class Run:
-    """One training run: the trainer with its data, what was found out so far, and its folder.
+    """One training run: the trainer, its data, the results so far and the folder.
 
     Args:
         config: the experiment.
         source: the config file, which errors name.
         work_dir: folder of the run.
-        world: this process among its peers.
-        resume: a checkpoint and its state to go on from, or None to start afresh.
-        force: go on though the config has changed since.
+        world: this process and its peers.
+        resume: path and state of the checkpoint to resume from; None: a new run.
+        force: resume even if the config has changed.
         dry: for a dry run: no weights are loaded.
 
     Raises:
-        ConfigError, FileNotFoundError: data, networks, method or weights are not as the config says.
+        ConfigError: data, networks, method or weights do not fit the config.
         ValueError: as ``restore``.
     """
 
@@ -68,16 +63,25 @@ class Run:
         if any(label is None for _, label in self.validation.files):
             raise ConfigError(f"{source}: data.val_list: {config.data.val_list} has images without labels")
         torch.manual_seed(config.train.seed)
-        # The student first: it starts from the same weights whether or not a teacher is built after it.
+        # The student first: its random weights are the same with and without a teacher.
         class_names, fresh = self.validation.class_names, resume is None and not dry
-        student, student_loaded = build_student(config, source, class_names, pretrained=fresh)
-        teacher, teacher_loaded = build_teacher(config, source, class_names, pretrained=not dry)
-        self.loaded = [report for report in (student_loaded, teacher_loaded) if report is not None]
-        # Counted on copies, and no copy is made of a teacher that the trainer has shared out.
+        student, loaded = build_student(config, source, class_names, pretrained=fresh)
+        teacher = build_teacher(config, source, class_names, pretrained=not dry)
+        self.loaded = [report for report in (loaded, teacher and teacher.loaded) if report is not None]
         networks = {"student": student} if teacher is None else {"teacher": teacher, "student": student}
         self.overview = network_table(networks, config.data.crop_size) if dry else ""
+        distiller = build_distiller(config, source, student, teacher)
+        if teacher is not None:  # after the table, which copies the networks: a sharded one cannot be copied
+            teacher.cache = build_teacher_cache(config, source, self.stream, teacher, world)
+            teacher.prepare(
+                world,
+                autocast_dtype=config.train.autocast_dtype,
+                channels_last=config.train.channels_last,
+                shard=config.teacher.shard,
+                compile_blocks=config.train.compile,
+            )
         self.trainer = Trainer(
-            build_distiller(config, source, student, teacher),
+            distiller,
             teacher,
             world,
             optimizer=config.optimizer.model_dump(),
@@ -87,20 +91,19 @@ class Run:
             grad_clip=config.train.grad_clip,
             curriculum={term: schedule.model_dump() for term, schedule in config.curriculum.items()},
             seed=config.train.seed,
-            teacher_cache=build_teacher_cache(config, source, self.stream, teacher, teacher_loaded, world),
-            shard_teacher=teacher is not None and config.teacher.shard,
             compile_blocks=config.train.compile,
         )
-        self.validated = 0  # the last step whose student was validated
+        self.validated = 0  # the last step at which the student was validated
         self.best = NONE_YET
-        self.teacher_miou: float | None = None
+        self.teacher_miou: float | None = None  # None: not verified yet, or it has no logits
         self.environment = environment()
-        self.start = "starting"
+        self.tolerate_errors = config.checkpoint.on_save_error == "continue"
+        self.how_it_started = "new run"
         if resume is not None:
             self.restore(*resume, force)
 
     def positions(self, start: int, stop: int) -> PositionBatches:
-        """Positions in the stream of this rank's micro-batches from step ``start`` to ``stop``."""
+        """Positions, in the training stream, of this rank's micro-batches from step ``start`` to ``stop``."""
         train = self.config.train
         return PositionBatches(start, stop, train.batch_size, self.world.size, self.world.rank, train.accumulate)
 
@@ -114,9 +117,9 @@ class Run:
             timeout=self.config.train.timeout,
         )
 
-    def evaluate(self, model: SegModel, description: str) -> SegMetrics:
-        """Metrics of ``model`` on the whole validation set, shared out over the ranks."""
-        broadcast_buffers(model)  # without SyncBatchNorm every rank has running statistics of its own
+    def evaluate(self, model: SegModel | Teacher, description: str) -> SegMetrics:
+        """Metrics of ``model`` on the whole validation set, which the ranks divide among them."""
+        broadcast_buffers(model)  # without SyncBatchNorm the running statistics differ between ranks
         return evaluate(
             model,
             self.validation,
@@ -130,12 +133,21 @@ class Run:
             **self.config.eval.protocol,
         )
 
+    @property
+    def predictors(self) -> dict[str, SegModel | Teacher]:
+        """The networks that have logits, by role, the student last."""
+        student, teacher = self.trainer.student, self.trainer.teacher
+        has_logits = teacher is not None and teacher.spec.num_classes is not None
+        return {**({"teacher": teacher} if has_logits else {}), "student": student}
+
     def verify_teacher(self) -> None:
-        """Evaluates the teacher, once in the life of a run.
+        """Evaluates the teacher once in a run, if it has logits.
 
         Raises:
-            ValueError: if it is no better than chance (mIoU <= 1 / K) and this is not allowed.
+            ValueError: its mIoU is not better than chance (mIoU <= 1 / K), and ``train.allow_weak_teacher`` is False.
         """
+        if "teacher" not in self.predictors:
+            return
         self.teacher_miou = self.evaluate(self.trainer.teacher, "teacher").miou
         chance = 1 / self.validation.num_classes
         if not self.teacher_miou > chance and not self.config.train.allow_weak_teacher:
@@ -146,9 +158,9 @@ class Run:
             )
 
     def state(self) -> dict:
-        """All that the run goes on from, and what the student's file will say of itself."""
+        """All that is needed to resume, and the metadata of the student's file."""
         student, dataset = self.trainer.student, self.validation
-        about = {
+        metadata = {
             "network": self.config.student.model_dump(exclude={"pretrained"}),
             "normalization": student.normalization._asdict(),
             "taps": {name: tap._asdict() for name, tap in student.tap_info.items()},
@@ -165,69 +177,73 @@ class Run:
             "teacher_miou": self.teacher_miou,
             "micro_batches": self.world.size * self.config.train.accumulate,
             "config": self.config.model_dump(),
-            "about": about,
+            "about": metadata,
         }
 
     def save(self, last: bool = False) -> None:
-        """Writes ``last.pt`` and ``step_N.pt``, removes the oldest of these; the other ranks wait until it is done.
+        """Rank 0 writes ``step_N.pt`` and ``last.pt`` and removes the oldest ``step_*.pt``; the other ranks wait.
 
-        Where nothing comes after it (``last``) a checkpoint that cannot be written is an error in any case.
+        If this is the ``last`` checkpoint of the command, an error while writing is never tolerated.
         """
         if self.world.is_main:
             names = (f"step_{self.trainer.step}.pt", "last.pt")
-            if self.write(*names, go_on=not last and self.config.checkpoint.on_save_error == "continue"):
+            if self.write(*names, tolerate_errors=self.tolerate_errors and not last):
                 prune_checkpoints(self.work_dir, self.config.checkpoint.keep)
         barrier()
 
-    def write(self, *names: str, go_on: bool) -> bool:
-        """Writes the state to these files; whether it could, if ``go_on`` without it is what is asked.
+    def write(self, *names: str, tolerate_errors: bool) -> bool:
+        """Writes the state to these files in the work dir.
+
+        Returns:
+            Whether it was written.
 
         Raises:
-            OSError: it cannot be written, and not ``go_on``.
+            OSError: it cannot be written, and errors are not tolerated; otherwise a warning is printed.
         """
         try:
             save_checkpoint(self.state(), *(self.work_dir / name for name in names))
         except OSError as error:
-            if not go_on:
+            if not tolerate_errors:
                 raise
-            say(f"WARNING: {error}; going on without it (checkpoint.on_save_error)")
+            say(f"WARNING: {error}; the run continues without it (checkpoint.on_save_error)")
             return False
         return True
 
     def restore(self, path: Path, state: dict, force: bool) -> None:
-        """Goes on from the state in the checkpoint ``path``.
+        """Resumes from the state of the checkpoint ``path``.
 
         Raises:
-            ValueError: if it was made with a config that computes something else, and this is not forced.
+            ValueError: the checkpoint's config computes something else, and ``force`` is False; or the state does not
+                fit the networks.
         """
-        then = Experiment.model_validate(state["config"])  # a key that did not exist then has its default
-        lines = changed_values(then.model_dump(), self.config.model_dump())
+        old = validate(state["config"], Experiment, path)  # keys that are newer than the checkpoint get their defaults
+        lines = changed_values(old.model_dump(), self.config.model_dump())
         changed = "".join(f"\n  {line}" for line in lines if not line.startswith(FREE_TO_CHANGE))
         if changed and not force:
             raise ValueError(
-                f"{path} was made with another config; go on with the config.py of its folder, start afresh with "
-                f"another --work-dir, or go on all the same with --force. Changed since:{changed}"
+                f"{path} was made with another config; resume with the config.py of its folder, start a new run in "
+                f"another --work-dir, or resume anyway with --force. Changed:{changed}"
             )
         try:
             self.trainer.restore(state)
         except (RuntimeError, ValueError, KeyError) as error:
             raise ValueError(f"{path} does not fit this config's networks, method and optimizer: {error}") from error
-        self.start = f"going on from {path} at step {self.trainer.step}"
+        self.how_it_started = f"resumed from {path} at step {self.trainer.step}"
         if changed:
-            self.start += f" though the config has changed:{changed}"
+            self.how_it_started += f" with a changed config:{changed}"
         micro_batches = self.world.size * self.config.train.accumulate
         if state["micro_batches"] != micro_batches:
-            self.start += (
-                f"; the same samples in {micro_batches} micro-batches a step instead of {state['micro_batches']}: "
-                "batch statistics and dropout differ from here on"
+            self.how_it_started += (
+                f"; each step has the same samples in {micro_batches} micro-batches instead of "
+                f"{state['micro_batches']}: batch statistics and dropout differ from now on"
             )
         self.validated, self.teacher_miou = state["validated"], state["teacher_miou"]
-        # From elsewhere, or after a crash in a validation, the best so far is not the one whose weights are here.
+        # After a crash in a validation, or in another folder, best.pt does not hold the best student of the state.
         best = self.work_dir / "best.pt"
         try:
             kept = best.is_file() and load_checkpoint(best)["step"] == state["best"]["step"]
         except ValueError as error:
-            say(f"WARNING: {error}; the best student so far is lost, the last one is validated again")
+            say(f"WARNING: {error}; the best student so far is lost, the last student is validated again")
             kept = False
         if kept:
             self.best = state["best"]
@@ -236,7 +252,7 @@ class Run:
 
 
 def find_checkpoint(work_dir: Path, asked: str | None, world: World) -> tuple[Path, dict] | None:
-    """The checkpoint to go on from, and its state, as rank 0 finds it (``checkpoint_to_resume``); None: afresh."""
+    """Path and state of the checkpoint that rank 0 finds (``checkpoint_to_resume``); None: a new run."""
     found = checkpoint_to_resume(work_dir, asked) if world.is_main else None
     path = broadcast_from_main(found and found[0])
     return found if world.is_main or path is None else (path, load_checkpoint(path))

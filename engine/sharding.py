@@ -1,4 +1,4 @@
-"""A frozen network shared out over the ranks: each holds its part of every weight and gathers a block at a time."""
+"""A frozen network whose weights the ranks share: each holds a part of every weight and gathers one block at a time."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -11,45 +11,44 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from models.inference import is_sharded
+from models.inference import sharded_part
 from utils.distributed import World, all_reduce_max
 
-BLANK = 64  # pixels a side of the image on which a rank looks on: two cells at stride 32, the coarsest of any network
+DUMMY_SIDE = 64  # pixels: two cells at stride 32, the largest stride of any network
 
 
-def shard(network: nn.Module, world: World, layout: torch.memory_format) -> None:
-    """Moves a frozen network to the ranks' devices, in place: of each weight a part to each (PyTorch's FSDP2).
+def shard_network(network: nn.Module, world: World, layout: torch.memory_format) -> None:
+    """Moves a frozen network to the devices of all ranks, in place: a part of each weight to each rank (FSDP2).
 
-    A forward pass gathers the weights of one repeated block after another, and for its whole length those of what is
-    not repeated: it is one of all ranks, on images of any size each. Alone, a process holds the whole.
+    A forward pass gathers the weights of one repeated block at a time; the weights outside these blocks stay gathered
+    until the pass ends. All ranks must run the forward pass together; their images may have different sizes.
 
     Args:
-        network: on the host, without gradients; its weights in the types they are to be gathered in.
-        world: this process among its peers.
-        layout: of the images, and so of all maps: gathered weights are contiguous.
+        network: on the host, without gradients; its weights are gathered in the dtypes that they have now.
+        world: this process and its peers.
+        layout: memory format of the images, and so of all maps. Gathered weights are always contiguous.
     """
-    if world.size > 1:
-        mesh = init_device_mesh(world.device.type, (world.size,))
-        for block in (*repeated_blocks(network), network):
-            fully_shard(block, mesh=mesh, reshard_after_forward=True)
-        network.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(memory_format=layout),))
-    else:
-        network.to(world.device, memory_format=layout)
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    for block in (*repeated_blocks(network), network):
+        fully_shard(block, mesh=mesh, reshard_after_forward=True)
+    network.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(memory_format=layout),))
 
 
 @contextmanager
-def keep_gathering(network: nn.Module | None, world: World, autocast_dtype: torch.dtype | None) -> Iterator[None]:
-    """Lets every rank run a sharded network as often as it needs to, or not at all; all ranks enter and leave.
+def keep_gathering(model: nn.Module | None, world: World, autocast_dtype: torch.dtype | None) -> Iterator[None]:
+    """Inside, each rank may run a sharded model any number of times, or never; all ranks must enter and leave.
 
-    Each forward pass announces itself to the ranks that are done, and they look on: they gather what it gathers, over
-    a blank image. Nothing happens where the network is not sharded.
+    A forward pass needs all ranks, because it gathers their parts of the weights. So each pass first tells the other
+    ranks that it starts, and the ranks that have finished join it with a dummy image. Without a sharded module,
+    nothing happens.
 
     Args:
-        network: sharded or not, or None.
-        world: this process among its peers.
+        model: sharded, with a sharded module inside, neither, or None.
+        world: this process and its peers.
         autocast_dtype: of the forward passes.
     """
-    if not is_sharded(network):
+    network = sharded_part(model)
+    if network is None:
         yield
         return
 
@@ -61,16 +60,17 @@ def keep_gathering(network: nn.Module | None, world: World, autocast_dtype: torc
         yield
     finally:
         announcement.remove()
-    blank = torch.zeros(1, 3, BLANK, BLANK, dtype=torch.uint8, device=world.device)
+    dummy = torch.zeros(1, 3, DUMMY_SIDE, DUMMY_SIDE, dtype=torch.uint8, device=world.device)
     with torch.autocast(world.device.type, autocast_dtype, enabled=autocast_dtype is not None), torch.no_grad():
         while all_reduce_max(0, world):
-            network(blank)
+            network(dummy)
 
 
 def repeated_blocks(network: nn.Module) -> Iterator[nn.Module]:
-    """Elements of a network's sequences that are modules of several layers and have a sibling of their own type.
+    """The modules of several layers that occur more than once, by type, in one ``ModuleList`` or ``Sequential``.
 
-    Such are the blocks of a transformer's or a ResNet's stage and the branches of a pyramid; never one inside another.
+    For example the blocks of a stage of a transformer or a ResNet, or the branches of a pyramid. None of them lies
+    inside another.
     """
     for module in network.children():
         if isinstance(module, nn.ModuleList | nn.Sequential):
@@ -85,13 +85,13 @@ def repeated_blocks(network: nn.Module) -> Iterator[nn.Module]:
 
 
 def compile_in_place(network: nn.Module) -> None:
-    """``torch.compile`` of every repeated block, or of the whole network where none repeats, when it first runs.
+    """``torch.compile`` of every repeated block, or of the whole network if none repeats, when it first runs.
 
-    Blocks of one kind and shape are compiled once, and the gradients of one are there before those of the next, as
-    DDP wants them. Evaluation does not use what is compiled (``models.inference.inference``).
+    Blocks of the same kind and shape are compiled once. Block by block, gradients become ready one after another, so
+    DDP can send them early. Evaluation runs the original, not the compiled blocks (``models.inference.inference``).
     """
-    # Of one kind there is a variant for every shape, stage, network and mode; beyond the limit blocks stay eager.
+    # Each shape, stage, network and mode needs a variant of its own; beyond the limit blocks would run uncompiled.
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-    torch._functorch.config.donated_buffer = False  # the norms of several terms' gradients need a graph several times
+    torch._functorch.config.donated_buffer = False  # gradient norms of several terms use a graph several times
     for block in list(repeated_blocks(network)) or [network]:
         block.compile(dynamic=False)

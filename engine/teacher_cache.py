@@ -1,7 +1,8 @@
-"""A frozen teacher's outputs on disk: what it says of a training sample once is read whenever the sample comes again.
+"""A frozen teacher's outputs on disk: each is computed once and read whenever its training sample comes again.
 
-A folder holds one file a kind of map (``logits.f16``, ``stage3.f16``: L C h w float16, in the order of the stream), a
-byte a sample that tells whether it is there (``done``), and all that the outputs follow from (``index.json``).
+A folder holds one file for each kind of map (``logits.f16``, ``stage3.f16``: L C h w float16, in the order of the
+stream), one byte for each sample that is 1 if the sample is stored (``done``), and everything that the outputs depend
+on (``index.json``).
 """
 
 import json
@@ -27,7 +28,7 @@ HALF = np.dtype(np.float16)
 
 
 class KeptTaps(dict[str, Tensor]):
-    """A teacher's taps, as far as the cache keeps them."""
+    """The taps of a teacher that the cache keeps; reading another one is an error that names the key to set."""
 
     def __missing__(self, tap: str) -> Tensor:
         raise ValueError(
@@ -37,26 +38,27 @@ class KeptTaps(dict[str, Tensor]):
 
 
 class TeacherCache:
-    """The outputs of a frozen teacher on a stream that repeats after L samples, in a folder.
+    """A folder with the outputs of a frozen teacher on a stream that repeats after L samples.
 
-    Every rank stores what it runs the teacher on and reads what any rank, run or seed has stored: the folder lies on a
-    disk of this machine, or on a file system that shows all nodes the same file at once (not on NFS). What is
-    stored stays as it is, and a sample counts as stored only when it is safely on the disk: a run may be stopped at any
-    moment. Float16 rounds to a relative 2^-11 (an absolute 2^-25 below 2^-14), bfloat16, where it is what maps are read
-    as, float32 ones to 2^-9: this is all that an output read differs in from the teacher's. A bfloat16 map is kept as
-    it is from 2^-14 on; HMKD's terms over float32 maps differ by less than a relative 1e-3 in the tests.
+    Every rank stores the outputs that it computes and reads what any rank, run or seed has stored. The folder must be
+    on a local disk, or on a file system that shows all nodes the same file at once (not NFS). What is stored never
+    changes, and a sample counts as stored only when it is safely on the disk, so a run may be stopped at any moment.
+
+    Outputs are rounded to float16: by a relative 2^-11, or an absolute 2^-25 below 2^-14. Reading float32 maps as
+    bfloat16 rounds them by 2^-9. This is the only difference to the teacher's own output. bfloat16 maps from 2^-14 on
+    are kept exactly. In the tests, HMKD's terms over float32 maps differ by less than a relative 1e-3.
 
     Args:
-        folder: made where it is missing.
-        facts: all that the outputs follow from, in JSON's types.
+        folder: created if it does not exist.
+        facts: everything that the outputs depend on, in the types of JSON.
         length: L.
-        shapes: (C, h, w) of one sample's maps: ``'logits'``, then taps by name.
-        make_output: (logits, taps, None) -> what a network gives.
-        dtype: to read maps as.
-        world: this process, the device it computes on, and its peers.
+        shapes: (C, h, w) of the maps of one sample, by name: taps, and ``'logits'`` unless the teacher has none.
+        make_output: (logits or None, taps, None) -> the output of a network.
+        dtype: of the maps that are read.
+        world: this process, its device and its peers.
 
     Raises:
-        ValueError: the folder holds the outputs of another experiment or is damaged, or the disk has not the room.
+        ValueError: the folder holds the outputs of another experiment or is damaged, or the disk has too little room.
     """
 
     def __init__(
@@ -73,7 +75,7 @@ class TeacherCache:
         self.make_output, self.dtype, self.device = make_output, dtype, world.device
         self.record_bytes = {name: prod(shape) * HALF.itemsize for name, shape in shapes.items()} | {DONE: 1}
         if world.is_main:
-            # As JSON gives it back: tuples are lists there.
+            # Through JSON, which turns tuples into lists, so that it compares equal to the file.
             self._prepare(json.loads(json.dumps({"version": VERSION, **facts, "length": length, "shapes": shapes})))
         barrier()
         self.files = {name: open(self._path(name), "r+b") for name in self.record_bytes}  # noqa: SIM115 - for the run
@@ -83,26 +85,26 @@ class TeacherCache:
         }
 
     def recall(self, positions: Sequence[int] | Tensor) -> Any | None:
-        """The output on the samples at B positions of 0..L-1, maps B C h w; None if one of them is not stored."""
+        """The output on the samples at B positions in 0..L-1, maps B C h w; None if any of them is not stored."""
         positions = np.asarray(positions)
         if not self.done[positions].all():
             return None
         maps = {name: self._to_device(stored[positions]) for name, stored in self.maps.items()}
-        return self.make_output(maps.pop("logits"), KeptTaps(maps), None)
+        return self.make_output(maps.pop("logits", None), KeptTaps(maps), None)
 
     def store(self, positions: Sequence[int] | Tensor, output: Any) -> None:
-        """Keeps a network's output on the samples at these positions; what is there already stays as it is.
+        """Stores a network's output on the samples at these positions; samples that are stored already do not change.
 
         Raises:
-            ValueError: a map is not of the shape expected, or holds a number that float16 cannot.
+            ValueError: a map has another shape than expected, or a number that float16 cannot hold.
         """
         missing = {int(position): i for i, position in enumerate(positions) if not self.done[position]}
         for name, shape in self.shapes.items():
             values = (output.logits if name == "logits" else output.taps[name]).to("cpu", torch.float16).numpy()
             if values.shape != (len(positions), *shape):
                 raise ValueError(
-                    f"the teacher's {name} is {values.shape}; expected {(len(positions), *shape)}, as its tap and "
-                    "data.crop_size say"
+                    f"the teacher's {name} is {values.shape}; expected {(len(positions), *shape)}, from its tap "
+                    "and data.crop_size"
                 )
             if not np.isfinite(values).all():
                 raise ValueError(
@@ -113,10 +115,10 @@ class TeacherCache:
         self._write(DONE, dict.fromkeys(missing, b"\1"))
 
     def _prepare(self, facts: dict[str, Any]) -> None:
-        """Makes the folder, or finds in it what is expected; says how large it is before anything is written."""
+        """Creates the folder or checks the one that is there; prints its size before anything is written."""
         sample = sum(self.record_bytes.values())
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open_locked(self.folder / LOCK, wait=True):  # of runs that start side by side one makes it
+        with open_locked(self.folder / LOCK, wait=True):  # runs may start at the same time: one creates it
             made = (self.folder / INDEX).is_file()
             if made:
                 self._check(facts)
@@ -155,9 +157,9 @@ class TeacherCache:
                 raise ValueError(f"{path} {found}; delete {self.folder}")
 
     def _write(self, name: str, records: Mapping[int, bytes]) -> None:
-        """Writes records to their places in a file, and returns when they are on the disk.
+        """Writes records at their positions in a file, and returns when they are on the disk.
 
-        Not through the mapped file: that answers a full disk by killing the process.
+        Not through the memory map: on a full disk, writing to it kills the process.
         """
         file = self.files[name]
         for position, record in records.items():
@@ -169,7 +171,7 @@ class TeacherCache:
     def _to_device(self, values: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(values)
         if self.device.type == "cuda":
-            tensor = tensor.pin_memory()  # so that the copy waits for nothing that the GPU has in hand
+            tensor = tensor.pin_memory()  # so that the copy does not wait for the GPU
         return tensor.to(self.device, non_blocking=True).to(self.dtype)
 
     def _path(self, name: str) -> Path:

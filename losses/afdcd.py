@@ -1,14 +1,14 @@
-"""Af-DCD: masked feature mimicking, and a contrast of the parts of each patch of the features."""
+"""Af-DCD: masked feature mimicking, and a contrastive loss between the parts of each patch of the features."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from losses.alignment import LogitAlignment, MaskedGeneration
-from losses.base import Method, on_student_grid
-from losses.checks import check_pairs, check_weights
+from losses.base import METHODS, Method, on_student_grid
+from losses.checks import check_logits, check_pairs, check_weights
 from losses.functional import channel_mean, fill_void, full_precision, masked_mean
-from losses.labels import pool_valid, tap_grid, valid_cells
+from losses.labels import Labels, Pixels, pool_valid
 from models.base import ModelSpec, SegOutput
 
 
@@ -30,9 +30,10 @@ def omni_contrast(student: Tensor, teacher: Tensor, valid: Tensor, side: int, gr
 
         -log (exp(-|s - t| / tau) / (exp(-|s - t| / tau) + sum_k exp(-|s - t_k| / tau)))
 
-    where s and t are one of the ``groups`` equal slices of a cell's channels, on either side, t_k are the slices of
-    every other group at every valid cell of the same patch, and |.| is the L1 norm. By the triangle inequality it is
-    least where the student equals the teacher, and then not 0. Each patch has (P^2 groups)^2 distances.
+    where s and t are one of the ``groups`` equal slices of a cell's channels (the student's and the teacher's), t_k are
+    the teacher's slices of every other group at every valid cell of the same patch, and |.| is the L1 norm. By the
+    triangle inequality the loss is least where the student equals the teacher, and is not 0 there. Each patch has
+    (P^2 groups)^2 distances.
 
     Args:
         student, teacher: B C h w on one grid; ``groups`` divides C.
@@ -51,6 +52,7 @@ def omni_contrast(student: Tensor, teacher: Tensor, valid: Tensor, side: int, gr
     return masked_mean(losses.unflatten(1, (-1, groups)).sum(2), inside)
 
 
+@METHODS.register("afdcd")
 class AfDCD(Method):
     """Augmentation-free dense contrastive distillation, with omni-contrasting.
 
@@ -58,17 +60,18 @@ class AfDCD(Method):
 
     - L_kd: pixel-wise distillation of the logits, T^2 KL;
     - L_feature: the loss of MGD, mean (G(M * align(S)) - T)^2;
-    - L_contrast: ``omni_contrast`` of G(M * align(S)) and T, both max-pooled ``pool`` x ``pool`` before.
+    - L_contrast: ``omni_contrast`` of G(M * align(S)) and T, both first max-pooled ``pool`` x ``pool``.
 
     Fan et al., "Augmentation-Free Dense Contrastive Knowledge Distillation for Efficient Semantic Segmentation",
     NeurIPS 2023. Against github.com/OSVAI/Af-DCD, without void, on one grid and with the same masks (measured):
 
     - L_kd and L_contrast are the same; L_feature there is a sum over cells and channels, C_t h w times ours. Its
       weights on Cityscapes (2e-6, crops of 512 x 1024) and on CamVid (8e-6, 360 x 360), for C_t = 2048 at stride 8,
-      are ours of 33.6 and 33.2: 2e-6 * 2048 * 64 * 128 and 8e-6 * 2048 * 45 * 45.
-    - Grids that P or ``pool`` does not divide are padded with void; there, rows and columns are left out.
-    - On CamVid it has ``pool=1`` and ``contrast=.01``. Its option of a fixed mask with a deeper G is not built.
-    - It clips the gradient norm of G and align alone, at 15; ``train.grad_clip`` is for all parameters.
+      are 33.6 and 33.2 in our unit: 2e-6 * 2048 * 64 * 128 and 8e-6 * 2048 * 45 * 45.
+    - Grids that P or ``pool`` does not divide are padded with cells that do not count; there, the surplus rows and
+      columns are left out.
+    - On CamVid it has ``pool=1`` and ``contrast=.01``. Its option of a fixed mask with a deeper G is not implemented.
+    - It clips the gradient norm of G and align only, at 15; ``train.grad_clip`` is for all parameters.
 
     The masks depend on how a batch is split, as in MGD.
 
@@ -83,10 +86,11 @@ class AfDCD(Method):
         groups: slices of the teacher's channels, 2 or more.
         patch: P, in pooled cells.
         pool: side of the pooling, in cells of the student's tap; 1 for none.
+        pixels: compare pixels with a label (``'labelled'``) or all inside the image (``'inside'``).
 
     Raises:
         ValueError: if a tap is unknown, a value makes no sense, ``groups`` does not divide the teacher's channels, or
-            ``kd`` has to compare different classes.
+            ``kd`` is on and the teacher gives no logits or other classes.
     """
 
     def __init__(
@@ -103,8 +107,9 @@ class AfDCD(Method):
         groups: int = 16,
         patch: int = 4,
         pool: int = 4,
+        pixels: Pixels = "labelled",
     ):
-        super().__init__()
+        super().__init__(pixels)
         weights = {"kd": kd, "feature": feature, "contrast": contrast}
         check_weights(**weights)
         check_pairs("pair", [pair], student, teacher)
@@ -116,26 +121,23 @@ class AfDCD(Method):
             raise ValueError(f"patch is {patch}, pool {pool}; expected both 1 or more")
         if groups < 2 or (contrast and width % groups):
             raise ValueError(f"groups is {groups}; expected 2 or more that divide the teacher's {width} channels")
-        if kd and student.num_classes != teacher.num_classes:
-            raise ValueError(
-                f"the student has {student.num_classes} classes and the teacher {teacher.num_classes}, so their logits "
-                "cannot be compared: set kd=0"
-            )
+        if kd:
+            check_logits(self, student, teacher, "set kd=0")
         self.weights = {f"afdcd_{name}": float(weight) for name, weight in weights.items() if weight}
         self.pair, self.tau, self.groups, self.patch, self.pool = pair, tau, groups, patch, pool
         self.align = LogitAlignment(student.num_classes, student.taps["head"].stride, temperature)
         self.generation = MaskedGeneration(*self.taps, mask_ratio) if feature or contrast else None
 
-    def forward(self, student: SegOutput, teacher: SegOutput, labels: Tensor) -> dict[str, Tensor]:
+    def forward(self, student: SegOutput, teacher: SegOutput, labels: Labels) -> dict[str, Tensor]:
         """Unweighted terms (see ``Method.forward``)."""
         terms = {}
         if "afdcd_kd" in self.weights:
-            terms["afdcd_kd"] = self.align(student.logits, teacher.logits, labels)
+            terms["afdcd_kd"] = self.align(student.logits, teacher.logits, labels, self.pixels)
         if self.generation is None:
             return terms
         s, t = student.taps[self.pair[1]], teacher.taps[self.pair[0]]
         with full_precision(s):
-            S, T, valid = on_student_grid(s, t, labels, self.taps)
+            S, T, valid = on_student_grid(s, t, labels, self.taps, self.pixels)
             S = self.generation(S, valid)
             if "afdcd_feature" in self.weights:
                 terms["afdcd_feature"] = masked_mean(channel_mean((S - T).square()), valid)
@@ -145,12 +147,12 @@ class AfDCD(Method):
                 terms["afdcd_contrast"] = omni_contrast(*pooled, pool_valid(valid, self.pool), *shape)
         return terms
 
-    def counts(self, labels: Tensor) -> dict[str, Tensor]:
-        """Valid cells: of the logits' grid, of the student's tap, and of it when pooled."""
-        valid = valid_cells(labels, tap_grid(labels, self.taps[0].stride))
+    def counts(self, labels: Labels) -> dict[str, Tensor]:
+        """Compared cells: of the logits' grid, of the student's tap, and of that tap after pooling."""
+        cells = labels.at(self.taps[0].stride)
         counts = {
-            "afdcd_kd": self.align.count(labels),
-            "afdcd_feature": valid.sum().float(),
-            "afdcd_contrast": pool_valid(valid, self.pool).sum().float(),
+            "afdcd_kd": self.align.count(labels, self.pixels),
+            "afdcd_feature": cells.count(self.pixels),
+            "afdcd_contrast": pool_valid(cells.mask(self.pixels), self.pool).sum().float(),
         }
         return {term: counts[term] for term in self.weights}

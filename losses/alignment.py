@@ -1,24 +1,26 @@
 """Alignment of one teacher map with one student map, in feature, logit and relation space.
 
 After Xu et al., "Heterogeneous Model Knowledge Distillation via Dual Alignment for Semantic Segmentation", ICMR 2025,
-doi 10.1145/3731715.3733354, with one change of principle. In the released form the teacher-side modules learn from the
+doi 10.1145/3731715.3733354, with one important change. In the released form the teacher-side modules learn from the
 distillation loss itself, so the loss can fall while the student learns nothing. Here they are *anchored*: a classifier
-on the teacher side learns from the labels, and the student chases the detached result. No distillation loss sends
-gradient into a teacher-side module, and no anchor sends any into the student. The released form remains available.
+on the teacher side learns from the labels, and the student learns to match the detached result. No distillation loss
+sends gradient into a teacher-side module, and no anchor sends gradient into the student. The released form remains
+available.
 
-Void: every map is set to 0 at void cells of the student's grid before any module reads it, and void cells are left out
-of every mean. So what a network computes at void cells changes nothing, if its grid is the one that is compared on. A
-map of another grid is resized first, which mixes each void cell into its neighbours.
+Each distillation loss is a mean over the cells of ``pixels`` (see ``losses.base.Method``), each anchor over labelled
+cells. Every map is set to 0 at all other cells of the grid before any module reads it, so what a network computes there
+changes nothing, if its map is on that grid. A map on another grid is resized first, which mixes each cell into its
+neighbours.
 
 Under autocast the feature alignment's convolutions and attention run in half precision, as the networks' own do;
-normalisations, softmax, warp, classifiers and every mean are float32. A loss over nothing but void is exactly 0.
+normalisations, softmax, warp, classifiers and every mean are float32. A loss over no cell is exactly 0.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses.checks import check_shape
+from losses.checks import check_maps
 from losses.functional import (
     as_float,
     channel_mean,
@@ -31,9 +33,18 @@ from losses.functional import (
     self_attention_context,
     warp,
 )
-from losses.labels import count_valid, majority_labels, patch_labels, shrink_labels, tap_grid, valid_cells
+from losses.labels import Grid, Labels, Pixels, majority_labels
 from models.base import ModelSpec, Tap
-from utils.names import VOID
+
+
+def class_exit(channels: int, num_classes: int, width: int = 64) -> nn.Sequential:
+    """conv1x1-BN-ReLU-conv1x1: B C h w features -> B K h w logits."""
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(width, num_classes, 1),
+    )
 
 
 class RefinementBlock(nn.Module):
@@ -85,21 +96,21 @@ class FeatureAlignment(nn.Module):
 
         T = refine(project(resize(f_t)));  S = refine(resize(f_s));  T' = warp(T, D(S * T));  loss = mean (T' - S)^2
 
-    over valid cells and channels of the coarser of the two taps' grids: the finer map is resized bilinearly, which at a
-    ratio of two is the mean of four cells. (The release compares on the student's grid. Where that is the finer, a
-    dilated student's, the teacher's map has nothing to say between its cells, and four times the convolutions and
-    sixteen times the attention cost a fifth to a third of a whole step.)
+    over compared cells and channels of the coarser of the two taps' grids: the finer map is resized bilinearly, which
+    at a ratio of two is the mean of four cells. (The release compares on the student's grid. Where that is the finer
+    one, as with a dilated student, the teacher's map holds no information between its cells, and four times the
+    convolutions and sixteen times the attention cost a fifth to a third of a whole step.)
 
-    Anchored, S and T' are both standardised over the batch by a normalisation without scale and shift (T' after the
-    warp too, whose interpolation smooths), so neither side can shrink its way to a small loss: without void it is
-    2 (1 - correlation), mean over channels, and 2 for unrelated sides. S enters D detached and T' enters the loss
-    detached.
+    Anchored, S and T' are both standardised over the batch by a normalisation without scale and shift (T' again after
+    the warp, whose interpolation smooths), so neither side can make the loss small by shrinking. If all cells are
+    compared, the loss is 2 (1 - correlation), mean over channels, and 2 for unrelated sides. S enters D detached and
+    T' enters the loss detached.
 
     Args:
         student, teacher: the declared taps.
-        context: the side, ``'student'``, ``'teacher'`` or None, that gets ``self_attention_context`` before its
-            refinement: the CNN, when the other is a transformer. On the teacher side it acts on the resized and
-            projected map (the release: on the map itself, which at output stride 8 costs many times more).
+        context: the side (``'student'``, ``'teacher'`` or None) that gets ``self_attention_context`` before its
+            refinement: the CNN, if the other network is a transformer. On the teacher side it is applied to the resized
+            and projected map (in the release to the map itself, which at output stride 8 costs many times more).
         anchor_classes: class count of the labels that anchor the teacher side; None for the released form.
     """
 
@@ -108,30 +119,31 @@ class FeatureAlignment(nn.Module):
         anchored = anchor_classes is not None
         self.student, self.teacher, self.context = student, teacher, context
         self.stride = max(student.stride, teacher.stride)
-        self.project = nn.Conv2d(teacher.channels, student.channels, 1, bias=False)  # no bias: void stays 0
+        self.project = nn.Conv2d(teacher.channels, student.channels, 1, bias=False)  # no bias: 0 stays 0
         self.refine_student = RefinementBlock(student.channels, affine=not anchored)
         self.refine_teacher = RefinementBlock(student.channels, affine=not anchored)
         self.offsets = OffsetField(student.channels)
         self.standardize = nn.BatchNorm2d(student.channels, affine=False) if anchored else None
         self.classify = nn.Conv2d(student.channels, anchor_classes, 1) if anchored else None
 
-    def count(self, labels: Tensor) -> Tensor:
-        """Valid cells of the coarser grid: what both terms are means over."""
-        return count_valid(shrink_labels(labels, tap_grid(labels, self.stride)))
+    def count(self, labels: Labels, pixels: Pixels = "labelled") -> Tensor:
+        """Cells of the coarser grid: what the loss is a mean over; for the anchor, its labelled cells."""
+        return labels.at(self.stride).count(pixels)
 
-    def forward(self, student: Tensor, teacher: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, student: Tensor, teacher: Tensor, labels: Labels, pixels: Pixels = "labelled"
+    ) -> tuple[Tensor, Tensor | None]:
         """Distillation loss and anchor loss (None in the released form).
 
         Args:
             student: B C_s h_s w_s.
             teacher: B C_t h_t w_t; detached.
-            labels: B H W.
+            labels: of the batch.
+            pixels: what the distillation loss compares.
         """
-        check_shape("the student's map", student, *self.student, labels)
-        check_shape("the teacher's map", teacher, *self.teacher, labels)
-        grid = tap_grid(labels, self.stride)
-        cells = shrink_labels(labels, grid)
-        valid = cells != VOID
+        check_maps(student, teacher, (self.student, self.teacher), labels)
+        grid, cells = labels.size(self.stride), labels.at(self.stride)
+        valid = cells.mask(pixels)
         S = fill_void(resize(student, grid), valid)
         T = self.project(fill_void(resize(teacher.detach(), grid), valid))
         if self.context == "student":
@@ -151,7 +163,7 @@ class FeatureAlignment(nn.Module):
 
 
 class LogitAlignment(nn.Module):
-    """KL of the student's class distribution from the teacher's, whose logits are resized to the student's grid.
+    """KL between the teacher's class distribution and the student's; the teacher's logits are resized to its grid.
 
     Args:
         num_classes, stride: of the student's logits.
@@ -160,64 +172,55 @@ class LogitAlignment(nn.Module):
 
     def __init__(self, num_classes: int, stride: int, temperature: float):
         super().__init__()
-        self.num_classes, self.stride, self.temperature = num_classes, stride, temperature
+        self.logits, self.temperature = Tap(num_classes, stride), temperature
 
-    def count(self, labels: Tensor) -> Tensor:
-        """Valid cells of the student's logit grid."""
-        return count_valid(shrink_labels(labels, tap_grid(labels, self.stride)))
+    def count(self, labels: Labels, pixels: Pixels = "labelled") -> Tensor:
+        """Compared cells of the student's logit grid."""
+        return labels.at(self.logits.stride).count(pixels)
 
-    def forward(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-        """Scalar loss from logits B K h w (student), B K h' w' (teacher; detached) and labels B H W."""
-        check_shape("the student's logits", student, self.num_classes, self.stride, labels)
-        size = student.shape[-2:]
-        target = resize(as_float(teacher.detach()), size)
-        return kl_divergence(student, target, valid_cells(labels, size), self.temperature)
+    def forward(self, student: Tensor, teacher: Tensor, labels: Labels, pixels: Pixels = "labelled") -> Tensor:
+        """Scalar loss from logits B K h w (student), B K h' w' (teacher; detached) and the labels."""
+        check_maps(student, teacher, (self.logits, self.logits), labels, "logits")
+        target = resize(as_float(teacher.detach()), student.shape[-2:])
+        return kl_divergence(student, target, labels.at(self.logits.stride).mask(pixels), self.temperature)
 
 
 class StageLogitAlignment(nn.Module):
-    """``LogitAlignment`` of a light head (conv1x1-BN-ReLU-conv1x1) on every student stage, mean over the stages.
+    """``LogitAlignment`` of a ``class_exit`` on every student stage, mean over the stages.
 
-    Each head's logits are resized to the student's logit grid, so that every stage is a mean over the same cells.
+    The logits of each exit are resized to the student's logit grid, so that every stage is a mean over the same cells.
 
     Args:
-        student: the student, whose taps named ``stage*`` get a head.
+        student: the student, whose taps named ``stage*`` get an exit.
         temperature: T > 0.
-        width: hidden channels of a head.
     """
 
-    def __init__(self, student: ModelSpec, temperature: float, width: int = 64):
+    def __init__(self, student: ModelSpec, temperature: float):
         super().__init__()
         self.align = LogitAlignment(student.num_classes, student.taps["head"].stride, temperature)
+        self.strides = {name: tap.stride for name, tap in student.taps.items() if name.startswith("stage")}
         self.heads = nn.ModuleDict(
-            {
-                name: nn.Sequential(
-                    nn.Conv2d(tap.channels, width, 1, bias=False),
-                    nn.BatchNorm2d(width),
-                    nn.ReLU(inplace=True),
-                    nn.Conv2d(width, student.num_classes, 1),
-                )
-                for name, tap in student.taps.items()
-                if name.startswith("stage")
-            }
+            {name: class_exit(student.taps[name].channels, student.num_classes) for name in self.strides}
         )
 
-    def count(self, labels: Tensor) -> Tensor:
-        """Valid cells of the student's logit grid."""
-        return self.align.count(labels)
+    def count(self, labels: Labels, pixels: Pixels = "labelled") -> Tensor:
+        """Compared cells of the student's logit grid."""
+        return self.align.count(labels, pixels)
 
-    def forward(self, student: dict[str, Tensor], teacher: Tensor, labels: Tensor) -> Tensor:
-        """Scalar loss from the student's taps, the teacher's logits B K h' w' (detached) and labels B H W."""
-        size, losses = tap_grid(labels, self.align.stride), []
+    def forward(
+        self, student: dict[str, Tensor], teacher: Tensor, labels: Labels, pixels: Pixels = "labelled"
+    ) -> Tensor:
+        """Scalar loss from the student's taps, the teacher's logits B K h' w' (detached) and the labels."""
+        size, losses = labels.size(self.align.logits.stride), []
         with full_precision(teacher):
             for name, head in self.heads.items():
-                stage = as_float(student[name])
-                logits = head(fill_void(stage, valid_cells(labels, stage.shape[-2:])))
-                losses.append(self.align(resize(logits, size), teacher, labels))
+                logits = head(fill_void(as_float(student[name]), labels.at(self.strides[name]).mask(pixels)))
+                losses.append(self.align(resize(logits, size), teacher, labels, pixels))
         return torch.stack(losses).mean()
 
 
 class PatchRelation(nn.Module):
-    """Which patches of a map attend to which: softmax(Q K^T / sqrt(d)) over embedded P x P patches.
+    """How much each patch of a map attends to each other: softmax(Q K^T / sqrt(d)) over embedded P x P patches.
 
     Args:
         channels: C of the map.
@@ -235,7 +238,7 @@ class PatchRelation(nn.Module):
         """Map B C h w (h, w multiples of P) and valid tokens B n -> tokens B n d, relation B n n (rows sum to 1)."""
         tokens = self.norm(self.embed(x).flatten(2).transpose(1, 2))
         scores = self.query(tokens) @ self.key(tokens).transpose(1, 2) / tokens.shape[-1] ** 0.5
-        # The lowest finite number, not -inf: a sample with no valid key then has a uniform row, not NaN.
+        # The lowest finite number, not -inf: the rows of a sample without a valid key are then uniform, not NaN.
         return tokens, scores.masked_fill(~valid[:, None, :], torch.finfo(scores.dtype).min).softmax(-1)
 
 
@@ -244,13 +247,13 @@ class RelationAlignment(nn.Module):
 
         loss = mean over valid rows i and all n columns j of (P_t - P_s)_ij^2
 
-    The teacher's map is resized bilinearly to the student's grid first, and grids that P does not divide are padded
-    with void, so that both sides have n = ceil(h / P) ceil(w / P) tokens. A token is valid if any of its cells is. The
-    release sums over n^2 and the batch: with no void, B n^2 times this loss, which is of the order of n^-2 (rows sum
-    to 1), so that its weight must be large.
+    The teacher's map is resized bilinearly to the student's grid first, and grids that P does not divide are padded,
+    so that both sides have n = ceil(h / P) ceil(w / P) tokens. A token is valid if any of its cells is compared. The
+    release sums over n^2 and the batch: if all tokens are valid, B n^2 times this loss. This loss is of the order of
+    n^-2 (rows sum to 1), so its weight must be large.
 
     Anchored, a classifier on P_t V_t (V_t the tokens) learns each token's majority label, and P_t enters the loss
-    detached. The student's queries start at 0, so that P_s starts uniform, which is the best guess at an unrelated P_t.
+    detached. The student's queries start at 0, so P_s starts uniform, which is the best guess if P_t is unrelated.
 
     Args:
         student, teacher, anchor_classes: as in ``FeatureAlignment``.
@@ -268,22 +271,24 @@ class RelationAlignment(nn.Module):
             nn.init.zeros_(self.relate_student.query.weight)
             nn.init.zeros_(self.relate_student.query.bias)
 
-    def count(self, labels: Tensor) -> Tensor:
-        """Tokens with a valid cell: what both terms are means over."""
-        patches = patch_labels(labels, tap_grid(labels, self.student.stride), self.patch)
-        return (patches != VOID).any(-1).sum().float()
+    def count(self, labels: Labels, pixels: Pixels = "labelled") -> Tensor:
+        """Valid tokens: what the loss is a mean over; for the anchor, tokens with a labelled cell."""
+        return self._tokens(labels).mask(pixels).any(-1).sum().float()
 
-    def forward(self, student: Tensor, teacher: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _tokens(self, labels: Labels) -> Grid:
+        return labels.patches(self.student.stride, self.patch)
+
+    def forward(
+        self, student: Tensor, teacher: Tensor, labels: Labels, pixels: Pixels = "labelled"
+    ) -> tuple[Tensor, Tensor | None]:
         """Distillation loss and anchor loss (None in the released form); arguments as in ``FeatureAlignment``."""
-        check_shape("the student's map", student, *self.student, labels)
-        check_shape("the teacher's map", teacher, *self.teacher, labels)
+        check_maps(student, teacher, (self.student, self.teacher), labels)
         h, w = student.shape[-2:]
-        patches = patch_labels(labels, (h, w), self.patch)
-        valid = (patches != VOID).any(-1)
-        inside = valid_cells(labels, (h, w))
+        patches, compared = self._tokens(labels), labels.at(self.student.stride).mask(pixels)
+        valid = patches.mask(pixels).any(-1)
 
         def prepare(x: Tensor) -> Tensor:
-            return F.pad(fill_void(x, inside), (0, -w % self.patch, 0, -h % self.patch))
+            return F.pad(fill_void(x, compared), (0, -w % self.patch, 0, -h % self.patch))
 
         with full_precision(student):
             _, P_s = self.relate_student(prepare(as_float(student)), valid)
@@ -291,16 +296,17 @@ class RelationAlignment(nn.Module):
             anchor = None
             if self.classify is not None:
                 logits = self.classify(P_t @ V_t).transpose(1, 2)  # B K n
-                anchor = cross_entropy(logits[..., None], majority_labels(patches, logits.shape[1])[..., None])
+                majority = Grid(majority_labels(patches, logits.shape[1])[..., None])
+                anchor = cross_entropy(logits[..., None], majority)
                 P_t = P_t.detach()
             return masked_mean((P_t - P_s).square().mean(-1), valid), anchor
 
 
 class MaskedGeneration(nn.Module):
-    """The teacher's map, guessed from a random part of the student's cells: G(M * align(S)).
+    """Predicts the teacher's map from a random part of the student's cells: G(M * align(S)).
 
-    align is a 1x1 convolution (nothing, where the widths agree), G is conv3x3-ReLU-conv3x3 and M keeps each cell with
-    probability 1 - ``mask_ratio``, drawn from PyTorch's global generator in training and evaluation alike.
+    align is a 1x1 convolution (the identity, if the widths agree), G is conv3x3-ReLU-conv3x3 and M keeps each cell with
+    probability 1 - ``mask_ratio``, drawn from PyTorch's global generator in training and in evaluation.
 
     Args:
         student, teacher: the declared taps.
@@ -319,6 +325,6 @@ class MaskedGeneration(nn.Module):
         )
 
     def forward(self, student: Tensor, valid: Tensor) -> Tensor:
-        """B C_s h w, B h w bool -> B C_t h w; void cells are masked too."""
+        """B C_s h w, B h w bool -> B C_t h w; cells that are not valid are masked too."""
         kept = valid & (torch.rand(valid.shape, device=valid.device) <= 1 - self.mask_ratio)
         return self.generate(fill_void(self.align(student), kept))

@@ -1,11 +1,12 @@
-"""AT: attention transfer, of where in an image the features are strong."""
+"""AT: attention transfer: the student learns where in an image the teacher's features are strong."""
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.base import FeatureMethod
+from losses.base import METHODS, FeatureMethod
 from losses.checks import Pairs, check_weights
 from losses.functional import channel_mean, masked_mean
+from losses.labels import Pixels
 from models.base import ModelSpec
 
 
@@ -14,35 +15,42 @@ def attention(x: Tensor) -> Tensor:
     return F.normalize(channel_mean(x.square()).flatten(1)).view(len(x), *x.shape[-2:])
 
 
+@METHODS.register("at")
 class AT(FeatureMethod):
     """Mean squared distance of the two sides' ``attention``.
 
         L = L_task + weight * mean_p (a(S)_p - a(T)_p)^2
 
-    over the valid cells p of all images; void cells are 0 in both norms. Neither the widths nor the lengths of the
-    features matter, and nothing is learnt. The elements of a vector of length 1 shrink with its size: on a grid of
-    twice the rows and columns the loss is a quarter, and the weight should be four times as large.
+    over the compared cells p of all images; all other cells are 0 in both norms. Neither the widths nor the lengths of
+    the features matter, and nothing is learnt. A vector of length 1 has smaller elements if it has more of them: on a
+    grid with twice the rows and columns the loss is a quarter, and the weight should be four times as large.
 
     Zagoruyko, Komodakis: "Paying More Attention to Attention", ICLR 2017, activation-based transfer with the mapping
-    F^2_sum, Eq. 2. There the pairs add up, with beta / 2 times the distance itself; the authors' code squares it and
-    takes the mean, as here. Without void and on one grid our value is that of github.com/winycg/CIRKD (ratio 1,
-    measured), as is the weight; its recipe adds ``kd`` at 1. The paper resizes attention maps that differ in size;
-    here the teacher's features are resized, as in every method.
+    F^2_sum, Eq. 2. There the pairs add up, with beta / 2 times the distance itself; the authors' code squares the
+    distance and takes the mean, as here. Without void and on one grid our value and weight are those of
+    github.com/winycg/CIRKD (ratio 1, measured); its recipe adds ``kd`` at 1. The paper resizes attention maps that
+    differ in size; here the teacher's features are resized, as in every method.
 
     Args:
         student, teacher: what the two networks declare.
         weight: of the term ``'at'``; positive.
         pairs: (teacher's tap, student's tap) of each comparison; see ``FeatureMethod``.
+        pixels: compare pixels with a label (``'labelled'``) or all inside the image (``'inside'``).
 
     Raises:
         ValueError: if the weight is not positive, a tap is unknown, or a pair is repeated or missing.
     """
 
     def __init__(
-        self, student: ModelSpec, teacher: ModelSpec, weight: float = 10000.0, pairs: Pairs = (("head", "head"),)
+        self,
+        student: ModelSpec,
+        teacher: ModelSpec,
+        weight: float = 10000.0,
+        pairs: Pairs = (("head", "head"),),
+        pixels: Pixels = "labelled",
     ):
         check_weights(weight=weight)
-        super().__init__(student, teacher, "at", weight, pairs)
+        super().__init__(student, teacher, "at", weight, pairs, pixels)
 
     def compare(self, name: str, student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
         return masked_mean((attention(student) - attention(teacher)).square(), valid)

@@ -1,22 +1,14 @@
-"""What every method checks of its arguments before anything is built."""
+"""Checks that methods share: of their arguments, before anything is built, and of the maps that they compare."""
 
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from losses.labels import tap_grid
-from models.base import ModelSpec
+from losses.labels import Labels
+from models.base import ModelSpec, Tap
 from utils.names import unknown_name
 
 Pairs = Sequence[tuple[str, str]]
-
-
-def check_classes(student: ModelSpec, teacher: ModelSpec) -> None:
-    if student.num_classes != teacher.num_classes:
-        raise ValueError(
-            f"the student has {student.num_classes} classes and the teacher {teacher.num_classes}: logits are compared "
-            "class by class, so both must predict the same ones (teacher.class_map maps the teacher's)"
-        )
 
 
 def check_weights(**weights: float) -> None:
@@ -34,11 +26,54 @@ def check_pairs(what: str, pairs: Pairs, student: ModelSpec, teacher: ModelSpec)
                 raise unknown_name(f"{side} tap in {what}", tap, taps)
 
 
-def check_shape(what: str, x: Tensor, channels: int, stride: int, labels: Tensor) -> None:
-    """Counts are taken from the labels alone, so a map on another grid than declared would be normalised wrongly."""
-    expected = (len(labels), channels, *tap_grid(labels, stride))
-    if tuple(x.shape) != expected:
+def check_logits(
+    method: object, student: ModelSpec, teacher: ModelSpec, instead: str, why: str = "compares logits"
+) -> None:
+    """Refuses a teacher whose logits are absent or of other classes.
+
+    Args:
+        method: the method that needs them; the error names its class.
+        student, teacher: what the two networks declare.
+        instead: what the user can do without such a teacher.
+        why: what the method does with them.
+
+    Raises:
+        ValueError: the teacher gives no logits, or its number of classes is not the student's.
+    """
+    name, K, found = type(method).__name__, student.num_classes, teacher.num_classes
+    if found is None:
+        raise ValueError(f"{name} {why}, and the teacher gives none: {instead}")
+    if found != K:
         raise ValueError(
-            f"{what} is {tuple(x.shape)}; {channels} channels at stride {stride} on labels {tuple(labels.shape)} "
-            f"declare {expected}: correct the network's tap_info or the labels' size"
+            f"{name} {why} class by class, and the student has {K} classes and the teacher {found}: map the teacher's "
+            f"classes with teacher.class_map, or {instead}"
+        )
+
+
+def check_maps(student: Tensor, teacher: Tensor, taps: tuple[Tap, Tap], labels: Labels, what: str = "map") -> None:
+    """Refuses a student's map of another shape than declared, and a teacher's of other channels or batch.
+
+    Counts are taken from the labels on the student's declared grid, so its map must have it. The teacher's map is
+    resized to that grid and may have any.
+
+    Args:
+        student, teacher: B C_s h w and B C_t h' w'.
+        taps: the student's and the teacher's, as declared.
+        labels: of the same batch.
+        what: the maps' name in errors.
+
+    Raises:
+        ValueError: as above.
+    """
+    (channels, stride), (teacher_channels, _) = taps
+    expected = (len(labels), channels, *labels.size(stride))
+    if tuple(student.shape) != expected:
+        raise ValueError(
+            f"the student's {what} is {tuple(student.shape)}; expected {expected}, {channels} channels at stride "
+            f"{stride} on labels {tuple(labels.ids.shape)}: correct the network's tap_info or the labels' size"
+        )
+    if teacher.ndim != 4 or tuple(teacher.shape[:2]) != (len(labels), teacher_channels):
+        raise ValueError(
+            f"the teacher's {what} is {tuple(teacher.shape)}; expected {len(labels)} x {teacher_channels} x h x w: "
+            "correct the network's tap_info or the batch"
         )

@@ -1,4 +1,4 @@
-"""CIRKD: the relations of each pixel to the pixels of other images, and to memories of pixels and regions."""
+"""CIRKD: each pixel's similarities to the pixels of other images, and to memories of pixels and regions."""
 
 import math
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from losses.alignment import LogitAlignment
-from losses.base import Method
-from losses.functional import as_float, fill_void, full_precision, resize, tile_elements, unit
-from losses.labels import pool_valid, shrink_labels, tap_grid, valid_cells
+from losses.base import INSIDE, METHODS, Method, class_ids, on_student_grid
+from losses.checks import check_logits, check_pairs, check_weights
+from losses.functional import full_precision, tile_elements, unit
+from losses.labels import Labels, Pixels, pool_valid
 from models.base import ModelSpec, SegOutput
-from utils.names import VOID, unknown_name
 
 PIXELS = 16  # of a class that enter the pixel memory from one image, at most
 
@@ -28,20 +28,20 @@ def relation_divergence(
 ) -> Tensor:
     """Sum over images i, sets of keys j and rows a of KL(softmax(T_ia K_tj^T / tau) || softmax(S_ia K_sj^T / tau)).
 
-    Similarities of a few rows at a time are held, never those of an image. The teacher's side gets no gradient.
+    Only a few rows of similarities are held at a time, never those of an image. The teacher's side gets no gradient.
 
     Args:
         students, teachers: of each image n_i C_s and n_i C_t, rows of length 1.
-        student_keys, teacher_keys: of each set m_j C_s and m_j C_t, the same; one without keys counts for nothing.
+        student_keys, teacher_keys: of each set m_j C_s and m_j C_t, the same; a set without keys adds 0.
         tau: temperature of the similarities, > 0.
     """
     return _RelationDivergence.apply(tau, teachers, teacher_keys, *students, *student_keys)
 
 
 class _RelationDivergence(torch.autograd.Function):
-    """``relation_divergence``, whose gradient is made with the value.
+    """``relation_divergence``, whose gradient is computed with the value.
 
-    Of one similarity it is (softmax(S_ia K_sj^T / tau) - softmax(T_ia K_tj^T / tau)) / tau.
+    The gradient of one similarity is (softmax(S_ia K_sj^T / tau) - softmax(T_ia K_tj^T / tau)) / tau.
     """
 
     @staticmethod
@@ -99,25 +99,25 @@ def gather_ranks(x: Tensor) -> Tensor:
 
 
 class ClassMemory(nn.Module):
-    """A ring of the newest unit vectors of each class.
+    """A ring buffer of the newest unit vectors of each class.
 
     Args:
         num_classes, size, channels: K classes of at most ``size`` vectors of C channels.
-        keys: how many are drawn at a time, over all classes: ``keys // K + 1`` of each.
+        keys: number of vectors drawn at a time, over all classes: ``keys // K + 1`` of each.
     """
 
     def __init__(self, num_classes: int, size: int, channels: int, keys: int):
         super().__init__()
         self.draws = keys // num_classes + 1
         self.register_buffer("vectors", torch.zeros(num_classes, size, channels))
-        self.register_buffer("written", torch.zeros(num_classes, dtype=torch.int64))  # in all, overwritten or not
+        self.register_buffer("written", torch.zeros(num_classes, dtype=torch.int64))  # overwritten ones included
 
     @torch.no_grad()
     def write(self, vectors: Tensor, found: Tensor) -> None:
-        """Of every rank, the B K n C ``vectors`` that ``found`` (B K n bool) marks, over the oldest."""
+        """Replaces the oldest by the ``vectors`` (B K n C) of every rank that ``found`` (B K n bool) marks."""
         vectors, found = (gather_ranks(x.contiguous()).transpose(0, 1).flatten(1, 2) for x in (vectors, found))
         size, number = self.vectors.shape[1], found.cumsum(1)
-        k, i = (found & (number > number[:, -1:] - size)).nonzero(as_tuple=True)  # no slot twice
+        k, i = (found & (number > number[:, -1:] - size)).nonzero(as_tuple=True)  # no slot is written twice
         self.vectors[k, (self.written[k] + number[k, i] - 1) % size] = vectors[k, i].to(self.vectors)
         self.written += number[:, -1]
 
@@ -130,8 +130,9 @@ class ClassMemory(nn.Module):
         return drawn[self.written > 0].flatten(0, 1)
 
 
+@METHODS.register("cirkd")
 class CIRKD(Method):
-    """Cross-image relations of the teacher's features, for the student's to copy.
+    """Cross-image relational distillation: the student copies similarities between the teacher's features.
 
         L = L_task + kd * L_kd + batch * L_batch + pixel * L_pixel + region * L_region
 
@@ -139,25 +140,28 @@ class CIRKD(Method):
 
     - L_batch = KL(softmax(T_i T_j^T / tau) || softmax(S_i S_j^T / tau)), mean over image i's cells and all pairs of
       images (i, j) of the batch;
-    - L_pixel, L_region: the same, but the keys, of both sides, are drawn from a memory of the teacher's pixels, or of
-      its regions (mean of a class in an image). S first passes conv-BN-ReLU-conv (1x1) to the teacher's width, and
-      this is all that is learnt. The memories hold K (pixel_queue + region_queue) C_t float32 and are saved;
+    - L_pixel, L_region: the same, but the keys of both sides are drawn from a memory of the teacher's pixels, or of
+      its regions (mean of a class in an image). S first passes conv-BN-ReLU-conv (1x1) to the teacher's width; nothing
+      else is learnt. The memories hold K (pixel_queue + region_queue) C_t float32 and are saved in checkpoints;
     - L_kd: pixel-wise distillation of the logits, T^2 KL.
+
+    With ``pixels='inside'``, the teacher's most probable class replaces a missing label in the memories.
 
     Yang et al., "Cross-Image Relational Knowledge Distillation for Semantic Segmentation", CVPR 2022: mini-batch
     pixel-to-pixel, memory-based pixel-to-pixel and pixel-to-region distillation. On one grid, without void and with
-    the same keys each term is that of github.com/winycg/CIRKD (ratio 1, measured). Where we differ:
+    the same keys each term is that of github.com/winycg/CIRKD (ratio 1, measured). Differences:
 
-    - No term and no memory holds void (there: L_kd and L_batch do).
-    - A class's pixel memory holds that class only. There ``perm[:K]`` stands for ``idxs[perm[:K]]``: any pixels.
-    - Memories are rings, at first empty, drawn from class by class with replacement. There they hold random vectors
-      at first, one draw of slots serves every class, and at the ring's end newest vectors replace newest.
-    - The ranks share each image's 16 pixels and mean of each class, not its whole map.
-    - Similarities of a few rows at a time are held. In L_batch grids of more than ``batch_cells`` cells are averaged,
-      p x p with the least p that will do (there 4 x 4 from 256 x 256 on).
+    - Only compared cells are in terms and memories (there L_kd and L_batch include void).
+    - A class's pixel memory holds that class only. That code takes ``perm[:K]`` where ``idxs[perm[:K]]`` is meant, and
+      so any pixels.
+    - Memories are ring buffers, empty at first, drawn from class by class with replacement. There they hold random
+      vectors at first, one draw of slots serves every class, and at the buffer's end newest vectors replace newest.
+    - Ranks exchange each image's 16 pixels and mean of each class, not its whole map.
+    - Only a few rows of similarities are held at a time. In L_batch, grids of more than ``batch_cells`` cells are
+      averaged p x p, with the least p that is enough (there 4 x 4 from 256 x 256 on).
 
     L_batch compares the images that one process sees at once, so it depends on how a batch is split. The memories
-    grow in training mode only, by each micro-batch of all ranks before it is compared.
+    grow in training mode only: each micro-batch of all ranks is added before it is compared.
 
     Args:
         student, teacher: what the two networks declare.
@@ -165,12 +169,14 @@ class CIRKD(Method):
         pair: (teacher's tap, student's tap).
         temperature: T of L_kd.
         tau: temperature of the similarities.
-        pixel_queue, region_queue: how many vectors of each class the memories hold.
-        pixel_keys, region_keys: how many are drawn for a batch, over all classes.
+        pixel_queue, region_queue: number of vectors of each class that the memories hold.
+        pixel_keys, region_keys: number drawn for a batch, over all classes.
         batch_cells: the largest grid that is compared cell by cell within the batch.
+        pixels: compare pixels with a label (``'labelled'``) or all inside the image (``'inside'``).
 
     Raises:
-        ValueError: if a tap is unknown, a value makes no sense, or ``kd`` has to compare different classes.
+        ValueError: if a tap is unknown, a value makes no sense, or ``kd`` is on, or a memory with ``pixels='inside'``,
+            and the teacher gives no logits or other classes.
     """
 
     def __init__(
@@ -189,31 +195,28 @@ class CIRKD(Method):
         pixel_keys: int = 4096,
         region_keys: int = 1024,
         batch_cells: int = 8192,
+        pixels: Pixels = "labelled",
     ):
-        super().__init__()
+        super().__init__(pixels)
         weights = {"kd": kd, "batch": batch, "pixel": pixel, "region": region}
-        if min(weights.values()) < 0 or max(weights.values()) == 0:
-            raise ValueError(f"weights are {weights}: none may be negative and one at least must be positive")
+        check_weights(**weights)
+        check_pairs("pair", [pair], student, teacher)
         if temperature <= 0 or tau <= 0:
             raise ValueError(f"temperature is {temperature}, tau {tau}; expected both > 0")
         sizes = {"pixel_queue": pixel_queue, "region_queue": region_queue, "batch_cells": batch_cells}
         sizes |= {"pixel_keys": pixel_keys, "region_keys": region_keys}
         if min(sizes.values()) < 1:
             raise ValueError(f"{min(sizes, key=sizes.get)} is {min(sizes.values())}; expected 1 or more")
-        for side, tap, taps in zip(("teacher", "student"), pair, (teacher.taps, student.taps), strict=True):
-            if tap not in taps:
-                raise unknown_name(f"{side} tap in pair", tap, taps)
+        if kd:
+            check_logits(self, student, teacher, "set kd=0")
+        elif pixels == "inside" and (pixel or region):
+            check_logits(self, student, teacher, "set pixels='labelled'", INSIDE)
         K = student.num_classes
-        if kd and teacher.num_classes != K:
-            raise ValueError(
-                f"the student has {K} classes and the teacher {teacher.num_classes}, so their logits cannot be "
-                "compared: set kd=0"
-            )
         self.weights = {f"cirkd_{name}": float(weight) for name, weight in weights.items() if weight}
         self.pair, self.num_classes, self.tau, self.batch_cells = pair, K, tau, batch_cells
-        self.stride = student.taps[pair[1]].stride
+        self.taps = student.taps[pair[1]], teacher.taps[pair[0]]
         self.align = LogitAlignment(K, student.taps["head"].stride, temperature)
-        width = teacher.taps[pair[0]].channels
+        width = self.taps[1].channels
         self.memories = nn.ModuleDict()  # term -> its memory
         for term, size, keys in (
             ("cirkd_pixel", pixel_queue, pixel_keys),
@@ -223,27 +226,25 @@ class CIRKD(Method):
                 self.memories[term] = ClassMemory(K, size, width, keys)
         if self.memories:
             self.project = nn.Sequential(
-                nn.Conv2d(student.taps[pair[1]].channels, width, 1, bias=False),
+                nn.Conv2d(self.taps[0].channels, width, 1, bias=False),
                 nn.BatchNorm2d(width),
                 nn.ReLU(inplace=True),
                 nn.Conv2d(width, width, 1, bias=False),
             )
 
-    def forward(self, student: SegOutput, teacher: SegOutput, labels: Tensor) -> dict[str, Tensor]:
+    def forward(self, student: SegOutput, teacher: SegOutput, labels: Labels) -> dict[str, Tensor]:
         """Unweighted terms (see ``Method.forward``); in training mode the memories take the teacher's features."""
         terms = {}
         if "cirkd_kd" in self.weights:
-            terms["cirkd_kd"] = self.align(student.logits, teacher.logits, labels)
-        s, t = student.taps[self.pair[1]], teacher.taps[self.pair[0]].detach()
-        cells = shrink_labels(labels, s.shape[-2:])
-        valid = cells != VOID
+            terms["cirkd_kd"] = self.align(student.logits, teacher.logits, labels, self.pixels)
+        s, t = student.taps[self.pair[1]], teacher.taps[self.pair[0]]
         with full_precision(s):
-            s, t = (fill_void(x, valid) for x in (as_float(s), resize(as_float(t), s.shape[-2:])))
+            s, t, valid = on_student_grid(s, t, labels, self.taps, self.pixels)
             if "cirkd_batch" in self.weights:
                 terms["cirkd_batch"] = self._across_the_batch(s, t, valid)
             if self.memories:
                 if self.training:
-                    self._remember(t, cells)
+                    self._remember(t, class_ids(labels.at(self.taps[0].stride), teacher.logits, self.pixels))
                 S, T = unit_rows(self.project(s), valid), unit_rows(t, valid)
                 for term, memory in self.memories.items():
                     keys = [memory.draw().to(t)]
@@ -253,7 +254,7 @@ class CIRKD(Method):
     def _across_the_batch(self, s: Tensor, t: Tensor, valid: Tensor) -> Tensor:
         p = pool_factor(valid.shape[-2:], self.batch_cells)
         valid = pool_valid(valid, p)
-        # Void cells are 0 and a mean's length does not matter: this is the direction of the valid cells' mean.
+        # Cells that are not valid are 0, and lengths do not matter: this is the direction of the valid cells' mean.
         S, T = (unit_rows(F.avg_pool2d(x, p, ceil_mode=True), valid) for x in (s, t))
         return relation_divergence(S, T, S, T, self.tau) / (valid.sum() * valid.flatten(1).any(1).sum()).clamp(min=1)
 
@@ -270,14 +271,14 @@ class CIRKD(Method):
             regions = unit(members.to(rows.dtype) @ rows)  # a sum has the direction of the mean
             self.memories["cirkd_region"].write(regions[:, :, None], members.any(-1, keepdim=True))
 
-    def counts(self, labels: Tensor) -> dict[str, Tensor]:
-        """Valid cells: of the logits' grid, of the grid compared within the batch, and of the student's tap."""
-        size = tap_grid(labels, self.stride)
-        valid = valid_cells(labels, size)
+    def counts(self, labels: Labels) -> dict[str, Tensor]:
+        """Compared cells: of the logits' grid, of the grid compared within the batch, and of the student's tap."""
+        stride = self.taps[0].stride
+        cells, p = labels.at(stride), pool_factor(labels.size(stride), self.batch_cells)
         counts = {
-            "cirkd_kd": self.align.count(labels),
-            "cirkd_batch": pool_valid(valid, pool_factor(size, self.batch_cells)).sum().float(),
-            "cirkd_pixel": valid.sum().float(),
-            "cirkd_region": valid.sum().float(),
+            "cirkd_kd": self.align.count(labels, self.pixels),
+            "cirkd_batch": pool_valid(cells.mask(self.pixels), p).sum().float(),
+            "cirkd_pixel": cells.count(self.pixels),
+            "cirkd_region": cells.count(self.pixels),
         }
         return {term: counts[term] for term in self.weights}

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from losses.base import Method
+from losses.labels import Labels
 from models.base import SegOutput
 
 
@@ -12,7 +13,7 @@ class Composed(Method):
     """The terms of several methods side by side, each with its own weight.
 
     Args:
-        methods: by name; a name is said before the term's where two methods have a term of one name.
+        methods: by name; where two methods have a term of the same name, the method's name comes first: ``'kd.logit'``.
 
     Raises:
         ValueError: no method at all.
@@ -31,14 +32,14 @@ class Composed(Method):
         }
         self.weights = {full: methods[name].weights[term] for (name, term), full in self.names.items()}
 
-    def forward(self, student: SegOutput, teacher: SegOutput, labels: Tensor) -> dict[str, Tensor]:
+    def forward(self, student: SegOutput, teacher: SegOutput, labels: Labels) -> dict[str, Tensor]:
         return {
             self.names[name, term]: value
             for name, method in self.methods.items()
             for term, value in method(student, teacher, labels).items()
         }
 
-    def counts(self, labels: Tensor) -> dict[str, Tensor]:
+    def counts(self, labels: Labels) -> dict[str, Tensor]:
         return {
             self.names[name, term]: count
             for name, method in self.methods.items()

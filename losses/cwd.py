@@ -1,12 +1,12 @@
-"""CWD: channel-wise distillation, of where in an image each channel is active."""
+"""CWD: channel-wise distillation: the student learns where in an image each channel is active."""
 
 import torch
 from torch import Tensor, nn
 
-from losses.base import FeatureMethod, on_student_grid
-from losses.checks import Pairs, check_weights
+from losses.base import METHODS, FeatureMethod, on_student_grid
+from losses.checks import Pairs, check_logits, check_weights
 from losses.functional import fill_void, full_precision, masked_mean
-from losses.labels import tap_grid, valid_cells
+from losses.labels import Labels, Pixels
 from models.base import ModelSpec, SegOutput, Tap
 
 
@@ -21,8 +21,8 @@ def channel_divergence(student: Tensor, teacher: Tensor, valid: Tensor, temperat
         temperature: T > 0.
     """
     log_s, log_t = (
-        # The lowest finite number, not -inf: an image of nothing but void then has a uniform softmax, not NaN.
-        # Cells before channels, B N C, as a channels_last map lies in memory.
+        # The lowest finite number, not -inf: an image without a valid cell then has a uniform softmax, not NaN.
+        # Cells before channels, B N C: the memory order of a channels_last map.
         fill_void(x / temperature, valid, torch.finfo(x.dtype).min).permute(0, 2, 3, 1).flatten(1, 2).log_softmax(1)
         for x in (student, teacher)
     )
@@ -30,21 +30,23 @@ def channel_divergence(student: Tensor, teacher: Tensor, valid: Tensor, temperat
     return temperature**2 * masked_mean(divergence, valid.flatten(1).any(1))
 
 
+@METHODS.register("cwd")
 class CWD(FeatureMethod):
     """Channel-wise distillation of features and of logits, both by ``channel_divergence``.
 
         L = L_task + feature * L_feature + logit * L_logit
 
-    Where the widths of a pair differ, the student's features first pass a learnt 1x1 convolution. The value depends
-    neither on a constant added to a channel (which is why the convolution has no bias) nor on the grid's resolution.
+    If the widths of a pair differ, a learnt 1x1 convolution first brings the student's features to the teacher's
+    width. The value depends neither on a constant added to a channel (so the convolution has no bias) nor on the grid's
+    resolution.
 
     Shu et al., "Channel-wise Knowledge Distillation for Dense Prediction", ICCV 2021, Sec. 3 (T^2 / C times the sum
-    of the channels' divergences). Without void, on one grid and of equal widths our values are those of the authors'
-    code, github.com/irfanICMLL/TorchDistiller, and of github.com/winycg/CIRKD (ratio 1, measured). Where we differ:
+    of the channels' divergences). Without void, on one grid and with equal widths our values are those of the authors'
+    code, github.com/irfanICMLL/TorchDistiller, and of github.com/winycg/CIRKD (ratio 1, measured). Differences:
 
-    - Of other widths, the feature term of CIRKD is C_t / C_s times ours, for it divides by the student's width. The
-      authors divide by the teacher's, as we do, but project by conv-BN-ReLU.
-    - Both take the logarithm of the softmax, which underflow makes infinite; here it is ``log_softmax``.
+    - With different widths the feature term of CIRKD is C_t / C_s times ours, because it divides by the student's
+      width. The authors divide by the teacher's width, as we do, but project by conv-BN-ReLU.
+    - Both take the logarithm of a softmax, which is infinite after an underflow; here it is ``log_softmax``.
     - CIRKD has weights of 5 and .3 for SegFormer. Its recipe adds ``kd`` at 1 and an adversarial loss.
 
     Args:
@@ -52,10 +54,11 @@ class CWD(FeatureMethod):
         feature, logit: weights of the terms ``'cwd_feature'`` and ``'cwd_logit'``, 0 or more.
         pairs: (teacher's tap, student's tap) of each feature term; see ``FeatureMethod``.
         temperature: T of both.
+        pixels: compare pixels with a label (``'labelled'``) or all inside the image (``'inside'``).
 
     Raises:
-        ValueError: if a tap is unknown, a pair is repeated or missing, a value makes no sense, or ``logit`` has to
-            compare different classes.
+        ValueError: if a tap is unknown, a pair is repeated or missing, a value makes no sense, or ``logit`` is on and
+            the teacher gives no logits or other classes.
     """
 
     def __init__(
@@ -66,16 +69,12 @@ class CWD(FeatureMethod):
         logit: float = 3.0,
         pairs: Pairs = (("head", "head"),),
         temperature: float = 4.0,
+        pixels: Pixels = "labelled",
     ):
         check_weights(feature=feature, logit=logit)
         if temperature <= 0:
             raise ValueError(f"temperature is {temperature}; expected more than 0")
-        if logit and student.num_classes != teacher.num_classes:
-            raise ValueError(
-                f"the student has {student.num_classes} classes and the teacher {teacher.num_classes}, so their logits "
-                "cannot be compared: set logit=0"
-            )
-        super().__init__(student, teacher, "cwd_feature", feature, pairs)
+        super().__init__(student, teacher, "cwd_feature", feature, pairs, pixels)
         self.temperature = temperature
         self.project = nn.ModuleDict(
             {
@@ -83,26 +82,25 @@ class CWD(FeatureMethod):
                 for name, (s, t) in self.taps.items()
             }
         )
+        self.logits = Tap(student.num_classes, student.taps["head"].stride)
         if logit:
+            check_logits(self, student, teacher, "set logit=0")
             self.weights["cwd_logit"] = float(logit)
-        self.logits = tuple(Tap(spec.num_classes, spec.taps["head"].stride) for spec in (student, teacher))
 
-    def forward(self, student: SegOutput, teacher: SegOutput, labels: Tensor) -> dict[str, Tensor]:
+    def forward(self, student: SegOutput, teacher: SegOutput, labels: Labels) -> dict[str, Tensor]:
         """Unweighted terms (see ``Method.forward``)."""
         terms = super().forward(student, teacher, labels)
         if "cwd_logit" in self.weights:
             with full_precision(student.logits):
-                maps = on_student_grid(student.logits, teacher.logits, labels, self.logits)
+                taps = self.logits, self.logits
+                maps = on_student_grid(student.logits, teacher.logits, labels, taps, self.pixels)
                 terms["cwd_logit"] = channel_divergence(*maps, self.temperature)
         return terms
 
     def compare(self, name: str, student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
         return channel_divergence(self.project[name](student), teacher, valid, self.temperature)
 
-    def counts(self, labels: Tensor) -> dict[str, Tensor]:
-        """Images with a valid cell on the student's grid."""
-        strides = {name: self.taps.get(name, self.logits)[0].stride for name in self.weights}
-        return {
-            name: valid_cells(labels, tap_grid(labels, stride)).flatten(1).any(1).sum().float()
-            for name, stride in strides.items()
-        }
+    def counts(self, labels: Labels) -> dict[str, Tensor]:
+        """Images with a compared cell on the student's grid."""
+        taps = {name: self.taps[name][0] if name in self.taps else self.logits for name in self.weights}
+        return {name: labels.at(tap.stride).count_images(self.pixels) for name, tap in taps.items()}

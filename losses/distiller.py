@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from losses.base import Method
+from losses.labels import Labels
 from losses.task import TaskLoss
 from models.base import SegModel, SegOutput
 
@@ -38,16 +39,16 @@ class Distiller(nn.Module):
         """Weight of each term in the total."""
         return self.task.weights | (self.method.weights if self.method is not None else {})
 
-    def counts(self, labels: Tensor) -> dict[str, Tensor]:
+    def counts(self, labels: Labels) -> dict[str, Tensor]:
         """What each term is a mean over for these labels (see ``Method.counts``)."""
         return self.task.counts(labels) | (self.method.counts(labels) if self.method is not None else {})
 
-    def forward(self, images: Tensor, labels: Tensor, teacher: SegOutput | None = None) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, labels: Labels, teacher: SegOutput | None = None) -> dict[str, Tensor]:
         """Unweighted terms: the task's, then the method's.
 
         Args:
             images: B 3 H W uint8 RGB.
-            labels: B H W, 255 where void.
+            labels: of the images.
             teacher: the teacher's output on the same images; None if and only if there is no method.
 
         Raises:

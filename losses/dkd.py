@@ -1,11 +1,12 @@
-"""DKD: pixel-wise distillation taken apart into the true class against the rest, and the rest among themselves."""
+"""DKD: pixel-wise distillation in two parts: the true class against the others, and the others among themselves."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.base import LogitMethod
+from losses.base import METHODS, LogitMethod
 from losses.functional import masked_mean
+from losses.labels import Pixels
 from models.base import ModelSpec
 from utils.names import VOID
 
@@ -15,7 +16,7 @@ def decouple(logits: Tensor, cells: Tensor, temperature: float) -> tuple[Tensor,
 
     Args:
         logits: B K h w.
-        cells: B h w true classes y, 255 where void (there y is 0).
+        cells: B h w true classes y; where they are ``VOID``, y is 0.
         temperature: T > 0.
     """
     y = cells.long().masked_fill(cells == VOID, 0)[:, None]
@@ -26,38 +27,41 @@ def decouple(logits: Tensor, cells: Tensor, temperature: float) -> tuple[Tensor,
 
 
 def target_divergence(student: Tensor, teacher: Tensor, cells: Tensor, temperature: float) -> Tensor:
-    """T^2 KL of (p_y, 1 - p_y), mean over valid cells; arguments as of every ``losses.base.Comparison``."""
+    """T^2 KL of (p_y, 1 - p_y), mean over compared cells; arguments as of every ``losses.base.Comparison``."""
     (log_s, _), (log_t, _) = (decouple(x, cells, temperature) for x in (student, teacher))
     return temperature**2 * masked_mean((log_t.exp() * (log_t - log_s)).sum(1), cells != VOID)
 
 
 def nontarget_divergence(student: Tensor, teacher: Tensor, cells: Tensor, temperature: float) -> Tensor:
-    """T^2 KL of p_k / (1 - p_y) over k != y, mean over valid cells; arguments as of ``losses.base.Comparison``."""
+    """T^2 KL of p_k / (1 - p_y) over k != y, mean over compared cells; arguments as of ``losses.base.Comparison``."""
     (_, log_s), (_, log_t) = (decouple(x, cells, temperature) for x in (student, teacher))
     return temperature**2 * masked_mean((log_t.exp() * (log_t - log_s)).sum(1), cells != VOID)
 
 
+@METHODS.register("dkd")
 class DKD(LogitMethod):
-    """Decoupled distillation: the two parts of each pixel's KL under weights of their own.
+    """Decoupled distillation: the two parts of each pixel's KL, each with its own weight.
 
         L = L_task + target * L_target + nontarget * L_nontarget
 
-    with ``target_divergence`` and ``nontarget_divergence``. Plain distillation is L_target + (1 - p_y) L_nontarget, p_y
-    the teacher's probability of the true class: the surer the teacher, the less it says of the other classes.
+    with ``target_divergence`` and ``nontarget_divergence``. Plain distillation is L_target + (1 - p_y) L_nontarget with
+    p_y the teacher's probability of the true class: the more certain the teacher, the less weight the other classes
+    have. With ``pixels='inside'``, the teacher's most probable class replaces a missing label.
 
     Zhao, Cui, Song, Qiu, Liang: "Decoupled Knowledge Distillation", CVPR 2022, eq. 6 and 7 (there alpha TCKD + beta
-    NCKD), with pixels in the place of images. With the valid cells as its batch, the loss of
-    github.com/megvii-research/mdistiller (``distillers/DKD.py``) is the same (ratio 1, measured), but takes away 1000
-    from the true class's logit where we leave the class out, and is not finite where p_y rounds to 1. It grows over the
-    first 20 epochs, a ``curriculum`` here. Weights 1 and 8 at T = 4 are those for CIFAR-100.
+    NCKD), with pixels instead of images. On the labelled cells the loss of github.com/megvii-research/mdistiller
+    (``distillers/DKD.py``) is the same (ratio 1, measured), but it subtracts 1000 from the true class's logit where we
+    leave the class out, and is not finite where p_y rounds to 1. It grows over the first 20 epochs, a ``curriculum``
+    here. Weights 1 and 8 at T = 4 are those for CIFAR-100.
 
     Args:
         student, teacher: what the two networks declare.
         target, nontarget: weights of the terms ``'dkd_target'`` and ``'dkd_nontarget'``, 0 or more.
         temperature: T.
+        pixels: compare pixels with a label (``'labelled'``) or all inside the image (``'inside'``).
 
     Raises:
-        ValueError: if the class counts differ, there is one class only, or a value makes no sense.
+        ValueError: if the teacher gives no logits or other classes, there is one class only, or a value makes no sense.
     """
 
     comparisons = {"dkd_target": target_divergence, "dkd_nontarget": nontarget_divergence}
@@ -69,7 +73,8 @@ class DKD(LogitMethod):
         target: float = 1.0,
         nontarget: float = 8.0,
         temperature: float = 4.0,
+        pixels: Pixels = "labelled",
     ):
         if student.num_classes < 2:
-            raise ValueError("the student has one class: beside the true class there is none to compare; choose kd")
-        super().__init__(student, teacher, {"dkd_target": target, "dkd_nontarget": nontarget}, temperature)
+            raise ValueError("the student has one class: there is no other class to compare; choose kd")
+        super().__init__(student, teacher, {"dkd_target": target, "dkd_nontarget": nontarget}, temperature, pixels)

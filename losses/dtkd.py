@@ -1,10 +1,11 @@
-"""DTKD: at each pixel both networks get the temperature that makes them equally sharp."""
+"""DTKD: at each pixel each network has a temperature of its own, which makes both equally sharp."""
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.base import LogitMethod, pixel_divergence
+from losses.base import METHODS, LogitMethod, pixel_divergence
 from losses.functional import masked_mean
+from losses.labels import Pixels
 from models.base import ModelSpec
 from utils.names import VOID
 
@@ -23,9 +24,9 @@ def dynamic_temperatures(student: Tensor, teacher: Tensor, temperature: float) -
 
 
 def dynamic_divergence(student: Tensor, teacher: Tensor, cells: Tensor, temperature: float) -> Tensor:
-    """T_s T_t KL(softmax(z_t / T_t) || softmax(z_s / T_s)), mean over valid cells.
+    """T_s T_t KL(softmax(z_t / T_t) || softmax(z_s / T_s)), mean over compared cells.
 
-    Arguments as of every ``losses.base.Comparison``; logits are taken with their mean over classes subtracted.
+    The mean over classes is subtracted from the logits first. Arguments as of every ``losses.base.Comparison``.
     """
     student, teacher = (x - x.mean(1, keepdim=True) for x in (student, teacher))
     T_s, T_t = dynamic_temperatures(student, teacher, temperature)
@@ -34,28 +35,30 @@ def dynamic_divergence(student: Tensor, teacher: Tensor, cells: Tensor, temperat
     return masked_mean(divergence[:, 0], cells != VOID)
 
 
+@METHODS.register("dtkd")
 class DTKD(LogitMethod):
-    """Distillation at temperatures of each pixel's own, beside distillation at a fixed one.
+    """Distillation at temperatures computed for each pixel, and distillation at a fixed temperature.
 
         L = L_task + dynamic * L_dynamic + kd * L_kd
 
-    with ``dynamic_divergence`` and ``losses.base.pixel_divergence``. L_dynamic alone is 0 for a student that is any
-    positive multiple of the teacher; L_kd asks for the multiple 1.
+    with ``dynamic_divergence`` and ``losses.base.pixel_divergence``. L_dynamic is 0 if the student's logits are any
+    positive multiple of the teacher's; L_kd is 0 only for the multiple 1.
 
     Wei, Bai: "Dynamic Temperature Knowledge Distillation", arXiv:2404.12711 (its authors have withdrawn the derivation
-    of the temperatures, eq. 4 and 5, not the results). Where the logits have mean 0 over classes, both terms are those
-    of github.com/JinYu1998/DTKD with pixels in the place of images (ratio 1, measured). There the largest logit is
-    taken as it is, so that a constant added to all classes changes the temperatures, and largest logits below 0 make
-    them negative or infinite. Its loss grows over the first 20 epochs, a ``curriculum`` here. Weights 3 and 1 at T = 4
-    are its defaults.
+    of the temperatures, eq. 4 and 5, but not the results). If the logits have mean 0 over classes, both terms are those
+    of github.com/JinYu1998/DTKD with pixels instead of images (ratio 1, measured). That code uses the largest logit
+    without subtracting the mean: a constant added to all classes changes the temperatures, and they are negative or
+    infinite if the largest logits are below 0. Its loss grows over the first 20 epochs, a ``curriculum`` here. Weights
+    3 and 1 at T = 4 are its defaults.
 
     Args:
         student, teacher: what the two networks declare.
         dynamic, kd: weights of the terms ``'dtkd_dynamic'`` and ``'dtkd_kd'``, 0 or more.
         temperature: T of both.
+        pixels: compare pixels with a label (``'labelled'``) or all inside the image (``'inside'``).
 
     Raises:
-        ValueError: if the class counts differ, or a value makes no sense.
+        ValueError: if the teacher gives no logits or other classes, or a value makes no sense.
     """
 
     comparisons = {"dtkd_dynamic": dynamic_divergence, "dtkd_kd": pixel_divergence}
@@ -67,5 +70,6 @@ class DTKD(LogitMethod):
         dynamic: float = 3.0,
         kd: float = 1.0,
         temperature: float = 4.0,
+        pixels: Pixels = "labelled",
     ):
-        super().__init__(student, teacher, {"dtkd_dynamic": dynamic, "dtkd_kd": kd}, temperature)
+        super().__init__(student, teacher, {"dtkd_dynamic": dynamic, "dtkd_kd": kd}, temperature, pixels)

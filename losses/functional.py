@@ -1,6 +1,6 @@
-"""Pure functions from tensors to tensors: every formula the losses share, with void kept out of it.
+"""Pure functions from tensors to tensors: every formula that several losses share. Void cells never count.
 
-All of them compute in float32 (float64 if given float64) whatever autocast says: half precision overflows at logits
+All of them compute in float32 (float64 if given float64), also under autocast: half precision overflows at logits
 and features that a network reaches early in training.
 """
 
@@ -15,12 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from losses.labels import pixel_weights
-from utils.names import VOID
+from losses.labels import Grid
 
 
 def full_precision(x: Tensor) -> torch.autocast:
-    """Context in which autocast leaves operations on ``x``'s device alone."""
+    """Context in which autocast changes no operation on ``x``'s device."""
     return torch.autocast(x.device.type, enabled=False)
 
 
@@ -37,15 +36,15 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def fill_void(x: Tensor, valid: Tensor, value: float = 0.0) -> Tensor:
-    """B C h w -> B C h w: ``value`` where ``valid`` (B h w bool) is not, without gradient.
+    """B C h w -> B C h w: ``value``, without gradient, where ``valid`` (B h w bool) is False.
 
-    It keeps a channels_last map as it is, which ``masked_fill`` lays out anew, and so does its gradient.
+    Value and gradient preserve channels_last, which ``masked_fill`` does not.
     """
     return torch.where(valid[:, None], x, value)
 
 
 def channel_mean(x: Tensor) -> Tensor:
-    """B C h w -> B h w, in the order of a channels_last map, whose gradient is then channels_last too."""
+    """B C h w -> B h w: the mean over channels. Its gradient preserves channels_last."""
     return x.movedim(1, -1).mean(-1)
 
 
@@ -55,15 +54,15 @@ def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
 
 
 def tile_elements(x: Tensor) -> int:
-    """Size of a tile of what is computed from ``x`` piece by piece, and never held as a whole.
+    """Number of elements to compute at a time, where the whole is too large to hold.
 
-    On a CPU each core's share stays in its cache, on a GPU a kernel outlasts its launch.
+    On a CPU each core's part fits its cache; on a GPU a kernel takes longer than its launch.
     """
     return 2**19 * torch.get_num_threads() if x.device.type == "cpu" else 2**24
 
 
 class Band(NamedTuple):
-    """Part of an axis that ``resize`` made: its cells are weights @ sources."""
+    """Part of an axis after ``resize``: its cells are weights @ sources."""
 
     cells: slice
     sources: slice
@@ -86,9 +85,9 @@ def _bands(n: int, size: int, length: int, dtype: torch.dtype, device: torch.dev
 def _tiles(logits: Tensor, labels: Tensor, weights: Tensor) -> Iterator[tuple[Band, Band, Tensor, Tensor, Tensor]]:
     """Log-probabilities at the resolution of the labels, tile after tile.
 
-    Bilinear interpolation is a product on either side, rows @ logits @ columns^T, of which a band of rows and one of
-    columns make a tile. Products are faster than ``F.interpolate`` on a CPU and, transposed, add gradients up in a
-    fixed order on a GPU too (in TF32 where that is what float32 products are set to).
+    Bilinear interpolation is rows @ logits @ columns^T; a band of rows and a band of columns give a tile. These
+    products are faster than ``F.interpolate`` on a CPU, and their gradients are summed in a fixed order on a GPU too
+    (in TF32 if float32 products are set to it).
 
     Yields:
         Rows, columns, and of their tile: log-probabilities B K r c, labels B 1 r c (0 where the weight is), weights.
@@ -103,7 +102,7 @@ def _tiles(logits: Tensor, labels: Tensor, weights: Tensor) -> Iterator[tuple[Ba
 
 
 class _UpsampledCrossEntropy(torch.autograd.Function):
-    """``upsampled_cross_entropy``, whose gradient is made with the value, tile by tile, and kept on the coarse grid."""
+    """``upsampled_cross_entropy``: its gradient is computed with the value, tile by tile, on the coarse grid."""
 
     @staticmethod
     def forward(ctx, logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
@@ -128,8 +127,8 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
 def upsampled_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     """Weighted sum over pixels of the cross-entropy of logits resized bilinearly to the labels, in little memory.
 
-    Resized logits and their gradient, 64 times the size of logits at 1/8, would be the largest tensors of a training
-    step: neither ever exists as a whole here.
+    Resized logits and their gradient (64 times the size of logits at stride 8) would be the largest tensors of a
+    training step. Here neither is ever held as a whole.
 
     Args:
         logits: B K h w, float32 or float64.
@@ -143,15 +142,12 @@ def upsampled_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> 
         return _UpsampledCrossEntropy.apply(logits if torch.is_grad_enabled() else logits.detach(), labels, weights)
 
 
-def cross_entropy(
-    logits: Tensor, labels: Tensor, ignore_index: int = VOID, class_weights: Tensor | None = None
-) -> Tensor:
-    """Pixel-wise cross-entropy, mean over valid pixels (weighted mean with class weights, as in PyTorch).
+def cross_entropy(logits: Tensor, cells: Grid, class_weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy, mean over labelled cells (weighted mean with class weights, as in PyTorch).
 
     Args:
         logits: B K h w; resized bilinearly to H x W first.
-        labels: B H W class ids.
-        ignore_index: id of void.
+        cells: the labels, B H W.
         class_weights: K, or None for equal weights.
 
     Raises:
@@ -159,33 +155,34 @@ def cross_entropy(
     """
     if class_weights is not None and len(class_weights) != logits.shape[1]:
         raise ValueError(f"{len(class_weights)} class weights for {logits.shape[1]} classes; give one for each class")
-    weights = pixel_weights(labels, ignore_index, class_weights)
+    weights = cells.weights(class_weights)
     count = weights.sum()
-    return upsampled_cross_entropy(as_float(logits), labels, weights) / torch.where(count > 0, count, 1)
+    return upsampled_cross_entropy(as_float(logits), cells.ids, weights) / torch.where(count > 0, count, 1)
 
 
 def hard_pixel_cross_entropy(
-    logits: Tensor, labels: Tensor, threshold: float, min_kept: float, class_weights: Tensor | None = None
+    logits: Tensor, cells: Grid, threshold: float, min_kept: float, class_weights: Tensor | None = None
 ) -> Tensor:
     """Cross-entropy over the pixels that are hard (online hard example mining: Shrivastava et al., CVPR 2016).
 
-    In each image, those whose true class has a probability of at most ``threshold`` are kept, and at least the hardest
-    ``min_kept`` of its valid pixels. The result is the images' means over what is kept, weighted by their valid pixels
-    (or these pixels' class weights): mined image by image, so that it does not depend on how a batch is split.
+    In each image the pixels whose true class has a probability of at most ``threshold`` are kept, and at least the
+    hardest ``min_kept`` of its labelled pixels. The result is the mean of the images' means over kept pixels, weighted
+    by their number of labelled pixels (or these pixels' class weights). As each image is mined by itself, the result
+    does not depend on how a batch is split.
 
     Args:
         logits: B K h w; resized bilinearly to H x W first.
-        labels: B H W class ids, 255 where void.
+        cells: the labels, B H W.
         threshold: in (0, 1).
         min_kept: share in (0, 1].
         class_weights: K, or None for equal weights.
     """
-    logits, valid = as_float(logits), labels != VOID
+    logits, labels, valid = as_float(logits), cells.ids, cells.labelled
     losses = _pixel_losses(logits, labels, valid).flatten(1)
     most = math.ceil(losses.shape[1] * min_kept)
     last = (valid.flatten(1).sum(1, keepdim=True) * min_kept).ceil().long().clamp(1, most) - 1
     bar = losses.topk(most).values.gather(1, last).clamp(max=-math.log(threshold))
-    weights = pixel_weights(labels, class_weights=class_weights).flatten(1).to(losses.dtype)
+    weights = cells.weights(class_weights).flatten(1).to(losses.dtype)
     kept, share = weights * (losses >= bar), weights.sum(1, keepdim=True)
     total, counts = share.sum(), kept.sum(1, keepdim=True)
     kept *= share / (torch.where(counts > 0, counts, 1) * torch.where(total > 0, total, 1))
@@ -204,7 +201,7 @@ def _pixel_losses(logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
 
 
 def unit(x: Tensor) -> Tensor:
-    """Rows (last dimension) divided by their L2 norms; a row of zeros stays, with a finite gradient."""
+    """Rows (last dimension) divided by their L2 norms; a row of zeros stays 0, with a finite gradient."""
     norms = x.norm(dim=-1, keepdim=True)
     return x / norms.where(norms > 0, 1)
 
@@ -212,14 +209,14 @@ def unit(x: Tensor) -> Tensor:
 def kl_divergence(student_logits: Tensor, teacher_logits: Tensor, valid: Tensor, temperature: float = 1.0) -> Tensor:
     """T^2 KL(softmax(z_t / T) || softmax(z_s / T)) over classes, mean over valid cells (Hinton et al. 2015).
 
-    T^2 keeps the size of the gradient about the same at every temperature.
+    The factor T^2 keeps the gradient at about the same size at every temperature.
 
     Args:
         student_logits, teacher_logits: B K h w on one grid.
         valid: B h w bool.
         temperature: T > 0.
     """
-    # Cut void before the softmax, not after: a non-finite logit there would come back as NaN in the gradient.
+    # Before the softmax, not after: a non-finite logit in a cell that is not valid would make the gradient NaN.
     cut = (fill_void(as_float(x), valid).div_(temperature) for x in (student_logits, teacher_logits))
     log_s, log_t = (x.log_softmax(1) for x in cut)
     return temperature**2 * masked_mean((log_t.exp() * (log_t - log_s)).sum(1), valid)
@@ -228,8 +225,9 @@ def kl_divergence(student_logits: Tensor, teacher_logits: Tensor, valid: Tensor,
 def self_attention_context(x: Tensor) -> Tensor:
     """B C h w -> B C h w: parameter-free self-attention over positions, softmax(X^T X / sqrt(C)) X.
 
-    Gives a CNN's map the global context that a transformer's has. The scale keeps the softmax from saturating to the
-    identity; the fused kernel never forms the N x N matrix. Under autocast it reads half precision and sums in float32.
+    It gives a CNN's map the global context that a transformer's map has. Without the scale the softmax would saturate
+    to the identity. The fused kernel never forms the N x N matrix. Under autocast it reads half precision and sums in
+    float32.
     """
     tokens = x.flatten(2).transpose(1, 2).unsqueeze(1)  # B 1 N C: one head
     context = F.scaled_dot_product_attention(tokens, tokens, tokens)
@@ -237,7 +235,7 @@ def self_attention_context(x: Tensor) -> Tensor:
 
 
 def warp(x: Tensor, offsets: Tensor) -> Tensor:
-    """Samples each cell of the result at its own position plus an offset, bilinearly; beyond the edge is the edge.
+    """Samples ``x`` bilinearly at each cell's own position plus an offset; the edge is repeated beyond the map.
 
     Args:
         x: B C h w.
@@ -257,8 +255,8 @@ def warp(x: Tensor, offsets: Tensor) -> Tensor:
         base = torch.stack(torch.meshgrid(centres_x, centres_y, indexing="xy"), dim=-1).expand(len(x), h, w, 2)
         step = torch.stack([offsets[:, 0] * (2 / w), offsets[:, 1] * (2 / h)], dim=-1)
         moved = _sample(x, base + step)
-        # Rounding puts the centres some 1e-6 of a cell off. The same miss at zero offset is taken out again; it is
-        # detached because it is no function of anything but rounding.
+        # Rounding moves the centres by about 1e-6 of a cell. Subtracting the sample at zero offset removes this error;
+        # it is detached because it depends on rounding alone.
         with torch.no_grad():
             still = _sample(x, base)
         return x.detach() + (moved - still)
@@ -271,10 +269,10 @@ def _sample(x: Tensor, grid: Tensor) -> Tensor:
 
 
 def _sample_by_gathers(x: Tensor, grid: Tensor) -> Tensor:
-    """``F.grid_sample`` of the same kind, whose gradient can be added up in a fixed order on a GPU."""
+    """The same as ``F.grid_sample``, but its gradient is summed in a fixed order on a GPU."""
     sizes, corners = (x.shape[-1], x.shape[-2]), []
     for size, place in zip(sizes, ((grid + 1) * grid.new_tensor(sizes) - 1).div(2).unbind(-1), strict=True):
-        inside = (place > 0) & (place < size - 1)  # on the border and beyond it no gradient moves the place
+        inside = (place > 0) & (place < size - 1)  # no gradient for a place on or beyond the border
         place = place.where(inside, place.detach().clamp(0, size - 1))
         low = place.detach().floor()
         corners.append(((low.long(), 1 - (place - low)), ((low.long() + 1).clamp(max=size - 1), place - low)))

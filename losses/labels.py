@@ -1,60 +1,140 @@
-"""The labels on any grid."""
+"""The labels of a batch on any grid, each grid computed once."""
+
+import math
+from collections.abc import Callable
+from functools import cached_property
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.names import VOID
+from utils.names import OUTSIDE, VOID
+
+Pixels = Literal["labelled", "inside"]  # the pixels that a term compares: with a class, or all of the image's
 
 
-def tap_grid(labels: Tensor, stride: int) -> tuple[int, int]:
-    """Grid of a tap of this stride on images of the size of ``labels`` (B H W): ceil(H / stride), ceil(W / stride)."""
-    H, W = labels.shape[-2:]
-    return -(-H // stride), -(-W // stride)
+class Grid:
+    """The labels of the cells of one grid.
 
-
-def shrink_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """B H W -> B h w: cell (i, j) takes the label at its centre: pixel
-    (floor((i + .5) H / h), floor((j + .5) W / w)).
-
-    Integer arithmetic, so the rule is the same on every device and wherever it is applied.
+    Args:
+        ids: B ... uint8: a class id, ``VOID`` (inside the image, no class) or ``OUTSIDE`` (padding).
     """
-    rows, columns = (
-        (2 * torch.arange(n, device=labels.device) + 1) * full // (2 * n)
-        for n, full in zip(size, labels.shape[-2:], strict=True)
-    )
-    return labels[:, rows[:, None], columns]
+
+    def __init__(self, ids: Tensor):
+        self.ids = ids
+
+    @cached_property
+    def labelled(self) -> Tensor:
+        """Bool, in the shape of ``ids``: cells with a class."""
+        return self.ids < OUTSIDE  # and VOID is larger still
+
+    @cached_property
+    def inside(self) -> Tensor:
+        """Bool, in the shape of ``ids``: cells inside the image, with or without a class."""
+        return self.ids != OUTSIDE
+
+    @cached_property
+    def labelled_count(self) -> Tensor:
+        """float32 scalar: number of labelled cells."""
+        return self.labelled.sum().float()
+
+    @cached_property
+    def inside_count(self) -> Tensor:
+        """float32 scalar: number of cells inside the image."""
+        return self.inside.sum().float()
+
+    def mask(self, pixels: Pixels) -> Tensor:
+        """``labelled`` or ``inside``."""
+        return self.inside if pixels == "inside" else self.labelled
+
+    def count(self, pixels: Pixels) -> Tensor:
+        """``labelled_count`` or ``inside_count``."""
+        return self.inside_count if pixels == "inside" else self.labelled_count
+
+    def count_images(self, pixels: Pixels) -> Tensor:
+        """float32 scalar: number of images with such a cell."""
+        return self.mask(pixels).flatten(1).any(1).sum().float()
+
+    def weights(self, class_weights: Tensor | None = None) -> Tensor:
+        """In the shape of ``ids``: ``labelled``, or with class weights (K) the weight of the cell's class, else 0."""
+        if class_weights is None:
+            return self.labelled
+        return class_weights[self.ids.masked_fill(~self.labelled, 0).int()] * self.labelled
 
 
-def valid_cells(labels: Tensor, size: tuple[int, int], ignore_index: int = VOID) -> Tensor:
-    """B h w bool: cells of the grid whose label, by ``shrink_labels``, is not void."""
-    return shrink_labels(labels, size) != ignore_index
+class Labels:
+    """The labels of one micro-batch, made once and read by every term.
+
+    Args:
+        ids: B H W uint8: class ids 0..253, ``VOID`` (255) inside the image without a class, ``OUTSIDE`` (254) padding.
+
+    Raises:
+        ValueError: if ``ids`` is not B H W uint8.
+    """
+
+    def __init__(self, ids: Tensor):
+        if ids.ndim != 3 or ids.dtype != torch.uint8:
+            raise ValueError(
+                f"labels are {tuple(ids.shape)} {ids.dtype}; expected B x H x W uint8: class ids, {VOID} where a pixel "
+                f"has no class, {OUTSIDE} where it is padding"
+            )
+        self.ids = ids
+        self._grids: dict[tuple[int, ...], Grid] = {}
+
+    def __len__(self) -> int:
+        """B."""
+        return len(self.ids)
+
+    def size(self, stride: float) -> tuple[int, int]:
+        """Grid of a map of this stride: ceil(H / stride), ceil(W / stride).
+
+        A network that sees the images resized may have a fractional stride: 8 / 0.75.
+        """
+        H, W = (math.ceil(round(side / stride, 6)) for side in self.ids.shape[-2:])  # 64 / (8 / .75) is 6, not more
+        return H, W
+
+    def at(self, stride: float) -> Grid:
+        """The labels on the grid of this stride, B h w; the pixels themselves at stride 1.
+
+        Cell (i, j) takes the label at its centre: pixel (floor((i + .5) H / h), floor((j + .5) W / w)). It is computed
+        in integers, so it is the same on every device.
+        """
+        size = self.size(stride)
+        return self._once(size, lambda: self._shrink(size))
+
+    def patches(self, stride: float, side: int) -> Grid:
+        """The labels of the P x P patches of the grid of this stride, padded with ``OUTSIDE``: B n P^2."""
+        h, w = self.size(stride)
+
+        def cut() -> Tensor:
+            cells = F.pad(self.at(stride).ids, (0, -w % side, 0, -h % side), value=OUTSIDE)
+            return F.unfold(cells[:, None].float(), side, stride=side).transpose(1, 2).to(torch.uint8)
+
+        return self._once((h, w, side), cut)
+
+    def _once(self, key: tuple[int, ...], make: Callable[[], Tensor]) -> Grid:
+        if key not in self._grids:
+            self._grids[key] = Grid(make())
+        return self._grids[key]
+
+    def _shrink(self, size: tuple[int, int]) -> Tensor:
+        full = tuple(self.ids.shape[-2:])
+        if size == full:
+            return self.ids
+        rows, columns = (
+            (2 * torch.arange(n, device=self.ids.device) + 1) * side // (2 * n)
+            for n, side in zip(size, full, strict=True)
+        )
+        return self.ids[:, rows[:, None], columns]
 
 
-def pixel_weights(labels: Tensor, ignore_index: int = VOID, class_weights: Tensor | None = None) -> Tensor:
-    """B H W: False where void and True elsewhere; with class weights (K), 0 and the weight of the pixel's class."""
-    valid = labels != ignore_index
-    return valid if class_weights is None else class_weights[labels.masked_fill(~valid, 0).int()] * valid
-
-
-def count_valid(labels: Tensor, ignore_index: int = VOID, class_weights: Tensor | None = None) -> Tensor:
-    """float32 scalar: labels that are not void, each counted as its class's weight where weights (K) are given."""
-    return pixel_weights(labels, ignore_index, class_weights).sum().float()
-
-
-def patch_labels(labels: Tensor, size: tuple[int, int], patch: int) -> Tensor:
-    """B H W -> B n P^2: labels of the cells of each P x P patch of the grid ``size``, which is padded with void."""
-    h, w = size
-    cells = F.pad(shrink_labels(labels, size), (0, -w % patch, 0, -h % patch), value=VOID)
-    return F.unfold(cells[:, None].float(), patch, stride=patch).transpose(1, 2).to(labels.dtype)
-
-
-def majority_labels(patches: Tensor, num_classes: int) -> Tensor:
-    """B n P^2 labels -> B n int64: each patch's most frequent valid label, void where it has none."""
-    valid = patches != VOID
-    votes = torch.zeros(*patches.shape[:2], num_classes, device=patches.device)
-    votes.scatter_add_(-1, patches.long().masked_fill(~valid, 0), valid.float())
-    return votes.argmax(-1).masked_fill(~valid.any(-1), VOID)
+def majority_labels(patches: Grid, num_classes: int) -> Tensor:
+    """B n P^2 -> B n uint8: each patch's most frequent class id, ``VOID`` where it has no labelled cell."""
+    labelled = patches.labelled
+    votes = torch.zeros(*labelled.shape[:2], num_classes, device=labelled.device)
+    votes.scatter_add_(-1, patches.ids.long().masked_fill(~labelled, 0), labelled.float())
+    return votes.argmax(-1).masked_fill(~labelled.any(-1), VOID).to(torch.uint8)
 
 
 def pool_valid(valid: Tensor, p: int) -> Tensor:

@@ -6,18 +6,18 @@ import torch
 from torch import Tensor, nn
 
 from losses.functional import cross_entropy, hard_pixel_cross_entropy
-from losses.labels import count_valid
+from losses.labels import Labels
 from models.base import SegOutput
 
 
 class TaskLoss(nn.Module):
-    """Terms ``'task'`` (weight 1) and, with ``aux_weight`` > 0, ``'aux'``: means over the valid pixels of the labels.
+    """Terms ``'task'`` (weight 1) and, with ``aux_weight`` > 0, ``'aux'``: means over labelled pixels.
 
     Args:
         aux_weight: weight of the auxiliary head's cross-entropy, 0 for a student without one; .4 is usual (PSPNet,
             Zhao et al., CVPR 2017).
         class_weights: one positive weight for each class, or None.
-        ohem: (threshold, min_kept) of ``hard_pixel_cross_entropy``, by which 'task' is then computed; or None.
+        ohem: (threshold, min_kept): 'task' is then ``hard_pixel_cross_entropy``; or None for ``cross_entropy``.
 
     Raises:
         ValueError: if a weight is negative, or a share outside (0, 1].
@@ -39,20 +39,21 @@ class TaskLoss(nn.Module):
         weights = None if class_weights is None else torch.tensor(list(class_weights), dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
 
-    def forward(self, output: SegOutput, labels: Tensor) -> dict[str, Tensor]:
+    def forward(self, output: SegOutput, labels: Labels) -> dict[str, Tensor]:
         """Unweighted terms.
 
         Args:
             output: the student's, in training mode if ``aux_weight`` > 0.
-            labels: B H W, 255 where void.
+            labels: of the batch.
 
         Raises:
-            ValueError: if an auxiliary term is asked of a student that gives no auxiliary logits.
+            ValueError: if the auxiliary term is on and the student gives no auxiliary logits.
         """
+        pixels = labels.at(1)
         if self.ohem is None:
-            task = cross_entropy(output.logits, labels, class_weights=self.class_weights)
+            task = cross_entropy(output.logits, pixels, self.class_weights)
         else:
-            task = hard_pixel_cross_entropy(output.logits, labels, *self.ohem, class_weights=self.class_weights)
+            task = hard_pixel_cross_entropy(output.logits, pixels, *self.ohem, self.class_weights)
         terms = {"task": task}
         if "aux" in self.weights:
             if output.aux is None:
@@ -60,9 +61,9 @@ class TaskLoss(nn.Module):
                     f"aux_weight is {self.weights['aux']} but the student gave no auxiliary logits: give it an "
                     "auxiliary head, put it in training mode, or set aux_weight to 0"
                 )
-            terms["aux"] = cross_entropy(output.aux, labels, class_weights=self.class_weights)
+            terms["aux"] = cross_entropy(output.aux, pixels, self.class_weights)
         return terms
 
-    def counts(self, labels: Tensor) -> dict[str, Tensor]:
-        """What each term is a mean over: valid pixels, or their total class weight."""
-        return dict.fromkeys(self.weights, count_valid(labels, class_weights=self.class_weights))
+    def counts(self, labels: Labels) -> dict[str, Tensor]:
+        """What each term is a mean over: labelled pixels, or their total class weight."""
+        return dict.fromkeys(self.weights, labels.at(1).weights(self.class_weights).sum().float())

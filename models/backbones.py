@@ -1,32 +1,32 @@
-"""Backbones by name: every four-stage network timm can take features from, and the Mix Transformers it lacks."""
+"""Backbones by name: every network of timm with four feature levels, and the Mix Transformers, which timm lacks."""
 
 import timm
 import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from models.base import Backbone, Normalization, Tap
-from models.mit import VARIANTS, MixTransformer
+from models import mit  # noqa: F401  (registers the Mix Transformers)
+from models.base import BACKBONES, Backbone, Normalization, Tap
 from utils.names import unknown_name
 
-# timm has ResNets with stems of three convolutions, 'c' of width 32 as mmsegmentation's and 's' of 64 as CIRKD's, from
-# depth 50 on. These are the same at depth 18: timm's name and the options that make it so.
+# ResNet-18 with a stem of three convolutions of width 32 ('c', as in mmsegmentation) or 64 ('s', as in CIRKD). timm has
+# these names from depth 50 on, so at depth 18 they are timm's ResNet-18 with options.
 DEEP_STEMS = {
     "resnet18c": ("resnet18", {"stem_type": "deep", "stem_width": 32}),
     "resnet18s": ("resnet18", {"stem_type": "deep", "stem_width": 64}),
 }
 
-# Names to offer first; any timm name is as good.
-BACKBONES = ("resnet18", "resnet101", *DEEP_STEMS, "resnet101c", "resnet101s", *VARIANTS)
+# The names of timm's networks that an error suggests; every other name of timm works too.
+OFFERED = ("resnet18", "resnet101", *DEEP_STEMS, "resnet101c", "resnet101s")
 
-# What timm does not say of its own files (names in timm.models). A file absent here is a convolutional network, takes
-# any size, and may round grids down.
+# Facts that timm does not give, by module of timm.models. A module that is not listed has convolutional networks that
+# take any image size and may round the size of a grid down.
 TRANSFORMERS = {
     *("coat", "davit", "edgenext", "efficientformer", "efficientformer_v2", "efficientvit_mit", "gcvit", "hiera"),
     *("hieradet_sam2", "iformer", "lowformer", "maxxvit", "metaformer", "mobilevit", "mvitv2", "nextvit", "pvt_v2"),
     *("swiftformer", "swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr", "tiny_vit", "twins"),
 }
-# Grids of ceil(size / stride) at every size; others (patchify stems, unpadded pooling) drop what fills no whole cell.
+# Their grids are ceil(size / stride) at every size; the others (patchify stems, unpadded pooling) drop the last cells.
 ROUNDS_UP = {"efficientnet", "mobilenetv3", "pvt_v2", "regnet", "res2net", "resnet", "resnetv2"}
 ANY_SIZE = {
     "swin_transformer": {"strict_img_size": False},
@@ -36,22 +36,23 @@ ANY_SIZE = {
 
 
 class TimmBackbone(Backbone):
-    """The last four feature levels of a timm network (strides 4, 8, 16, 32, or less where dilated).
+    """The last four feature levels of a timm network: strides 4, 8, 16, 32, or smaller ones by dilation.
 
     Args:
-        name: timm's name, with or without a pretrained tag (no weights are fetched).
-        output_stride: 8, 16 or 32; the stride at which the network stops shrinking, by dilation.
-        drop_path: stochastic depth.
+        name: timm's name, with or without a pretrained tag (no weights are downloaded).
+        output_stride: 8, 16 or 32: the largest stride; dilation replaces the strides beyond it.
+        drop_path: probability of stochastic depth.
 
     Raises:
-        ValueError: timm has no such network, or it cannot be built with these options, or has no four stages.
+        ValueError: timm has no such network, it cannot be built with these options, or it does not have four stages.
     """
 
     def __init__(self, name: str, output_stride: int, drop_path: float):
         super().__init__()
         timm_name, options = DEEP_STEMS.get(name, (name, {}))
         if not timm.is_model(timm_name):
-            raise unknown_name("backbone", name, [*BACKBONES, *timm.list_models()], shown=BACKBONES)
+            offered = [*OFFERED, *BACKBONES]
+            raise unknown_name("backbone", name, [*offered, *timm.list_models()], shown=offered)
         self.name = name
         module = timm.models.model_entrypoint(timm_name).__module__.rpartition(".")[2]
         self.family = "transformer" if module in TRANSFORMERS else "cnn"
@@ -71,14 +72,14 @@ class TimmBackbone(Backbone):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """B 3 H W float -> ``stage1``..``stage4``, each B C ceil(H / stride) ceil(W / stride)."""
         height, width = images.shape[-2:]
-        if not self.rounds_up:  # then whole cells only: the border is padded with zeros, the mean colour
+        if not self.rounds_up:  # pad to whole cells with zeros, which are the mean colour
             cell = self.tap_info["stage4"].stride
             images = F.pad(images, (0, (cell - width % cell) % cell, 0, (cell - height % cell) % cell))
         stages = {}
         for (stage, tap), maps in zip(self.tap_info.items(), self.net(images)[-4:], strict=True):
             if self.channels_last:
                 maps = maps.permute(0, 3, 1, 2)
-            # Not -(-a // b): in ONNX, division of negative integers rounds towards zero.
+            # Not -(-a // b): ONNX rounds the division of negative integers towards zero.
             h, w = ((length + tap.stride - 1) // tap.stride for length in (height, width))
             if not self.rounds_up:
                 maps = maps[..., :h, :w]
@@ -92,7 +93,7 @@ class TimmBackbone(Backbone):
 
 
 def _create(name: str, output_stride: int, drop_path: float, options: dict) -> nn.Module:
-    """timm's feature network, with the error of one that refuses an option turned into ours."""
+    """timm's feature network; ValueError where it does not accept an option."""
     options = dict(options)
     if output_stride != 32:
         options["output_stride"] = output_stride
@@ -103,10 +104,10 @@ def _create(name: str, output_stride: int, drop_path: float, options: dict) -> n
     except (TypeError, AssertionError, RuntimeError, NotImplementedError) as error:
         raise ValueError(
             f"backbone {name!r} cannot be built with output_stride={output_stride}, drop_path={drop_path} "
-            f"({str(error) or type(error).__name__}): one that cannot dilate takes output_stride=32, one without "
-            f"stochastic depth drop_path=0"
+            f"({str(error) or type(error).__name__}): a network that cannot dilate needs output_stride=32, a network "
+            f"without stochastic depth needs drop_path=0"
         ) from error
-    if not drop_path:  # some of timm's networks default to 0.1
+    if not drop_path:  # the default of some networks of timm is 0.1
         for module in net.modules():
             if isinstance(module, DropPath):
                 module.drop_prob = 0.0
@@ -114,22 +115,22 @@ def _create(name: str, output_stride: int, drop_path: float, options: dict) -> n
 
 
 def _undilate_second_convolutions(net: nn.Module) -> None:
-    """mmsegmentation dilates the first convolution of a ResNet-18's block alone; no tensor of its files shows it."""
+    """As in mmsegmentation, where only the first convolution of a ResNet-18 block is dilated; no tensor shows this."""
     for name, module in net.named_modules():
         if name.endswith(".conv2"):
             module.dilation, module.padding = (1, 1), (1, 1)
 
 
 def timm_names(backbone: TimmBackbone) -> dict[str, str | None]:
-    """For every tensor of timm's whole network, its name in ``backbone.net``, or None where features do without it."""
-    # A feature network has the whole one's modules, some of them under names with '_' for '.'.
+    """Each tensor of timm's whole network -> its name in ``backbone.net``, or None: the feature network lacks it."""
+    # A feature network has the modules of the whole one, some of them with '_' instead of '.' in their names.
     features = {key.removeprefix("model.").replace(".", "_"): key for key in backbone.net.state_dict()}
     name, options = DEEP_STEMS.get(backbone.name, (backbone.name, {}))
     return {key: features.get(key.replace(".", "_")) for key in timm.create_model(name, **options).state_dict()}
 
 
 def timm_normalization(backbone: TimmBackbone) -> Normalization | None:
-    """Of the images that timm's own weights of this network were trained on; None where it has none."""
+    """The normalisation that timm's weights of this network were trained with; None: timm has no weights of it."""
     config = timm.get_pretrained_cfg(backbone.name) if timm.is_model(backbone.name) else None
     if config is None or not config.has_weights:
         return None
@@ -138,7 +139,7 @@ def timm_normalization(backbone: TimmBackbone) -> Normalization | None:
 
 
 def _pools_unpadded(module: nn.Module) -> bool:
-    """Whether a layer is the floor-rounding pooling of timm's anti-aliased ('aa') variants."""
+    """Whether a layer is the pooling of timm's anti-aliased ('aa') variants, which rounds the grid down."""
     return isinstance(module, nn.AvgPool2d) and module.padding == 0 and not module.ceil_mode
 
 
@@ -146,19 +147,18 @@ def build_backbone(name: str, output_stride: int = 32, drop_path: float = 0.0) -
     """Builds a backbone with random weights.
 
     Args:
-        name: ``resnet18``, ``resnet101``, ``mit_b0``..``mit_b5``, or any of timm's.
+        name: one of ``BACKBONES`` (``mit_b0``..``mit_b5`` and your own), or any four-stage network of timm.
         output_stride: 8, 16 or 32.
-        drop_path: stochastic depth in [0, 1).
+        drop_path: probability of stochastic depth, in [0, 1).
 
     Raises:
-        ValueError: unknown name (with the nearest ones), or a network that cannot dilate or drop paths.
+        ValueError: the name is unknown (the message gives the nearest ones), or the network does not support dilation
+            or stochastic depth.
     """
     if output_stride not in (8, 16, 32):
         raise ValueError(f"output_stride is {output_stride}; expected 8, 16 or 32")
     if not 0 <= drop_path < 1:
         raise ValueError(f"drop_path is {drop_path}; expected 0 <= drop_path < 1")
-    if name not in VARIANTS:
-        return TimmBackbone(name, output_stride, drop_path)
-    if output_stride != 32:
-        raise ValueError(f"backbone {name!r} cannot dilate to output_stride={output_stride}: set output_stride=32")
-    return MixTransformer(*VARIANTS[name], drop_path)
+    if name in BACKBONES:
+        return BACKBONES[name](output_stride, drop_path)
+    return TimmBackbone(name, output_stride, drop_path)

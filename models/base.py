@@ -1,53 +1,58 @@
-"""What every network is to the rest of the code: uint8 images in, logits and named taps out."""
+"""The interface of every network: uint8 images in, logits and named taps out."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from utils.names import Registry
+
 
 class Tap(NamedTuple):
-    """Shape of one feature map, declared by the network and never probed by a dummy forward.
+    """Shape of one feature map, as the network declares it; it is never found by a forward pass.
 
-    On an image of H x W the map is B x channels x ceil(H / stride) x ceil(W / stride).
+    For B images of H x W the map is B x channels x ceil(H / stride) x ceil(W / stride). The stride is a fraction where
+    the network sees the image resized (8 / 0.75).
     """
 
     channels: int
-    stride: int
+    stride: int | float
 
 
 class SegOutput(NamedTuple):
     """What a forward pass gives.
 
     Attributes:
-        logits: B K h w on the head's own grid (the grid of ``taps['head']``), not upsampled.
-        taps: ``'stage1'``..``'stage4'`` and ``'head'``, each B C h w.
+        logits: B K h w on the head's own grid (the grid of ``taps['head']``), not upsampled; None for a teacher that
+            has features only.
+        taps: ``'stage1'``..``'stage4'`` and ``'head'``, or a teacher's own names, each B C h w.
         aux: B K h w logits of the auxiliary head, or None where there is none.
     """
 
-    logits: Tensor
+    logits: Tensor | None
     taps: dict[str, Tensor]
     aux: Tensor | None
 
 
 class ModelSpec(NamedTuple):
-    """All that a distillation method may know of a network: it sizes its projectors from this alone.
+    """All that a distillation method knows of a network: it builds its projectors from this alone.
 
     Attributes:
         taps: the network's ``tap_info``.
-        num_classes: channels of its logits.
+        num_classes: channels of its logits; None for a teacher that has features only.
         family: ``'cnn'`` or ``'transformer'``.
     """
 
     taps: dict[str, Tap]
-    num_classes: int
+    num_classes: int | None
     family: str
 
 
 class Normalization(NamedTuple):
-    """Per-channel input statistics, in the 0..255 range and in the order the network wants its channels.
+    """Mean and standard deviation of each input channel, in 0..255, in the channel order of the network.
 
-    ``bgr`` says that the network wants blue first; images always arrive as RGB.
+    Images are always RGB; with ``bgr`` the network reverses the channels first.
     """
 
     mean: tuple[float, float, float]
@@ -63,7 +68,7 @@ NORMALIZATIONS = {
 
 
 class Backbone(nn.Module):
-    """What a head builds upon: an image in, four feature maps out.
+    """The encoder of a network: an image in, four feature maps out.
 
     ``forward`` takes B 3 H W float and returns ``stage1``..``stage4``, each B C h w exactly as ``tap_info`` declares.
 
@@ -76,10 +81,18 @@ class Backbone(nn.Module):
     family: str
 
 
+# Called with output_stride and drop_path; what models.backbones.build_backbone adds to it are timm's networks.
+BACKBONES: Registry[Callable[[int, float], Backbone]] = Registry("backbone")
+
+# Called with the backbone's ``tap_info``, the number of classes, dropout= and, where the config sets it, width=. It is
+# a module as ``SegModel`` describes it, with ``default_output_stride``: the output stride that it asks a backbone for.
+HEADS: Registry[Callable[..., nn.Module]] = Registry("head")
+
+
 class SegModel(nn.Module):
     """A segmentation network that owns its input normalisation and declares its taps.
 
-    A network is a backbone (image -> four stages) and a head (stages -> logits and the 'head' tap).
+    It is a backbone (image -> four stages) and a head (stages -> logits and the 'head' tap).
 
     Args:
         backbone: image -> stages.

@@ -1,8 +1,9 @@
-"""A network with all that surrounds it in deployment: uint8 images in, class map and logits at their size out."""
+"""A network as it is deployed: uint8 images in, class maps or logits of the same size out."""
 
 import math
 from collections.abc import Sequence
 from copy import deepcopy
+from fractions import Fraction
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from models.base import SegModel
 from models.heads.layers import RegionAverage
+from models.inference import scaled_size
 
 OUTPUTS = ("classes", "logits")
 
@@ -17,26 +19,35 @@ OUTPUTS = ("classes", "logits")
 class Deployable(nn.Module):
     """Normalisation, network, upsampling and argmax as one module, for export.
 
-    The class map is uint8, as images are: every runtime passes it, and it is an eighth of argmax's own int64. In half
-    precision the backbone and the head are float16; normalisation, upsampling and both outputs are as they were.
+    The class map is uint8: every runtime supports it, and it is eight times smaller than the int64 of argmax. With
+    ``half`` the backbone and the head compute in float16; normalisation, upsampling and outputs keep their types.
 
     Args:
         model: the network; it is copied.
-        outputs: which of ``OUTPUTS`` to give, in this order.
-        half: computes in float16.
-        scale: the network sees the images resized by this factor on their sides, as ``models.inference.predict`` does.
+        outputs: which of ``OUTPUTS`` to return, in this order.
+        half: compute in float16.
+        scale: the images are first resized by this factor on height and width, as in ``models.inference.predict``.
+        input_scale: then by this one, as a teacher with an input scale does (``models.inference.scaled_size``).
 
     Raises:
-        ValueError: no output, an unknown one or one twice, or more classes than a uint8 class map can hold.
+        ValueError: ``outputs`` is empty, has an unknown name or a name twice; or the network has over 255 classes.
     """
 
-    def __init__(self, model: SegModel, outputs: Sequence[str] = ("classes",), half: bool = False, scale: float = 1.0):
+    def __init__(
+        self,
+        model: SegModel,
+        outputs: Sequence[str] = ("classes",),
+        half: bool = False,
+        scale: float = 1.0,
+        input_scale: Fraction = Fraction(1),
+    ):
         super().__init__()
         if not outputs or len(set(outputs)) < len(outputs) or not set(outputs) <= set(OUTPUTS):
             raise ValueError(f"outputs are {list(outputs)}; expected one or both of {', '.join(OUTPUTS)}, once each")
         if model.num_classes > 255:
             raise ValueError(f"the network has {model.num_classes} classes; expected at most 255: class maps are uint8")
         self.model, self.outputs, self.scale = deepcopy(model).requires_grad_(False), tuple(outputs), scale
+        self.input_scale = input_scale
         for parent in list(self.model.modules()):
             for name, child in parent.named_children():
                 if isinstance(child, nn.AdaptiveAvgPool2d):
@@ -47,11 +58,14 @@ class Deployable(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """B 3 H W uint8 RGB -> ``classes`` B H W uint8 and/or ``logits`` B K H W float32, bilinearly upsampled."""
+        """B 3 H W uint8 RGB -> ``classes`` B H W uint8, ``logits`` B K H W float32 (bilinearly upsampled), or both."""
         size = images.shape[-2:]
         if self.scale != 1:
             scaled = [max(1, math.floor(length * self.scale + 0.5)) for length in size]
             images = F.interpolate(images.float(), scaled, mode="bilinear", antialias=self.scale < 1)
+        if self.input_scale != 1:
+            seen = scaled_size(images.shape[-2:], self.input_scale)
+            images = F.interpolate(images.float(), seen, mode="bilinear", antialias=self.input_scale < 1)
         stages = self.model.backbone(self.model.normalize(images).to(self.dtype))
         logits, _ = self.model.head(stages)
         logits = F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)

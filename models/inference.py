@@ -1,8 +1,9 @@
-"""From a network and images to class maps, and from a dataset to mIoU."""
+"""From a network and images to class maps."""
 
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 
 import torch
 import torch.nn.functional as F
@@ -11,18 +12,19 @@ from torch.distributed.fsdp import FSDPModule
 
 Size = tuple[int, int]
 MODES = ("whole", "slide")
-LARGEST_SCALE = 8.0  # beyond it a whole image fills any memory; published protocols end at 2
-TILE = 2**22  # logits in a band of rows: 16 MiB stay in a GPU's cache
+LARGEST_SCALE = 8.0  # a larger image does not fit into memory; published protocols use at most 2
+TILE = 2**22  # logits in a band of rows: 16 MiB fit into a GPU's cache
 
 
 @contextmanager
 def inference(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no autograd inside; afterwards every submodule is in the mode it was in before."""
+    """Evaluation mode without autograd; afterwards every submodule is in the mode that it had before."""
     training = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        # FSDP goes on writing into what it has gathered once: into tensors of the inference mode only inside of it.
-        with torch.no_grad() if is_sharded(model) else torch.inference_mode(), torch.compiler.set_stance("force_eager"):
+        # FSDP reuses the tensors that it gathers: those made in inference mode could not be written to outside of it.
+        sharded = sharded_part(model) is not None
+        with torch.no_grad() if sharded else torch.inference_mode(), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         for module, mode in training:
@@ -30,21 +32,31 @@ def inference(model: nn.Module) -> Iterator[None]:
 
 
 def resize(x: Tensor, size: Size) -> Tensor:
-    """Bilinear B C h w -> B C H W in float32, pixel centres aligned; low-pass filtered where it shrinks."""
+    """Bilinear B C h w -> B C H W in float32, pixel centres aligned, with anti-aliasing where the map shrinks."""
     x = x.float()
     if x.shape[-2:] == size:
         return x
-    shrinks = size[0] < x.shape[-2] or size[1] < x.shape[-1]  # the filter changes nothing elsewhere and is slower
+    shrinks = size[0] < x.shape[-2] or size[1] < x.shape[-1]  # elsewhere anti-aliasing changes nothing and is slower
     return F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=shrinks)
 
 
+def scaled_size(size: Size, scale: Fraction) -> Size:
+    """The size of an image whose sides are multiplied by ``scale`` and rounded up.
+
+    ceil(ceil(H scale) / s) = ceil(H / (s / scale)) for a whole s: a network of stride s has the grid of stride
+    s / scale on the image as it was.
+    """
+    height, width = (-(-side * scale.numerator // scale.denominator) for side in size)
+    return height, width
+
+
 def row_tiles(logits: Tensor, size: Size) -> Iterator[tuple[slice, Tensor]]:
-    """What :func:`resize` makes of B K h w at H x W, in bands of whole rows: B K H W is never held.
+    """:func:`resize` of B K h w to H x W in bands of rows, so that B K H W is never in memory.
 
     Yields:
         The rows of a band, and the band: B K rows W float32.
     """
-    wide = resize(logits, (min(logits.shape[-2], size[0]), size[1]))  # rows that grow are made below
+    wide = resize(logits, (min(logits.shape[-2], size[0]), size[1]))  # more rows, if needed, are made below
     batch, classes, coarse, width = wide.shape
     place = ((torch.arange(size[0], device=wide.device) + 0.5) * (coarse / size[0]) - 0.5).clamp(min=0)
     above = place.long()
@@ -56,7 +68,7 @@ def row_tiles(logits: Tensor, size: Size) -> Iterator[tuple[slice, Tensor]]:
 
 
 def class_map(logits: Tensor, size: Size) -> Tensor:
-    """B K h w logits or probabilities -> B H W uint8, the argmax of what :func:`resize` makes of them.
+    """B K h w logits or probabilities -> B H W uint8, the argmax after :func:`resize`.
 
     Raises:
         ValueError: more than 255 classes.
@@ -65,12 +77,12 @@ def class_map(logits: Tensor, size: Size) -> Tensor:
         raise ValueError(f"the network has {logits.shape[1]} classes; expected at most 255: class maps are uint8")
     classes = torch.empty(len(logits), *size, dtype=torch.uint8, device=logits.device)
     for rows, tile in row_tiles(logits, size):
-        classes[:, rows] = tile.max(1).indices  # the first maximum as argmax, and several times faster on a CPU
+        classes[:, rows] = tile.max(1).indices  # equals argmax, and is several times faster on a CPU
     return classes
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Where the windows along one axis begin; the last one is shifted back so that it ends at the border."""
+    """First pixel of each window along one axis; the last window is shifted back to end at the border."""
     return [*range(0, length - window, stride), length - window]
 
 
@@ -83,18 +95,18 @@ def predict_logits(
     crop_size: Size | None = None,
     stride: Size | None = None,
 ) -> Tensor:
-    """One pass over the images as they are: no rescaling, no flip.
+    """Logits of the images as they are, without rescaling or flip.
 
-    ``'slide'`` averages the logits over all windows that see a pixel. A window is clipped, never padded, where the
-    image is smaller than it.
+    ``'slide'`` averages the logits of all windows that contain a pixel. A window larger than the image is cut to the
+    image, never padded.
 
     Args:
         model: gives ``.logits`` B K h w for B 3 H W images.
         images: B 3 H W RGB, uint8 or float in 0..255.
         size: (H, W) of the result; the images' by default.
         mode: ``'whole'`` or ``'slide'``.
-        crop_size: (H, W) of a window in pixels; used by ``'slide'`` alone.
-        stride: (H, W) between windows in pixels; used by ``'slide'`` alone.
+        crop_size: (H, W) of a window in pixels; only for ``'slide'``.
+        stride: (H, W) between windows in pixels; only for ``'slide'``.
 
     Returns:
         B K H W float32 logits.
@@ -106,9 +118,16 @@ def predict_logits(
 
 
 def view_logits(model: nn.Module, images: Tensor, mode: str, crop_size: Size | None, stride: Size | None) -> Tensor:
-    """As :func:`predict_logits`, on the network's own grid (``'whole'``) or the images' (``'slide'``)."""
+    """As :func:`predict_logits`, on the grid of the network (``'whole'``) or of the images (``'slide'``)."""
+
+    def logits_of(view: Tensor) -> Tensor:
+        logits = model(view).logits
+        if logits is None:
+            raise ValueError("the network has features and no logits: it predicts no classes and cannot be evaluated")
+        return logits
+
     if mode == "whole":
-        return model(images).logits
+        return logits_of(images)
     if mode != "slide":
         raise ValueError(f"mode is {mode!r}; expected one of {MODES}")
     if crop_size is None or stride is None:
@@ -122,7 +141,7 @@ def view_logits(model: nn.Module, images: Tensor, mode: str, crop_size: Size | N
     for top in window_starts(height, window[0], stride[0]):
         for left in window_starts(width, window[1], stride[1]):
             region = (..., slice(top, top + window[0]), slice(left, left + window[1]))
-            logits = resize(model(images[region]).logits, window)
+            logits = resize(logits_of(images[region]), window)
             if total is None:
                 total = logits.new_zeros(*logits.shape[:2], height, width)
             total[region] += logits
@@ -141,11 +160,11 @@ def predict(
     crop_size: Size | None = None,
     stride: Size | None = None,
 ) -> Tensor:
-    """Class map of each image; the network runs in evaluation mode whatever mode it is in.
+    """Class map of each image; the network is in evaluation mode meanwhile.
 
-    With one view (one scale, no flip) it is the argmax of the logits. With more, the logits of each view are brought to
-    the result's size and their softmax probabilities averaged with equal weight. A view at scale s is the image resized
-    to (round(s H), round(s W)) bilinearly, with anti-aliasing where it shrinks.
+    With one view (one scale, no flip) it is the argmax of the logits. With several, the logits of each view are resized
+    to the size of the result and their softmax probabilities are averaged with equal weights. A view at scale s is the
+    image resized to (round(s H), round(s W)) bilinearly, with anti-aliasing where it shrinks.
 
     Args:
         model: gives ``.logits`` B K h w for B 3 H W images; it and the images are on one device.
@@ -153,19 +172,19 @@ def predict(
         size: (H, W) of the result; the images' by default.
         mode: ``'whole'`` or ``'slide'``, see :func:`predict_logits`.
         scales: factors on the image's sides.
-        flip: sees each scale mirrored left to right as well.
-        crop_size: (H, W) of a window in pixels, at every scale; used by ``'slide'`` alone.
-        stride: (H, W) between windows in pixels; used by ``'slide'`` alone.
+        flip: use each scale a second time, mirrored left to right.
+        crop_size: (H, W) of a window in pixels, at every scale; only for ``'slide'``.
+        stride: (H, W) between windows in pixels; only for ``'slide'``.
 
     Returns:
         B H W uint8 (B is 1 for a single image).
 
     Raises:
-        ValueError: no scale, one that is not positive or beyond ``LARGEST_SCALE``, an unknown mode, bad windows, or
-            more than 255 classes.
+        ValueError: there is no scale, a scale is not positive or above ``LARGEST_SCALE``, the mode is unknown, the
+            windows are missing, empty or leave gaps, or there are more than 255 classes.
     """
     if not scales or not all(0 < scale <= LARGEST_SCALE for scale in scales):
-        raise ValueError(f"scales are {tuple(scales)}; expected one or more factors, above 0 to {LARGEST_SCALE:g}")
+        raise ValueError(f"scales are {tuple(scales)}; expected one or more factors above 0, at most {LARGEST_SCALE:g}")
     images = images.unsqueeze(0) if images.ndim == 3 else images
     height, width = images.shape[-2:]
     size = size or (height, width)
@@ -183,5 +202,7 @@ def predict(
     return class_map(score, size)
 
 
-def is_sharded(network: nn.Module | None) -> bool:
-    return isinstance(network, FSDPModule)
+def sharded_part(model: nn.Module | None) -> nn.Module | None:
+    """The outermost module whose weights the ranks share (FSDP): the model itself or one inside it; None without."""
+    modules = () if model is None else model.modules()
+    return next((module for module in modules if isinstance(module, FSDPModule)), None)

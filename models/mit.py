@@ -1,6 +1,6 @@
 """Mix Transformer B0-B5, the encoder of SegFormer (Xie et al., NeurIPS 2021, section 3.1 and table 6).
 
-Parameters carry the names of the original release, so its ImageNet encoders load as they are.
+Parameters have the names of the original release, so its ImageNet encoders load without renaming.
 """
 
 import math
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from models.base import Backbone, Tap
+from models.base import BACKBONES, Backbone, Tap
 
 # name: (channels of the four stages, blocks in each)
 VARIANTS = {
@@ -21,7 +21,7 @@ VARIANTS = {
     "mit_b5": ((64, 128, 320, 512), (3, 6, 40, 3)),
 }
 HEADS = (1, 2, 5, 8)
-REDUCTIONS = (8, 4, 2, 1)  # keys and values are taken from a grid this many times coarser
+REDUCTIONS = (8, 4, 2, 1)  # keys and values are on a grid coarser by this factor
 STRIDES = (4, 8, 16, 32)
 MLP_RATIO = 4
 
@@ -37,7 +37,7 @@ def to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 class OverlapPatchEmbed(nn.Module):
-    """Strided convolution whose windows overlap, then LayerNorm: B C h w -> tokens B N D and their grid."""
+    """Strided convolution with overlapping windows, then LayerNorm: B C h w -> tokens B N D and their grid."""
 
     def __init__(self, inputs: int, dim: int, kernel: int, stride: int):
         super().__init__()
@@ -72,7 +72,7 @@ class Attention(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """3x3 convolution of each channel by itself; its zero padding is what tells a token where it is."""
+    """Depthwise 3x3 convolution; its zero padding gives the tokens their positions."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -112,7 +112,7 @@ class Block(nn.Module):
 
 
 class MixTransformer(Backbone):
-    """Four stages at strides 4, 8, 16 and 32; it has no dilated form.
+    """Four stages at strides 4, 8, 16 and 32; it cannot dilate.
 
     Args:
         channels: width of each stage.
@@ -141,11 +141,11 @@ class MixTransformer(Backbone):
         """B 3 H W float -> ``stage1``..``stage4``, each B C ceil(H / stride) ceil(W / stride).
 
         Raises:
-            ValueError: the image is so small that the grid of stage 1 holds no window of its reduction.
+            ValueError: the image is smaller than one window of stage 1's reduction.
         """
         smallest = STRIDES[0] * (REDUCTIONS[0] - 1) + 1
         if min(images.shape[-2:]) < smallest:
-            raise ValueError(f"the image is {tuple(images.shape[-2:])}; MiT needs {smallest} pixels a side")
+            raise ValueError(f"the image is {tuple(images.shape[-2:])}; a MiT needs at least {smallest} pixels a side")
         stages, maps = {}, images
         for i in range(1, 5):
             tokens, grid = self.get_submodule(f"patch_embed{i}")(maps)
@@ -154,6 +154,18 @@ class MixTransformer(Backbone):
             maps = to_map(self.get_submodule(f"norm{i}")(tokens), grid)
             stages[f"stage{i}"] = maps
         return stages
+
+
+def _register(name: str, channels: tuple[int, ...], depths: tuple[int, ...]) -> None:
+    @BACKBONES.register(name)
+    def build(output_stride: int, drop_path: float) -> MixTransformer:
+        if output_stride != STRIDES[-1]:
+            raise ValueError(f"backbone {name!r} cannot dilate to output_stride={output_stride}: set output_stride=32")
+        return MixTransformer(channels, depths, drop_path)
+
+
+for name, sizes in VARIANTS.items():
+    _register(name, *sizes)
 
 
 def _initialize(module: nn.Module) -> None:

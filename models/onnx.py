@@ -1,7 +1,7 @@
-"""Runs the ONNX files that ``scripts/export_onnx.py`` writes; needs only such a file and ONNX Runtime.
+"""Runs the ONNX files that ``scripts/export_onnx.py`` writes, with ONNX Runtime.
 
-Contract of such a file: input ``images`` (B 3 H W uint8 RGB), outputs ``classes`` (B H W uint8) and/or ``logits``
-(B K H W float32), and in its metadata, each value as JSON, what the file is (``class_names``, ``palette``, ...).
+Such a file has the input ``images`` (B 3 H W uint8 RGB), the outputs ``classes`` (B H W uint8), ``logits``
+(B K H W float32) or both, and metadata (``class_names``, ``palette``, ...), each value as JSON.
 """
 
 import importlib
@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-REQUIRED = ("class_names", "palette", "outputs")  # without these a file's predictions cannot be read
+from models.weights.metadata import check_metadata
+
+REQUIRED = ("class_names", "palette", "outputs")  # without these nobody knows what a file predicts
 
 
 def require_extra(name: str) -> ModuleType:
-    """An optional package.
+    """Imports an optional package.
 
     Raises:
-        ValueError: it is not installed; says how to install it.
+        ValueError: it is not installed; the message says how to install it.
     """
     try:
         return importlib.import_module(name)
@@ -35,9 +37,9 @@ class OnnxModel:
         path: file written by ``scripts/export_onnx.py``.
 
     Attributes:
-        about: the file's metadata, decoded: ``class_names``, ``palette``, ``network``, ``normalization``, ``step``,
-            ``miou``, ``config_sha256``, ``outputs``, and for a quantised file ``quantization``.
-        shape: (B, 3, H, W) of the images it takes; None where any number will do.
+        metadata: of the file, decoded: ``class_names``, ``palette``, ``network``, ``normalization``, ``step``,
+            ``miou``, ``config_sha256``, ``outputs``, and ``quantization`` of a quantised file.
+        shape: (B, 3, H, W) of its input; None where every length is accepted.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -51,34 +53,31 @@ class OnnxModel:
         if not self.path.is_file():
             raise FileNotFoundError(f"ONNX file {self.path} does not exist")
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # its errors are raised as well; its warnings are nothing to our user
+        options.log_severity_level = 4  # errors are raised as well, and its warnings do not help the user
         try:
             self.session = onnxruntime.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's own types have no base in common
+        except Exception as error:  # ONNX Runtime's types have no common base
             reason = str(error).partition("\n")[0]
             raise ValueError(f"{self.path} cannot be read as an ONNX file (damaged, or not one): {reason}") from error
-        self.about: dict[str, Any] = _decode(self.session.get_modelmeta().custom_metadata_map)
-        lacking = [name for name in REQUIRED if name not in self.about]
-        if lacking:
+        self.metadata: dict[str, Any] = _decode(self.session.get_modelmeta().custom_metadata_map)
+        outputs = [output.name for output in self.session.get_outputs()]
+        if not (self.metadata.keys() >= set(REQUIRED) and {"classes", "logits"}.issuperset(outputs)):
             raise ValueError(
-                f"{self.path} does not say what it predicts (no {', '.join(lacking)} in its metadata): expected a file "
-                f"that scripts/export_onnx.py wrote"
+                f"{self.path} has the outputs {', '.join(outputs)} and the metadata {', '.join(self.metadata) or '-'}; "
+                f"expected classes, logits or both, and {', '.join(REQUIRED)}, as scripts/export_onnx.py writes them"
             )
-        names, palette = self.about["class_names"], self.about["palette"]
-        colors = isinstance(palette, list) and all(isinstance(color, list) and len(color) == 3 for color in palette)
-        outputs = {output.name for output in self.session.get_outputs()}
-        if not (isinstance(names, list) and colors and len(names) == len(palette) and outputs <= {"classes", "logits"}):
-            raise ValueError(f"{self.path}: its metadata are damaged: expected a colour for each name in class_names")
+        # Not ``network``, from which nothing is built here: the settings of an exported teacher have further keys.
+        check_metadata({name: self.metadata[name] for name in self.metadata.keys() - {"network"}}, str(self.path))
         # ONNX Runtime gives a free dimension as its name, or as None.
         shape = self.session.get_inputs()[0].shape
         self.shape = tuple(length if isinstance(length, int) else None for length in shape)
 
     def run(self, images: ArrayLike) -> dict[str, np.ndarray]:
-        """Every output of the file by name, for B 3 H W uint8 RGB images (an array or a CPU tensor).
+        """All outputs of the file by name, for B 3 H W uint8 RGB images (an array or a CPU tensor).
 
         Raises:
-            ValueError: another dtype or shape, a size other than the one the file was exported for, or one that the
-                network cannot take.
+            ValueError: the images have another dtype or shape, another size than the file was exported for, or a size
+                that the network does not accept.
         """
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3:
@@ -91,7 +90,7 @@ class OnnxModel:
         names = [output.name for output in self.session.get_outputs()]
         try:
             outputs = self.session.run(names, {"images": images})
-        except Exception as error:  # ONNX Runtime's own types have no base in common
+        except Exception as error:  # ONNX Runtime's types have no common base
             raise ValueError(f"{self.path} fails on images of {_shape(images.shape)}: {error}") from error
         return dict(zip(names, outputs, strict=True))
 
@@ -102,7 +101,7 @@ class OnnxModel:
 
 
 def _decode(metadata: dict[str, str]) -> dict[str, Any]:
-    """JSON values; another program's metadata need not be JSON, and means nothing here."""
+    """The JSON values of our metadata; {} where they are not JSON, because another program wrote them."""
     try:
         return {name: json.loads(value) for name, value in metadata.items()}
     except (ValueError, RecursionError):

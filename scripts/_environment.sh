@@ -1,5 +1,5 @@
-# Sourced by quickstart.sh and test.sh: goes to the repository's root, makes .venv there with the given requirement
-# files, and activates it. What is installed already is used as it is.
+# Sourced by quickstart.sh and test.sh: goes to the repository's root, creates .venv there with the given requirement
+# files, and activates it. A requirement file that is installed already is not installed again.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 use_environment() {
@@ -13,7 +13,7 @@ use_environment() {
   fi
   for file in "$@"; do
     stamp=.venv/${file//\//-}.installed
-    if ! cmp --silent "$file" "$stamp"; then
+    if ! cmp -s "$file" "$stamp"; then
       echo "Installing $file into .venv (PyTorch is large: this may take some minutes)"
       .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$file"
       cp "$file" "$stamp"

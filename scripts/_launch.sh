@@ -1,11 +1,11 @@
-# Sourced by train.sh and eval.sh.
+# Sourced by train.sh and eval.sh; runs on Linux and macOS.
 
-# launch ENTRY CONFIG [GPUS] [arguments...]: with python for one process, with torchrun on a free port for more.
+# launch ENTRY CONFIG [GPUS] [arguments...]: with python for one process, with torchrun for several.
 launch() {
   local entry=$1
   shift
   if [ $# -lt 1 ] || [ "$1" = --help ] || [ "$1" = -h ]; then
-    sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"
+    sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "$0"
     exit $(( $# < 1 ? 2 : 0 ))
   fi
   local config=$1 processes root python=python
@@ -20,11 +20,11 @@ launch() {
   fi
 
   # Each process gets its share of the cores.
-  local share=$(( $(nproc) / processes ))
+  local share=$(( $(getconf _NPROCESSORS_ONLN) / processes ))
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( share > 0 ? share : 1 ))}
   if [ "$processes" -eq 1 ]; then
     exec "$python" "$root/$entry" "$config" "$@"
   fi
-  # --standalone takes a free port by itself.
+  # --standalone chooses a free port.
   exec "$python" -m torch.distributed.run --standalone --nproc_per_node="$processes" "$root/$entry" "$config" "$@"
 }

@@ -1,4 +1,4 @@
-"""Measures speed and memory, side by side with the field's published recipe re-created with this project's modules.
+"""Measures speed and memory, and compares with the field's published recipe, rebuilt from this project's modules.
 
   loader   training samples a second from one process, of PNG files and of a packed dataset
   step     the distillation step of --config (default: two real pairs), its parts, its overhead over teacher + student
@@ -9,7 +9,7 @@
   all      everything but scaling
 
 Published means: float32, NCHW, eager; whole images decoded and resized, label ids mapped one by one; teacher logits
-upsampled and copied; attention with its matrix held; class maps from full-resolution logits; a histogram for a class.
+upsampled and copied; the attention matrix in memory; class maps from full-resolution logits; a histogram a class.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a file: its own folder is on the import path, the repository's root is not
+if not __package__:  # run as a file: the repository's root is not on the import path
     from _as_module import restart_as_module
 
     restart_as_module(__file__)
@@ -28,6 +28,7 @@ if not __package__:  # run as a file: its own folder is on the import path, the 
 import torch
 
 from engine.report import table
+from scripts._device import DEFAULT, usable_device
 from scripts.benchmarks import evaluation, loader, metric, scaling, step
 from utils.config import ConfigError
 from utils.console import environment, say
@@ -52,21 +53,16 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="a.b=c", help="override values of --config")
     parser.add_argument("--methods", nargs="+", help="method files for losses (default: every one in configs/_base_)")
     parser.add_argument("--precisions", nargs="+", default=["bf16"], choices=["fp32", "bf16", "fp16"], help="of losses")
-    parser.add_argument("--against", choices=["published"], default="published", help="what is measured beside ours")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--against", choices=["published"], default="published", help="what ours is compared with")
+    parser.add_argument("--device", type=usable_device, default=DEFAULT, help=f"default here: {DEFAULT}")
     parser.add_argument("--batch", type=int, help="images a step (default: 8 on a GPU, 1 on a CPU)")
     parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="crop (default: 512 1024)")
     parser.add_argument("--rounds", type=int, help="timed rounds of step and losses (default: 20 on a GPU, 5 on a CPU)")
     parser.add_argument("--processes", type=int, default=2, help="of scaling; its --batch is a multiple of it")
     parser.add_argument("--steps", type=int, default=0, help="steps of every method, if more than the timing takes")
-    parser.add_argument("--quick", action="store_true", help="small sizes, few rounds and methods: does it run at all?")
+    parser.add_argument("--quick", action="store_true", help="small sizes, few rounds and methods, to see that it runs")
     parser.add_argument("--json", type=Path, help="write every figure here")
     args = parser.parse_args(arguments)
-    try:
-        args.device = torch.device(args.device)
-        torch.zeros(1, device=args.device)
-    except RuntimeError as error:
-        parser.error(f"--device {args.device}: {str(error).splitlines()[0]}")
     gpu = args.device.type == "cuda"
     args.batch = args.batch or (8 if gpu and not args.quick else 1)
     args.size = tuple(args.size or ((64, 128) if args.quick else (512, 1024)))
@@ -140,8 +136,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             found[section] = measure(section, args)
             say(f"{section}, in {time.perf_counter() - start:.0f} s:\n\n{show(section, found[section])}\n")
         device = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else "CPU"
-        say(f"{device}, {torch.get_num_threads()} thread(s), torch {torch.__version__}; medians; spread: half the")
-        say("distance of the quartiles over the median, of ours")
+        say(f"{device}, {torch.get_num_threads()} thread(s), torch {torch.__version__}; medians; spread of ours: half")
+        say("of the distance between the quartiles, divided by the median")
         if args.json:
             facts = {"environment": environment(), "device": device, "threads": torch.get_num_threads()}
             write_atomically(args.json, (json.dumps({**facts, **found}, indent=2) + "\n").encode())

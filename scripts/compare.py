@@ -1,9 +1,9 @@
-"""Trains the same student alone and by several distillation methods, on equal terms, and says what each is worth.
+"""Trains the same student alone and with several distillation methods under equal conditions, and compares them.
 
-Every method is trained with every seed, for as many iterations or for as many seconds; the student alone always runs.
-DIR gets table.md, result.json (every figure and its provenance), miou.png, curves_iterations.png, curves_seconds.png,
-and in runs/ the work dir of each run. A comparison that was stopped goes on when the same command is run again;
-methods and seeds may be added to it. Teachers are verified before the first run, and not again by each.
+Every method is trained with every seed, for the same number of iterations or seconds; the student alone always runs.
+DIR gets table.md, result.json (all figures and their provenance), miou.png, curves_iterations.png, curves_seconds.png,
+and in runs/ the work dir of each run. To resume a stopped comparison, run the same command again; methods and seeds may
+be added. Teachers are verified once, before the first run.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a file: its own folder is on the import path, the repository's root is not
+if not __package__:  # run as a file: the repository's root is not on the import path
     from _as_module import restart_as_module
 
     restart_as_module(__file__)
@@ -41,7 +41,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("config", nargs="?", help="config file with a teacher, for --methods")
     parser.add_argument(
         "--methods", nargs="+", default=[], metavar="FILE",
-        help="configs whose distill takes the place of CONFIG's; its curriculum is left out",
+        help="configs whose distill replaces that of CONFIG; CONFIG's curriculum is not used",
     )  # fmt: skip
     parser.add_argument("--configs", nargs="+", default=[], metavar="FILE", help="whole experiments to compare")
     parser.add_argument("--seeds", type=seeds, default=[0, 1, 2], metavar="S,S", help="default 0,1,2")
@@ -49,10 +49,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     budget.add_argument("--budget-iters", type=int, metavar="N", help="steps of every run")
     budget.add_argument(
         "--budget-seconds", type=float, metavar="S",
-        help=f"training time of every run: its steps are S / the time of a step, from {PROBE['max_iters']} steps first",
+        help=f"training time of every run: it gets S / (time of a step) steps, measured on {PROBE['max_iters']} steps",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time, a GPU each (default 1)")
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="parallel runs, each on its own GPU (default 1)"
+    )
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="a.b=c", help="override values of all configs")
     args = parser.parse_args(arguments)
     if bool(args.config) != bool(args.methods) or not (args.config or args.configs):
@@ -66,14 +68,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # treats a scheduler's stop like Ctrl-C
     try:
         with alone_in(args.out) as lock:
             compare(args, lock)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("stopped; run the same command again to go on")
+        sys.exit("stopped; run the same command again to resume")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Rewrites any checkpoint as .safetensors: its tensors alone, under their own names, which nothing can execute.
+"""Converts a checkpoint to .safetensors: only its tensors, under their own names, so that no code can be executed.
 
-Most files need no conversion: student.pretrained and teacher.weights read them as they are. Two do: one that holds more
-than tensors (--trust), and one whose network was not trained on the images that its layout's networks usually are
+Most files need no conversion: student.pretrained and teacher.weights read them as they are. Two kinds do: a file with
+more than tensors (--trust), and one whose network was trained with another normalisation than is usual for its layout
 (--normalization).
 """
 
@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a file: its own folder is on the import path, the repository's root is not
+if not __package__:  # run as a file: the repository's root is not on the import path
     from _as_module import restart_as_module
 
     restart_as_module(__file__)
@@ -36,24 +36,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--trust",
         action="store_true",
-        help="let FILE execute the code it holds, which can be any: only for a source you would run a program of",
+        help="let FILE execute any code that it contains: only if you would run a program from the same source",
     )
-    parser.add_argument(
-        "--normalization", choices=NORMALIZATIONS, help="of the images that the network in FILE was trained on"
-    )
+    parser.add_argument("--normalization", choices=NORMALIZATIONS, help="with which the network in FILE was trained")
     args = parser.parse_args(arguments)
     if args.out.suffix != ".safetensors":
         parser.error(f"{args.out}: expected a name that ends in .safetensors")
     try:
         if args.out.exists():
             raise ValueError(f"{args.out} exists already: remove it, or choose another name")
-        tensors, about = read_tensors(args.checkpoint, args.trust)
+        tensors, metadata = read_tensors(args.checkpoint, args.trust)
         if args.normalization:
-            about = {**about, "normalization": NORMALIZATIONS[args.normalization]._asdict()}
-        # Clones: a file may name one tensor twice, which .safetensors cannot.
-        save_student(args.out, {key: tensor.clone() for key, tensor in tensors.items()}, about)
+            metadata = {**metadata, "normalization": NORMALIZATIONS[args.normalization]._asdict()}
+        # Clones, because two names may share one tensor, which .safetensors cannot store.
+        save_student(args.out, {key: tensor.clone() for key, tensor in tensors.items()}, metadata)
     except TypeError as error:  # of JSON
-        sys.exit(f"error: {args.checkpoint}: what it says of itself holds more than plain data: {error}")
+        sys.exit(f"error: {args.checkpoint}: its metadata cannot be written as JSON: {error}")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(f"{args.out}: {len(tensors)} tensors of {args.checkpoint}")

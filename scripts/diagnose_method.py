@@ -1,9 +1,9 @@
-"""Shows how far a distillation loss falls without the student learning anything: the collapse guard.
+"""Shows how far a distillation loss falls although the student learns nothing: the collapse guard.
 
 Student and teacher are frozen, and only the method's own modules are trained: on the networks' real features, and on
-random ones that have nothing to do with each other. A term that falls on the random ones can be lowered by its own
-modules alone; what it then asks of the student is not what the teacher knows. Each term is measured on batches that the
-modules were not trained on, before and after, beside the norm of its weighted gradient on the student before.
+random features without any relation. A term that falls on random features can be lowered by its modules alone, so it
+need not teach the student anything of the teacher. Each term is measured on other batches than those of the training,
+before and after, with the norm of its weighted gradient on the student before.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-if not __package__:  # run as a file: its own folder is on the import path, the repository's root is not
+if not __package__:  # run as a file: the repository's root is not on the import path
     from _as_module import restart_as_module
 
     restart_as_module(__file__)
@@ -24,11 +24,14 @@ from torch import Tensor
 from configs.schema import Experiment
 from datasets import make_loader
 from datasets.samplers import PositionBatches
-from engine.build import build_distiller, build_student, build_teacher, build_train_stream
+from engine.build import build_distiller, build_student, build_train_stream
 from engine.optim import gradient_norms
 from engine.report import table
+from engine.teacher import Teacher, build_teacher
 from losses.base import Method
+from losses.labels import Labels
 from models import SegModel, SegOutput
+from scripts._device import DEFAULT
 from utils.config import ConfigError, config_errors, load_config, load_section
 from utils.console import environment, say
 from utils.files import write_atomically
@@ -39,8 +42,8 @@ EXAMPLES = """examples:
   python scripts/diagnose_method.py configs/demo/hmkd.py --methods configs/_base_/methods/{kd,cwd}.py --json found.json
 """
 HELD_OUT = 4  # batches on which the terms are measured
-COLLAPSE = 0.8  # a term of the student's that falls below this share of its start on random features is marked
-Outputs = tuple[SegOutput, SegOutput, Tensor]  # the student's, the teacher's, labels
+COLLAPSE = 0.8  # a term that falls below this share of its first value on random features is marked
+Outputs = tuple[SegOutput, SegOutput, Labels]  # the student's, the teacher's, labels
 
 
 def unrelated(output: SegOutput, generator: torch.Generator) -> SegOutput:
@@ -49,11 +52,12 @@ def unrelated(output: SegOutput, generator: torch.Generator) -> SegOutput:
     def noise(x: Tensor) -> Tensor:
         return torch.randn(x.shape, generator=generator).to(x.device)
 
-    return SegOutput(noise(output.logits), {name: noise(tap) for name, tap in output.taps.items()}, None)
+    logits = None if output.logits is None else noise(output.logits)
+    return SegOutput(logits, {name: noise(tap) for name, tap in output.taps.items()}, None)
 
 
 def measure(method: Method, batches: list[Outputs]) -> dict[str, float]:
-    """Each term's mean over batches, weighted as the training weights them; the method stays as it is."""
+    """Each term's mean over batches, weighted as in training; the method does not change."""
     method, sums, counts = copy.deepcopy(method), {}, {}
     with torch.no_grad():
         for student, teacher, labels in batches:
@@ -65,7 +69,7 @@ def measure(method: Method, batches: list[Outputs]) -> dict[str, float]:
 
 
 def train_modules(method: Method, batches: Callable[[int], Outputs], steps: int, lr: float) -> None:
-    """Lowers the weighted loss by the method's own modules, on batches 0 .. steps - 1."""
+    """Trains the method's own modules on batches 0 .. steps - 1."""
     parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr) if parameters else None
     for step in range(steps if parameters else 0):
@@ -77,7 +81,7 @@ def train_modules(method: Method, batches: Callable[[int], Outputs], steps: int,
 
 
 def diagnose(
-    method: Method, student: SegModel, teacher: SegModel, samples: list[dict], steps: int, lr: float
+    method: Method, student: SegModel, teacher: Teacher, samples: list[dict], steps: int, lr: float
 ) -> dict[str, dict[str, float]]:
     """For each term its weight, its value before and after on real and on random features, and its gradient norm.
 
@@ -93,7 +97,7 @@ def diagnose(
     def real(step: int) -> Outputs:
         images, labels = (samples[step][name].to(device) for name in ("image", "label"))
         with torch.no_grad():
-            return student(images), teacher(images), labels
+            return student(images), teacher(images), Labels(labels)
 
     def random(step: int) -> Outputs:
         generator = torch.Generator().manual_seed(step)
@@ -102,9 +106,8 @@ def diagnose(
 
     found = {name: {"weight": weight} for name, weight in method.weights.items()}
     images, labels = (samples[0][name].to(device) for name in ("image", "label"))
-    with torch.no_grad():
-        knowledge = teacher(images)
-    norms = gradient_norms(copy.deepcopy(method)(student(images), knowledge, labels), method.weights, student)
+    outputs = student(images), teacher(images), Labels(labels)
+    norms = gradient_norms(copy.deepcopy(method)(*outputs), method.weights, student)
     for kind, batches in (("real", real), ("random", random)):
         torch.manual_seed(0)
         trained, held_out = copy.deepcopy(method), [batches(step) for step in range(steps, steps + HELD_OUT)]
@@ -123,7 +126,7 @@ def share(facts: dict[str, float], kind: str) -> float:
 
 
 def collapses(facts: dict[str, float]) -> bool:
-    """Of the terms that teach the student: an anchor learns from the labels, and may fall."""
+    """Whether a term that teaches the student falls on random features; an anchor learns from labels and may fall."""
     return share(facts, "random") < COLLAPSE and facts["grad_norm"] > 0
 
 
@@ -157,11 +160,11 @@ def run(args: argparse.Namespace) -> None:
     stream = build_train_stream(config, args.config)
     names = stream.dataset.class_names
     torch.manual_seed(config.train.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(DEFAULT)
     student, loaded = build_student(config, args.config, names)
-    teacher, taught = build_teacher(config, args.config, names)
+    teacher = build_teacher(config, args.config, names)
     student, teacher = student.to(device).eval(), teacher.to(device)
-    for report in filter(None, (loaded, taught)):
+    for report in filter(None, (loaded, teacher.loaded)):
         say(str(report))
     positions = PositionBatches(0, args.steps + HELD_OUT, config.train.batch_size, 1, 0, 1)
     samples = list(make_loader(stream, positions, workers=0, pin_memory=False))
@@ -190,11 +193,11 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("config", help="Python config file with a teacher")
     parser.add_argument(
-        "--methods", nargs="+", default=[], metavar="FILE", help="configs whose distill takes the place of CONFIG's"
+        "--methods", nargs="+", default=[], metavar="FILE", help="configs whose distill replaces that of CONFIG"
     )
     parser.add_argument("--steps", type=int, default=80, metavar="N", help="of the method's modules (default 80)")
     parser.add_argument("--lr", type=float, default=0.01, help="of Adam (default 0.01)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure and its provenance")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures and their provenance")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="a.b=c", help="override config values")
     args = parser.parse_args(arguments)
     if args.steps < 1 or args.lr <= 0:

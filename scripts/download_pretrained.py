@@ -1,7 +1,7 @@
-"""Fetches published weights into pretrained/, under the names that the shipped configs look for.
+"""Downloads published weights into pretrained/, under the names that the shipped configs use.
 
-Without a name it prints the table of what there is. An interrupted download goes on where it stopped; sha256 is
-checked where the source publishes it.
+Without a name it prints the table of all weights. An interrupted download is resumed; the sha256 is checked where the
+source publishes it.
 """
 
 import argparse
@@ -25,7 +25,7 @@ examples:
   python scripts/download_pretrained.py
       prints the table: names, sizes, licences, layouts
   python scripts/download_pretrained.py resnet18 mit_b0
-      what the student configs start from: pretrained/resnet18.pth and pretrained/mit_b0.pth
+      the encoders of the student configs: pretrained/resnet18.pth and pretrained/mit_b0.pth
   python scripts/download_pretrained.py segformer_b4_cityscapes_hf --out /data/weights
 """
 TIMEOUT = 30  # seconds without a byte
@@ -36,13 +36,13 @@ class Weights(NamedTuple):
     """One entry of the table.
 
     Attributes:
-        name: what the command line calls it.
-        files: path below pretrained/ -> where to fetch it; None where only a browser gets it.
+        name: on the command line.
+        files: path below pretrained/ -> its URL; None where only a browser can download it.
         publisher: key of ``PUBLISHERS``.
         layout: its name in ``models.weights.layouts``.
-        key: the config key that takes it.
-        licence: in short; ``PUBLISHERS`` says more.
-        megabytes: all files together (10^6 bytes), as the source states it; None where it does not.
+        key: the config key that reads it.
+        licence: in short; ``PUBLISHERS`` has more.
+        megabytes: all files together (10^6 bytes), as the source states; None where it does not.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Weights(NamedTuple):
     megabytes: float | None = None
 
 
-# Their pages, and what is said there of the terms.
+# Their pages, and the licence terms there.
 PUBLISHERS = {
     "torchvision": (
         "https://pytorch.org/vision/stable/models",
@@ -173,7 +173,7 @@ TABLE = (
 
 
 class DownloadError(Exception):
-    """Nothing was put in place; the message says why and what to do."""
+    """No file was stored; the message says why and what to do."""
 
 
 def published_digits(url: str) -> str:
@@ -188,7 +188,7 @@ def sha256_of(path: Path) -> str:
 
 
 def markdown() -> str:
-    """The table, and who publishes what, as pretrained/README.md holds them."""
+    """The table of weights and the list of publishers, as in pretrained/README.md."""
     rows = [("name", "in pretrained/", "MB", "sha256", "licence", "published by", "layout", "config key")]
     for weights in TABLE:
         (path, url), *others = weights.files.items()
@@ -213,31 +213,31 @@ def find(names: Iterable[str]) -> list[Weights]:
     """Entries of the table by name.
 
     Raises:
-        DownloadError: no entry has such a name, or only a browser gets it.
+        DownloadError: no entry has such a name, or only a browser can download it.
     """
     table = {weights.name: weights for weights in TABLE}
     for name in names:
         if name not in table:
             nearest = ", ".join(get_close_matches(name, table)) or "none"
-            raise DownloadError(f"unknown name {name!r}; nearest: {nearest}. Without a name, the table is printed")
+            raise DownloadError(f"unknown name {name!r}; nearest: {nearest}. Call it without a name for the table")
         if None in table[name].files.values():
             files = ", ".join(f"pretrained/{file}" for file in table[name].files)
             raise DownloadError(
-                f"{name} has no direct link.\nBy hand: its page, {PUBLISHERS[table[name].publisher][0]}, links to it; "
-                f"open that in a browser and save as {files}"
+                f"{name} has no direct link.\nBy hand: open its page {PUBLISHERS[table[name].publisher][0]} in a "
+                f"browser, follow the links to it, and save as {files}"
             )
     return [table[name] for name in names]
 
 
 def by_hand(url: str, part: Path, page: str) -> str:
-    """How to get the file of ``url`` without this script."""
+    """How to download the file of ``url`` without this script."""
     path, digits = part.with_suffix(""), published_digits(url)
-    check = f", and see that `sha256sum {path}` begins with {digits}" if digits else ""
+    check = f", and check that `sha256sum {path}` begins with {digits}" if digits else ""
     return f"By hand: open {page} in a browser on any machine, save the file as {path}{check}"
 
 
 class _Redirects(HTTPRedirectHandler):
-    """Keeps the sha256 that Hugging Face states of a file while it sends one on to where the file lies."""
+    """Follows redirects and keeps the sha256 of the file, which Hugging Face states in its redirect."""
 
     sha256 = ""
 
@@ -249,18 +249,18 @@ class _Redirects(HTTPRedirectHandler):
 
 
 def fetch(url: str, part: Path, page: str) -> str:
-    """Fetches ``url`` into ``part``, going on from what that holds already.
+    """Downloads ``url`` into ``part``, and resumes where ``part`` already has a beginning of it.
 
     Args:
         url: of the file.
-        part: the unfinished file: its final path with ``.part`` behind.
-        page: where a browser gets the file if ``url`` does not.
+        part: the unfinished file: its final path followed by ``.part``.
+        page: where a browser finds the file.
 
     Returns:
-        The sha256 that the server states, '' where it states none.
+        The sha256 that the server states, or ''.
 
     Raises:
-        DownloadError: the server cannot be reached, has no such file, gives a web page or stops half-way; or the file
+        DownloadError: the server cannot be reached, has no such file, sends a web page or stops early; or the file
             cannot be written.
     """
     have = part.stat().st_size if part.is_file() else 0
@@ -269,10 +269,10 @@ def fetch(url: str, part: Path, page: str) -> str:
     try:
         response = build_opener(redirects).open(Request(url, headers=headers), timeout=TIMEOUT)
     except HTTPError as error:
-        if error.code == 416 and have:  # nothing lies beyond what is here
+        if error.code == 416 and have:  # the server has nothing beyond the part
             if error.headers.get("Content-Range") == f"bytes */{have}":
                 return redirects.sha256
-            print(f"{part} is longer than what {url} holds; starting again", flush=True)
+            print(f"{part} is longer than {url}; starting again", flush=True)
             part.unlink()
             return fetch(url, part, page)
         raise DownloadError(f"{url}: HTTP {error.code} ({error.reason}).\n{by_hand(url, part, page)}") from error
@@ -284,9 +284,9 @@ def fetch(url: str, part: Path, page: str) -> str:
 
     with response:
         if response.headers.get_content_type() == "text/html":
-            raise DownloadError(f"{url} gives a web page, not a file.\n{by_hand(url, part, page)}")
+            raise DownloadError(f"{url} is a web page, not a file.\n{by_hand(url, part, page)}")
         if have and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            print("  the server cannot go on from the middle; starting again", flush=True)
+            print("  the server cannot resume; starting again", flush=True)
             have = 0
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
@@ -299,28 +299,28 @@ def fetch(url: str, part: Path, page: str) -> str:
                     file.write(chunk)
                     bar.update(len(chunk))
         except (OSError, HTTPException) as error:  # of the network and of the disk alike
-            raise DownloadError(f"{url} -> {part}: {error}. Run the same command again to go on") from error
+            raise DownloadError(f"{url} -> {part}: {error}. Run the same command again to resume") from error
     if total is not None and (got := part.stat().st_size) != total:
-        raise DownloadError(f"{url}: {got} of {total} bytes came. Run the same command again to go on from {part}")
+        raise DownloadError(f"{url}: {got} of {total} bytes arrived. Run the same command again to resume {part}")
     return redirects.sha256
 
 
 def download(url: str, path: Path, page: str) -> str:
-    """Fetches ``url`` to ``path``, unless it is there; says what was done.
+    """Downloads ``url`` to ``path``, unless it exists; returns a message of what was done.
 
     Raises:
-        DownloadError: as :func:`fetch`; or its sha256, or that of the file which is there, is not the published one.
+        DownloadError: as :func:`fetch`; or the sha256 of the downloaded or existing file is not the published one.
     """
     digits = published_digits(url)
     if path.exists():
         if not digits:
-            return f"{path}: is there, not checked (its link carries no sha256); delete it to fetch it anew"
+            return f"{path}: exists, not checked (its link has no sha256); delete it to download it again"
         found = sha256_of(path)
         if found.startswith(digits):
-            return f"{path}: is there, sha256 as published"
+            return f"{path}: exists, sha256 as published"
         raise DownloadError(
-            f"{path}: another file is there. Its sha256 is {found}, that of {url} begins with {digits}. "
-            f"It was left as it was: move or delete it, or give another folder with --out"
+            f"{path} is another file: its sha256 is {found}, that of {url} begins with {digits}. It was not changed: "
+            f"move or delete it, or give another folder with --out"
         )
     print(f"{url}\n  -> {path}", flush=True)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -330,8 +330,8 @@ def download(url: str, path: Path, page: str) -> str:
     if not found.startswith(digits):
         part.unlink()
         raise DownloadError(
-            f"{url}: sha256 {found}, the published one begins with {digits}: damaged on the way, or replaced at the "
-            f"source. It was deleted; run again, and if the same happens, do not use it"
+            f"{url}: sha256 {found}, but the published one begins with {digits}: damaged in transfer, or replaced at "
+            f"the source. It was deleted; run again, and if the same happens, do not use it"
         )
     os.replace(part, path)
     return f"  {path.stat().st_size / 1e6:.1f} MB, sha256 {found} ({'as published' if digits else 'none is published'})"
@@ -344,14 +344,16 @@ def main(arguments: list[str] | None = None) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="entries of the table; without any, it is printed")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="entries of the table; without any, the table is printed"
+    )
     parser.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="default: the repository's pretrained/")
     args = parser.parse_args(arguments)
     if not args.names:
         print(markdown(), end="")
         return
     if args.out.exists() and not args.out.is_dir():
-        parser.error(f"--out {args.out} is a file; expected a folder, which is made where it is missing")
+        parser.error(f"--out {args.out} is a file; expected a folder (it is created if missing)")
     try:
         for weights in find(args.names):
             for file, url in weights.files.items():
@@ -359,7 +361,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (DownloadError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("\ninterrupted: what came is kept; run the same command again to go on")
+        sys.exit("\ninterrupted: the part is kept; run the same command again to resume")
 
 
 if __name__ == "__main__":

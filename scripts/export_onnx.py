@@ -1,10 +1,10 @@
-"""Exports a trained student, or the config's teacher, to one ONNX file, checked against PyTorch on real images.
+"""Exports a trained student, or the config's teacher, to one ONNX file, and compares it with PyTorch on real images.
 
-Normalisation, upsampling and argmax are inside: the file takes `images` (B 3 H W uint8 RGB) and gives `classes`
-(B H W uint8) and/or `logits` (B K H W float32). It is written only if ONNX Runtime's class maps agree with PyTorch's.
-Its metadata (JSON values) say what it is: class_names, palette, network, normalization, step, miou, config_sha256, ...
-The network sees whole images, at the scale of eval.scales if it is a single one; where the config evaluates otherwise
-(windows, several scales, flips), a note says so.
+The file includes normalisation, upsampling and argmax: its input is `images` (B 3 H W uint8 RGB), its outputs are
+`classes` (B H W uint8), `logits` (B K H W float32) or both. It is written only if ONNX Runtime's class maps agree with
+PyTorch's. Its metadata (JSON values) are class_names, palette, network, normalization, step, miou, config_sha256, ...
+The network sees whole images, at the scale of eval.scales if there is only one; a note is printed where the config
+evaluates otherwise (windows, several scales, flips).
 """
 
 import argparse
@@ -17,10 +17,11 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a file: its own folder is on the import path, the repository's root is not
+if not __package__:  # run as a file: the repository's root is not on the import path
     from _as_module import restart_as_module
 
     restart_as_module(__file__)
@@ -32,12 +33,14 @@ from tqdm import tqdm
 
 from configs.schema import Eval, Experiment
 from datasets.base import SegDataset
-from engine.build import build_split, build_student, build_teacher, load_trained
+from engine.build import build_split, build_student, load_trained
 from engine.metrics import ConfusionMatrix
+from engine.teacher import Teacher, build_teacher
 from models import SegModel, read_weights
 from models.deploy import OUTPUTS, Deployable
 from models.inference import Size, predict, resize
 from models.onnx import OnnxModel, require_extra
+from scripts._quantize import quantize
 from utils.config import ConfigError, dump_config, load_config
 from utils.files import write_atomically
 
@@ -48,11 +51,11 @@ examples:
   python scripts/export_onnx.py CONFIG CHECKPOINT --dynamic --outputs classes logits --out net.onnx
   python scripts/export_onnx.py CONFIG CHECKPOINT --half
   python scripts/export_onnx.py CONFIG CHECKPOINT --int8 static
-      evaluates the file before and after quantisation, and says what it costs in mIoU
+      evaluates the file before and after quantisation, and prints the change in mIoU
   python scripts/export_onnx.py CONFIG --teacher --out teacher.onnx
 """
-# Share of the pixels on which a file and PyTorch in float32 must agree. Half precision tips those whose two best
-# classes nearly tie (0.03% on CamVid); what really breaks it, an overflow, costs far more.
+# Share of the pixels on which a file and PyTorch in float32 must agree. Half precision changes those whose two best
+# classes are almost equal (0.03% on CamVid); a real failure, such as an overflow, changes far more.
 AGREEMENT = {"float32": 0.999, "float16": 0.995}
 CALIBRATION_IMAGES = 32
 
@@ -71,18 +74,18 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument(
         "--size", nargs=2, type=int, metavar=("H", "W"),
-        help="default: of the first validation image; other images are brought to it for the checks",
+        help="default: of the first validation image; other images are resized to it for the checks",
     )  # fmt: skip
     shape.add_argument("--dynamic", action="store_true", help="any batch, height and width; exporting may take minutes")
     precision = parser.add_mutually_exclusive_group()
-    precision.add_argument("--half", action="store_true", help="float16 inside; input and outputs are the same")
+    precision.add_argument("--half", action="store_true", help="float16 inside; input and outputs stay the same")
     precision.add_argument(
         "--int8", choices=("dynamic", "static"),
-        help="quantise by ONNX Runtime: the weights, and the activations on the fly (dynamic) or with ranges from "
+        help="quantise with ONNX Runtime: the weights, and the activations at run time (dynamic) or with ranges from "
         f"{CALIBRATION_IMAGES} training images (static); evaluates both files on the validation set",
     )  # fmt: skip
     parser.add_argument(
-        "--check-images", type=int, default=8, metavar="N", help="validation images to compare on, at most (default 8)"
+        "--check-images", type=int, default=8, metavar="N", help="compare on at most N validation images (default 8)"
     )
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="a.b=c", help="override config values")
     args = parser.parse_args(arguments)
@@ -99,33 +102,38 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def load_network(config: Experiment, args: argparse.Namespace, dataset: SegDataset) -> tuple[SegModel, dict[str, Any]]:
-    """The network, and what the ONNX file will say of it."""
+def load_network(
+    config: Experiment, args: argparse.Namespace, dataset: SegDataset
+) -> tuple[SegModel | Teacher, dict[str, Any]]:
+    """The network, and the metadata of its ONNX file."""
     if args.teacher:
         if config.teacher is None:
             raise ConfigError(f"{args.config}: teacher is None: there is no teacher to export")
         if config.teacher.class_map is not None:
-            raise ConfigError(f"{args.config}: teacher.class_map: export the teacher from a config of its own classes")
-        model, report = build_teacher(config, args.config, dataset.class_names)
+            raise ConfigError(
+                f"{args.config}: teacher.class_map: use a config with the teacher's own classes to export it"
+            )
+        model = build_teacher(config, args.config, dataset.class_names)
+        network, report = model.network, model.loaded
         settings = config.teacher.model_dump(exclude={"weights"}, exclude_none=True)
     else:
         model, _ = build_student(config, args.config, dataset.class_names, pretrained=False)
-        report = load_trained(model, read_weights(args.checkpoint), dataset.class_names)
+        network, report = model, load_trained(model, read_weights(args.checkpoint), dataset.class_names)
         settings = config.student.model_dump(exclude={"pretrained"}, exclude_none=True)
     print(report)
-    about = {
+    metadata = {
         "class_names": dataset.class_names, "palette": dataset.palette.tolist(),
-        "network": report.about.get("network", {}) | settings, "normalization": model.normalization._asdict(),
-        "step": report.about.get("step"), "miou": report.about.get("miou"),
+        "network": report.metadata.get("network", {}) | settings, "normalization": network.normalization._asdict(),
+        "step": report.metadata.get("step"), "miou": report.metadata.get("miou"),
         "config_sha256": hashlib.sha256(dump_config(config).encode()).hexdigest(),
-        "eval": report.about.get("config", {}).get("eval"), "scale": scale_of(config),
+        "eval": report.metadata.get("config", {}).get("eval"), "scale": scale_of(config),
         "outputs": args.outputs, "precision": "float16" if args.half else "float32",
     }  # fmt: skip
-    return model.eval(), about
+    return model.eval(), metadata
 
 
 def scale_of(config: Experiment) -> float:
-    """The factor on the image's sides that is built into the file: the config's, if it has a single one."""
+    """The factor by which the file resizes images: the config's scale, or 1 where it has several."""
     return config.eval.scales[0] if len(config.eval.scales) == 1 else 1.0
 
 
@@ -135,14 +143,14 @@ def export(network: Deployable, size: Size, dynamic: bool, file: Path) -> None:
     Raises:
         ValueError: the network cannot take this size, or PyTorch cannot export it.
     """
-    # A dynamic dimension must be traced at another length than 1, which broadcasts.
+    # A dynamic dimension must not have length 1 when it is traced, because that broadcasts.
     images = torch.zeros(2 if dynamic else 1, 3, *size, dtype=torch.uint8)
     with torch.inference_mode():
         network(images)
     shapes = ({0: "batch", 2: "height", 3: "width"},) if dynamic else None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the exporter's own code, and none of the user's business
+            warnings.simplefilter("ignore")  # the warnings are about the exporter's own code
             program = torch.onnx.export(
                 network, (images,), dynamo=True, verbose=False, dynamic_shapes=shapes,
                 input_names=["images"], output_names=list(network.outputs),
@@ -150,58 +158,58 @@ def export(network: Deployable, size: Size, dynamic: bool, file: Path) -> None:
     except torch.onnx.OnnxExporterError as error:
         raise ValueError(f"PyTorch {torch.__version__} cannot export this network: {error}") from error
     for node in program.model.graph.all_nodes():
-        node.metadata_props.clear()  # stack traces with this machine's paths
+        node.metadata_props.clear()  # they contain stack traces with paths of this machine
     program.save(file, external_data=False)
 
 
-def describe(file: Path, about: dict[str, Any]) -> None:
-    """Makes ``about`` the metadata of an ONNX file, each value as JSON."""
+def write_metadata(file: Path, metadata: dict[str, Any]) -> None:
+    """Writes metadata into an ONNX file, each value as JSON."""
     onnx = require_extra("onnx")
     model = onnx.load(file)
-    onnx.helper.set_model_props(model, {name: json.dumps(value) for name, value in about.items()})
+    onnx.helper.set_model_props(model, {name: json.dumps(value) for name, value in metadata.items()})
     onnx.save(model, file)
 
 
 def at_size(image: Tensor, size: Size | None) -> Tensor:
-    """An image 3 H W uint8 as a batch of one, brought to ``size`` where there is one."""
+    """An image 3 H W uint8 as a batch of one, resized to ``size`` unless that is None."""
     batch = image.unsqueeze(0)
     return batch if size in (None, image.shape[-2:]) else resize(batch, size).round().to(torch.uint8)
 
 
 def spread(dataset: SegDataset, count: int, size: Size | None) -> Iterator[Tensor]:
-    """At most ``count`` images 1 3 H W, evenly spread over the set: neighbours are often frames of one sequence."""
+    """At most ``count`` images 1 3 H W, evenly spread, because neighbours are often frames of one video."""
     count = min(count, len(dataset))
     for i in range(count):
         yield at_size(dataset[int((i + 0.5) * len(dataset) / count)]["image"], size)
 
 
-def check(exported: OnnxModel, model: SegModel, batches: Iterable[Tensor], bar: float) -> None:
+def check(exported: OnnxModel, model: SegModel | Teacher, batches: Iterable[Tensor], bar: float) -> None:
     """Compares the class maps of an exported file with PyTorch's.
 
     Raises:
-        ValueError: they agree on less than ``bar`` of the pixels.
+        ValueError: they agree on less than ``bar`` of the pixels (a share in 0..1).
     """
     same, pixels, shapes = Counter(), 0, Counter()
     for images in batches:
-        truth = predict(model, images, scales=(exported.about["scale"],)).numpy()
+        truth = predict(model, images, scales=(exported.metadata["scale"],)).numpy()
         pixels += truth.size
         shapes[" x ".join(map(str, images.shape))] += 1
         for name, output in exported.run(images).items():
             same[name] += int(((output if name == "classes" else output.argmax(1)) == truth).sum())
     checked = ", ".join(f"{count} of {shape}" for shape, count in shapes.items())
-    for name in exported.about["outputs"]:
+    for name in exported.metadata["outputs"]:
         share = same[name] / pixels
         message = f"{name}: ONNX Runtime and PyTorch agree on {100 * share:.3f}% of pixels ({checked})"
         if share < bar:
-            hint = "" if exported.shape[2] else "; the exporter lost track of a size: give --size, not --dynamic"
+            hint = "" if exported.shape[2] else "; the exporter lost track of a size: use --size instead of --dynamic"
             raise ValueError(f"{message}; expected {100 * bar:g}% or more: nothing was written{hint}")
         print(message)
 
 
 def evaluate(exported: OnnxModel, dataset: SegDataset, size: Size | None, name: str) -> float:
-    """mIoU (0..1) on a dataset, which it prints beside the file's size and its mean time for an image.
+    """mIoU (0..1) on a dataset; also prints it with the size of the file and the mean time of an image.
 
-    Where ``size`` is not an image's own, the image is brought to it, and its class map back by the nearest neighbour.
+    Images of another size are resized to ``size``, and their class maps back by the nearest neighbour.
     """
     confusion, seconds = ConfusionMatrix(dataset.num_classes), 0.0
     for i in tqdm(range(len(dataset)), desc=name, leave=False, disable=None):
@@ -213,41 +221,10 @@ def evaluate(exported: OnnxModel, dataset: SegDataset, size: Size | None, name: 
         confusion.update(F.interpolate(classes.unsqueeze(1), label.shape, mode="nearest-exact")[0, 0], label)
     miou = confusion.compute().miou
     if math.isnan(miou):
-        raise ValueError(f"{dataset.root}: no validation pixel has a label: what int8 costs cannot be measured")
+        raise ValueError(f"{dataset.root}: no validation pixel has a label, so the mIoU of int8 cannot be measured")
     mib, ms = exported.path.stat().st_size / 2**20, 1000 * seconds / len(dataset)
     print(f"{name}: mIoU {100 * miou:.2f} on {len(dataset)} validation images, {mib:.1f} MiB, {ms:.0f} ms an image")
     return miou
-
-
-def quantize(file: Path, kind: str, calibration: Iterator[Tensor]) -> Path:
-    """Writes the int8 form of an ONNX file beside it and returns its path.
-
-    Weights have seven bits: with eight, CPUs without VNNI saturate, and the measured mIoU would hold on some machines
-    only. Convolutions and matrix products are quantised; what lies between them stays in float32.
-
-    Args:
-        file: the float32 file.
-        kind: ``'dynamic'`` or ``'static'``.
-        calibration: images 1 3 H W from which ``'static'`` takes the activations' ranges.
-    """
-    quantization = require_extra("onnxruntime.quantization")
-    feeds = ({"images": images.numpy()} for images in calibration)
-
-    class Reader(quantization.CalibrationDataReader):
-        def get_next(self) -> dict | None:
-            return next(feeds, None)
-
-    prepared, quantized = file.with_name("prepared.onnx"), file.with_name("int8.onnx")
-    common = {"op_types_to_quantize": ["Conv", "MatMul", "Gemm"], "reduce_range": True}
-    try:
-        quantization.quant_pre_process(file, prepared, skip_symbolic_shape=True)
-        if kind == "static":
-            quantization.quantize_static(prepared, quantized, Reader(), per_channel=True, **common)
-        else:  # QUInt8: ONNX Runtime has no convolution of integers for QInt8
-            quantization.quantize_dynamic(prepared, quantized, weight_type=quantization.QuantType.QUInt8, **common)
-    except Exception as error:  # ONNX Runtime's own types have no base in common
-        raise ValueError(f"ONNX Runtime cannot quantise this network: {error}") from error
-    return quantized
 
 
 def run(args: argparse.Namespace) -> None:
@@ -255,38 +232,39 @@ def run(args: argparse.Namespace) -> None:
         require_extra(package)
     config = load_config(args.config, Experiment, args.cfg_options)
     dataset = build_split(config, args.config, "val")
-    model, about = load_network(config, args, dataset)
+    model, metadata = load_network(config, args, dataset)
     suffix = ".half.onnx" if args.half else ".int8.onnx" if args.int8 else ".onnx"
     out = args.out or Path(args.checkpoint).with_suffix(suffix)
     traced = tuple(args.size or dataset[0]["image"].shape[-2:])
     size = None if args.dynamic else traced
-    protocol = Eval(scales=(about["scale"],)).protocol
+    protocol = Eval(scales=(metadata["scale"],)).protocol
     if config.eval.protocol != protocol:
-        said = ", ".join(f"{name}={getattr(config.eval, name)}" for name in ("mode", "scales", "flip"))
-        print(f"note: the config evaluates with {said}; the file sees whole images at scale {about['scale']:g}")
+        settings = ", ".join(f"{name}={getattr(config.eval, name)}" for name in ("mode", "scales", "flip"))
+        print(f"note: the config evaluates with {settings}; the file sees whole images at scale {metadata['scale']:g}")
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "network.onnx"
-        export(Deployable(model, args.outputs, args.half, about["scale"]), traced, args.dynamic, file)
-        describe(file, about)
-        exported, bar = OnnxModel(file), AGREEMENT[about["precision"]]
+        network, input_scale = (model.network, model.scale) if args.teacher else (model, Fraction(1))
+        export(Deployable(network, args.outputs, args.half, metadata["scale"], input_scale), traced, args.dynamic, file)
+        write_metadata(file, metadata)
+        exported, bar = OnnxModel(file), AGREEMENT[metadata["precision"]]
         check(exported, model, spread(dataset, args.check_images, size), bar)
         if args.dynamic:
-            # Another batch, and odd sides: no stride divides them, so every grid is rounded.
+            # Another batch size, and odd sides, which no stride divides, so that every grid is rounded.
             other = tuple(3 * length // 4 | 1 for length in traced)
             check(exported, model, [torch.cat(list(spread(dataset, 3, other)))], bar)
         if args.int8:
             train = build_split(config, args.config, "train")
             ranges = min(CALIBRATION_IMAGES, len(train)) if args.int8 == "static" else 0
             quantized = quantize(file, args.int8, spread(train, ranges, size))
-            describe(quantized, about)
+            write_metadata(quantized, metadata)
             before = evaluate(exported, dataset, size, "float32")
             after = evaluate(OnnxModel(quantized), dataset, size, "int8")
             calibrated = f"static, calibrated on {ranges} training images" if ranges else "dynamic"
             print(f"int8 ({calibrated}) changes the mIoU by {100 * (after - before):+.2f} points")
             figures = {"kind": args.int8, "calibration_images": ranges, "miou_float": before, "miou_int8": after}
-            about |= {"precision": "int8", "miou": after, "eval": protocol, "quantization": figures}
-            describe(quantized, about)
+            metadata |= {"precision": "int8", "miou": after, "eval": protocol, "quantization": figures}
+            write_metadata(quantized, metadata)
             file = quantized
         content = file.read_bytes()
         write_atomically(out, content)

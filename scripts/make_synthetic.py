@@ -1,8 +1,8 @@
-"""Makes a synthetic street data set in CamVid's layout, which every CamVid config reads through ``data.root``."""
+"""Makes a synthetic street data set in CamVid's layout, which every CamVid config reads by ``data.root``."""
 
 import argparse
 
-if not __package__:  # run as a file: its own folder is on the import path, the repository's root is not
+if not __package__:  # run as a file: the repository's root is not on the import path
     from _as_module import restart_as_module
 
     restart_as_module(__file__)
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None):
         written = write_synthetic(args.out, args.train, args.val, args.test, tuple(args.size), args.seed)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    print(f"{args.out}: {'written' if written else 'this very data set is already there; nothing to do'}")
+    print(f"{args.out}: {'written' if written else 'this data set already exists; nothing to do'}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What a distillation buys: parameters, multiply-adds, taps and latency of teacher and student, side by side.
+"""Compares teacher and student: parameters, multiply-adds, taps and latency.
 
-Neither weights nor data are needed: the networks get random weights, which cost the same.
+No weights and no data are needed: random weights cost the same.
 """
 
 import argparse
@@ -8,8 +8,8 @@ import json
 import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,17 +18,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-if not __package__:  # run as a file: its own folder is on the import path, the repository's root is not
+if not __package__:  # run as a file: the repository's root is not on the import path
     from _as_module import restart_as_module
 
     restart_as_module(__file__)
 
 from configs.schema import Experiment
-from engine.build import build_split, build_student, build_teacher
+from engine.build import build_split, build_student
 from engine.report import multiply_adds
+from engine.teacher import Teacher, build_teacher
 from models import MappedModel, SegModel, count_parameters
 from models.deploy import Deployable
+from models.inference import scaled_size
 from models.onnx import require_extra
+from scripts._device import DEFAULT, usable_device
+from scripts.benchmarks.timing import seconds_of_each
 from scripts.export_onnx import export
 from utils.config import load_config
 from utils.console import environment, say
@@ -40,10 +44,10 @@ examples:
   python scripts/model_info.py configs/hmkd/cityscapes_r101_b0.py --size 512 1024 --runs 1
   python scripts/model_info.py configs/baselines/camvid_b0.py --runs 20 --cfg-options student.width=128
 """
-WARM_UP = 2  # runs that do not count: the first ones choose kernels and get their memory
+WARM_UP = 2  # untimed runs: the first ones choose kernels and allocate memory
 MEANING = {
-    "multiply_adds": "of one image; one multiplication with its addition counts as one, as in the field's papers; "
-    "convolutions, linear layers and attention's products count, all else does not",
+    "multiply_adds": "of one image; one multiplication with its addition counts as one, as in papers; only "
+    "convolutions, linear layers and the products of attention count",
     "latency_ms": "from one uint8 image on the device to its class map, normalisation and upsampling included",
 }
 Size = tuple[int, int]
@@ -51,7 +55,7 @@ Milliseconds = dict[str, list[float]]  # of every run, by network
 
 
 def class_names(config: Experiment, source: str) -> tuple[str, ...]:
-    """The classes that the dataset knows by itself: instead of its files it is given a list of one empty image."""
+    """The classes of the config's dataset, without its files: it gets a list of one empty image instead."""
     with TemporaryDirectory() as folder:
         (Path(folder) / "image.png").touch()
         (Path(folder) / "list.txt").write_text("image.png\n")
@@ -60,7 +64,7 @@ def class_names(config: Experiment, source: str) -> tuple[str, ...]:
 
 
 def image_size(config: Experiment, source: str) -> tuple[Size, str]:
-    """(H, W) of a whole validation image, or of the training crop where there is no data, and which of the two."""
+    """(H, W) of the first validation image, or of the training crop where there is no data; and where it is from."""
     listed = Path(config.data.root) / config.data.val_list
     if not listed.is_file():
         return config.data.crop_size, f"data.crop_size: {listed} does not exist"
@@ -68,57 +72,56 @@ def image_size(config: Experiment, source: str) -> tuple[Size, str]:
     return (height, width), f"first image of {listed}"
 
 
-def describe(model: SegModel, size: Size) -> dict:
-    """All that needs no clock: parameters, multiply-adds, and the taps with their grids on an image of ``size``."""
+def network_of(model: SegModel | Teacher) -> tuple[SegModel, Fraction]:
+    """The network alone, and its input scale. The merging of a teacher's classes is left out: it costs very little."""
+    if not isinstance(model, Teacher):
+        return model, Fraction(1)
+    network = model.network
+    return (network.model if isinstance(network, MappedModel) else network), model.scale
+
+
+def describe(model: SegModel | Teacher, size: Size) -> dict:
+    """Parameters, multiply-adds, and the taps with their grids on an image of ``size``."""
+    taps = model.spec.taps
+    model, scale = network_of(model)
     backbone, head = count_parameters(model.backbone), count_parameters(model.head)
     auxiliary = count_parameters(model) - backbone - head
     return {
         "parameters": {"backbone": backbone, "head": head, "deployed": backbone + head, "auxiliary": auxiliary},
-        "multiply_adds": multiply_adds(model, size),
+        "multiply_adds": multiply_adds(model, scaled_size(size, scale)),
         "taps": {
-            name: {**tap._asdict(), "grid": [-(-side // tap.stride) for side in size]}
-            for name, tap in model.tap_info.items()
+            name: {
+                "channels": tap.channels,
+                "stride": float(tap.stride) if isinstance(tap.stride, Fraction) else tap.stride,
+                "grid": [-(-side // tap.stride) for side in size],
+            }
+            for name, tap in taps.items()
         },
     }
 
 
-def take_turns(calls: dict[str, Callable[[], object]], runs: int, device: torch.device) -> Milliseconds:
-    """Times each call ``runs`` times; the calls take turns, so that what slows the machine slows them all."""
-    for call in calls.values():
-        for _ in range(WARM_UP):
-            call()
-    times = {name: [] for name in calls}
-    for _ in range(runs):
-        for name, call in calls.items():
-            _wait_for(device)
-            start = time.perf_counter()
-            call()
-            _wait_for(device)
-            times[name].append(1000 * (time.perf_counter() - start))
-    return times
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def milliseconds(calls: dict[str, Callable[[], object]], runs: int, device: torch.device) -> Milliseconds:
+    seconds = seconds_of_each(calls, device, runs, WARM_UP)
+    return {name: [1000 * each for each in values] for name, values in seconds.items()}
 
 
 def measure_latency(
-    models: dict[str, SegModel], size: Size, device: torch.device, runs: int
+    models: dict[str, SegModel | Teacher], size: Size, device: torch.device, runs: int
 ) -> Iterator[tuple[str, Milliseconds | str]]:
-    """Times the whole of what is deployed, one image at a time, in one form after the other.
+    """Times the networks as they are deployed, one image at a time, in one runtime after the other.
 
     Args:
         models: by name.
         size: (H, W) of the image.
-        device: of PyTorch's forms; ONNX Runtime computes on the CPU, with as many threads as PyTorch.
-        runs: of each form, beside those that warm up.
+        device: of PyTorch; ONNX Runtime computes on the CPU, with as many threads as PyTorch.
+        runs: timed runs in each runtime.
 
     Yields:
-        The name of the form, and its times; or why it has none.
+        The name of the runtime, and its times; or the error that prevents them.
     """
     image = torch.randint(256, (1, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    modules = {name: Deployable(model).to(device) for name, model in models.items()}
+    networks = {name: network_of(model) for name, model in models.items()}
+    modules = {name: Deployable(net, input_scale=scale).to(device) for name, (net, scale) in networks.items()}
 
     def forward(module: nn.Module, image: Tensor, dtype: torch.dtype | None) -> None:
         with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
@@ -126,7 +129,7 @@ def measure_latency(
 
     def time_pytorch(dtype: torch.dtype | None = None) -> Milliseconds:
         there = image.to(device)
-        return take_turns({name: partial(forward, modules[name], there, dtype) for name in modules}, runs, device)
+        return milliseconds({name: partial(forward, modules[name], there, dtype) for name in modules}, runs, device)
 
     yield "eager fp32", time_pytorch()
     for module in modules.values():
@@ -140,7 +143,7 @@ def measure_latency(
         yield "ONNX Runtime", str(error)
         return
     calls = {name: partial(session.run, None, {"images": image.numpy()}) for name, session in sessions.items()}
-    yield f"ONNX Runtime {require_extra('onnxruntime').__version__} CPU", take_turns(calls, runs, torch.device("cpu"))
+    yield f"ONNX Runtime {require_extra('onnxruntime').__version__} CPU", milliseconds(calls, runs, torch.device("cpu"))
 
 
 def open_in_onnxruntime(network: Deployable, size: Size) -> Any:
@@ -159,10 +162,12 @@ def open_in_onnxruntime(network: Deployable, size: Size) -> Any:
 
 
 def device_name(device: torch.device) -> str:
-    """What the times were measured on, for people."""
+    """The name of the device that the times were measured on."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    facts = Path("/proc/cpuinfo")  # Linux alone says the model there, and does not say it in platform.processor()
+    if device.type != "cpu":
+        return str(device)
+    facts = Path("/proc/cpuinfo")  # Linux has the model here, the other systems in platform.processor()
     lines = facts.read_text().splitlines() if facts.is_file() else []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     name = next(named, platform.processor() or "CPU")
@@ -170,7 +175,7 @@ def device_name(device: torch.device) -> str:
 
 
 def gain(amounts: dict[str, float], less: str, more: str) -> str:
-    """``'3.4x fewer'``: how much less, or else more, the student needs than the teacher; nothing without a teacher."""
+    """``'3.4x fewer'``: how much less (or more) the student needs than the teacher; '' without a teacher."""
     if len(amounts) == 1:
         return ""
     teacher, student = amounts["teacher"], amounts["student"]
@@ -178,54 +183,49 @@ def gain(amounts: dict[str, float], less: str, more: str) -> str:
 
 
 def print_line(label: str, cells: dict[str, str], remark: str = "") -> None:
-    """A label, a column for each network, and what the student gains."""
+    """Prints a label, a column for each network, and the gain of the student."""
     say(f"{label:<27}{''.join(f'{cell:>28}' for cell in cells.values())}  {remark}".rstrip())
 
 
-def print_networks(config: Experiment, about: dict[str, dict]) -> None:
-    """The part of the table that needs no clock."""
+def print_networks(config: Experiment, networks: dict[str, dict]) -> None:
+    """Prints the figures of :func:`describe`, by network."""
 
     def print_amounts(section: str, parts: tuple[str, ...], unit: float) -> None:
         for part in parts:
-            amounts = {name: facts[section][part] for name, facts in about.items()}
+            amounts = {name: facts[section][part] for name, facts in networks.items()}
             shown = {name: f"{amount / unit:.2f}" for name, amount in amounts.items()}
             print_line(f"  {part}", shown, gain(amounts, "fewer", "more"))
 
-    print_line("", {name: name for name in about}, "the student:" if len(about) == 2 else "")
+    print_line("", {name: name for name in networks}, "the student:" if len(networks) == 2 else "")
     for key in ("backbone", "head"):
-        print_line(key, {name: getattr(getattr(config, name), key) or "as in its weights" for name in about})
+        print_line(key, {name: getattr(getattr(config, name), key) or "as in its weights" for name in networks})
     say("parameters (M)")
     print_amounts("parameters", ("backbone", "head", "deployed"), 1e6)
-    auxiliary = {name: facts["parameters"]["auxiliary"] / 1e6 for name, facts in about.items()}
+    auxiliary = {name: facts["parameters"]["auxiliary"] / 1e6 for name, facts in networks.items()}
     if any(auxiliary.values()):
         print_line("  + auxiliary, in training", {name: f"{amount:.2f}" for name, amount in auxiliary.items()})
     say("GFLOPs (multiply-adds)")
     print_amounts("multiply_adds", ("backbone", "head", "total"), 1e9)
     say("taps (channels, stride, grid)")
-    for tap in about["student"]["taps"]:
-        shape = "{channels} /{stride} {grid[0]}x{grid[1]}".format
-        print_line(f"  {tap}", {name: shape(**facts["taps"][tap]) for name, facts in about.items()})
+    for tap in networks["student"]["taps"]:
+        shape = "{channels} /{stride:g} {grid[0]}x{grid[1]}".format
+        print_line(f"  {tap}", {name: shape(**facts["taps"][tap]) for name, facts in networks.items()})
 
 
 def run(config: Experiment, args: argparse.Namespace) -> None:
-    device = torch.device(args.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: PyTorch sees no GPU on this machine; use --device cpu")
     size, origin = (tuple(args.size), "--size") if args.size else image_size(config, args.config)
     names = class_names(config, args.config)
-    teacher, _ = build_teacher(config, args.config, names, pretrained=False)
-    if isinstance(teacher, MappedModel):
-        teacher = teacher.model  # merging its classes costs next to nothing
+    teacher = build_teacher(config, args.config, names, pretrained=False)
     student, _ = build_student(config, args.config, names, pretrained=False)
     models = ({} if teacher is None else {"teacher": teacher}) | {"student": student}
 
     say(f"{args.config}: {len(names)} classes, image {size[0]}x{size[1]} ({origin})")
-    about = {name: describe(model, size) for name, model in models.items()}
-    print_networks(config, about)
+    networks = {name: describe(model, size) for name, model in models.items()}
+    print_networks(config, networks)
 
-    say(f"latency (ms), median (min..max) of {args.runs} on {device_name(device)}, torch {torch.__version__}")
+    say(f"latency (ms), median (min..max) of {args.runs} on {device_name(args.device)}, torch {torch.__version__}")
     latency, medians = {}, {}
-    for form, times in measure_latency(models, size, device, args.runs):
+    for form, times in measure_latency(models, size, args.device, args.runs):
         latency[form] = times
         if isinstance(times, str):
             say(f"  {form}: {times}")
@@ -236,18 +236,18 @@ def run(config: Experiment, args: argparse.Namespace) -> None:
 
     if teacher is not None:
         parameters, operations = (
-            gain({name: about[name][section][part] for name in models}, "fewer", "more")
+            gain({name: networks[name][section][part] for name in models}, "fewer", "more")
             for section, part in (("parameters", "deployed"), ("multiply_adds", "total"))
         )
-        # Each in its fastest form: nobody would deploy the teacher in one that is slow for it.
+        # Each in its fastest runtime, in which it would be deployed.
         fastest = {name: min(form[name] for form in medians.values()) for name in models}
         speed = gain(fastest, "faster", "slower")
-        say(f"student: {parameters} parameters, {operations} GFLOPs, {speed} (each in its fastest form)")
+        say(f"student: {parameters} parameters, {operations} GFLOPs, {speed} (each in its fastest runtime)")
 
     if args.json:
         result = {
-            "source": args.config, "image_size": size, "image_size_from": origin, "networks": about,
-            "latency_ms": latency, "meaning": MEANING, "device": device_name(device),
+            "source": args.config, "image_size": size, "image_size_from": origin, "networks": networks,
+            "latency_ms": latency, "meaning": MEANING, "device": device_name(args.device),
             "environment": environment(), "config": config.model_dump(),
         }  # fmt: skip
         write_atomically(args.json, (json.dumps(result, indent=2) + "\n").encode())
@@ -261,9 +261,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--size", type=int, nargs=2, metavar=("H", "W"), help="default: a whole validation image, else data.crop_size"
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--runs", type=int, default=5, metavar="N", help="timed runs of each form (default 5)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure and its provenance")
+    parser.add_argument("--device", type=usable_device, default=DEFAULT, help=f"default here: {DEFAULT}")
+    parser.add_argument("--runs", type=int, default=5, metavar="N", help="timed runs in each runtime (default 5)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures and their provenance")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="a.b=c", help="override config values")
     args = parser.parse_args(arguments)
     if args.runs < 1:
@@ -277,7 +277,9 @@ def main(arguments: list[str] | None = None) -> None:
     except RuntimeError as error:
         if "memory" not in str(error):
             raise
-        sys.exit(f"error: no memory for images of this size, give a smaller --size: {str(error).splitlines()[0]}")
+        sys.exit(
+            f"error: not enough memory for images of this size, give a smaller --size: {str(error).splitlines()[0]}"
+        )
     except KeyboardInterrupt:
         sys.exit("interrupted")
 

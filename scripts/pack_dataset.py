@@ -1,4 +1,4 @@
-"""Decodes a config's data set once, into files that training and evaluation then read as ``data.packed``."""
+"""Decodes a config's data set once into files, which training and evaluation read by ``data.packed``."""
 
 import argparse
 import json
@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-if not __package__:  # run as a file: its own folder is on the import path, the repository's root is not
+if not __package__:  # run as a file: the repository's root is not on the import path
     from _as_module import restart_as_module
 
     restart_as_module(__file__)
@@ -30,7 +30,7 @@ examples, from the repository root:
   python scripts/pack_dataset.py configs/hmkd/cityscapes_b4_r18.py --out data/cityscapes_packed
   python scripts/pack_dataset.py configs/hmkd/cityscapes_b4_r18.py --out data/cityscapes_packed --verify
   python train_kd.py configs/hmkd/cityscapes_b4_r18.py --cfg-options data.packed=data/cityscapes_packed
-A run that was stopped goes on where it was: give the same command again.
+To resume a stopped run, give the same command again.
 """
 SHARD = 256 * 2**20  # bytes, unless a single sample is larger
 SHOWN = 20  # problems printed
@@ -39,8 +39,8 @@ SHOWN = 20  # problems printed
 class Packer:
     """Packs one split into a folder, shard by shard.
 
-    A finished shard has its part of the index beside it, by which a later run knows it. When all parts are there they
-    become the index.
+    Each finished shard has its part of the index beside it, so that a later run can resume. When all shards are
+    finished, their parts become the index.
 
     Args:
         dataset: the split, read from its files.
@@ -61,7 +61,7 @@ class Packer:
         """Writes what is missing."""
         if self.finished:
             return
-        for left in self.folder.glob(".*.tmp"):  # by a run that was killed while it wrote
+        for left in self.folder.glob(".*.tmp"):  # from a run that was killed while it wrote
             left.unlink()
         total = sum(len(self.shards[number]) for number in self.todo)
         with tqdm(total=total, desc=self.folder.name, leave=False, disable=None) as bar:
@@ -78,17 +78,17 @@ class Packer:
             self._part(number).unlink()
 
     def problems(self, sources: bool) -> list[str]:
-        """What is wrong with the packed split, all of which is read.
+        """Reads the whole packed split; what is wrong with it.
 
         Args:
-            sources: compare the files, too, that it was packed from.
+            sources: also compare the files from which it was packed.
 
         Raises:
             FileNotFoundError, ValueError: as ``PackedDataset``.
         """
         packed = PackedDataset(self.dataset, self.folder)
         bar = tqdm(range(len(packed)), f"verifying {self.folder.name}", leave=False, disable=None)
-        return [problem for problem in (packed.damage(index, sources) for index in bar) if problem is not None]
+        return [problem for problem in (packed.find_damage(index, sources) for index in bar) if problem is not None]
 
     def _write(self, number: int, bar: tqdm) -> None:
         content, samples = bytearray(), []
@@ -103,7 +103,7 @@ class Packer:
         write_atomically(self._part(number), json.dumps({**describe(self.dataset), "samples": samples}).encode())
 
     def _read_part(self, number: int) -> list[dict[str, Any]] | None:
-        """The index of a shard, if that is there, whole, and of what is to be packed now."""
+        """The index of a shard, if the shard is complete and has the samples of this data set; else None."""
         shard, part = self._shard(number), self._part(number)
         if not (part.is_file() and shard.is_file() and shard.stat().st_size == self.size(number)):
             return None
@@ -121,10 +121,10 @@ class Packer:
 
 
 def plan(dataset: SegDataset) -> tuple[list[dict[str, Any]], list[range]]:
-    """What the index says of each sample before it is decoded, and which samples each shard holds.
+    """The index entry of each sample as far as it is known before decoding, and the samples of each shard.
 
     Raises:
-        ValueError: a file is no image, or larger than one may be.
+        ValueError: a file is not an image, or is too large.
     """
     samples: list[dict[str, Any]] = []
     shards, first, offset = [], 0, 0
@@ -132,7 +132,7 @@ def plan(dataset: SegDataset) -> tuple[list[dict[str, Any]], list[range]]:
         try:
             with Image.open(image) as picture:
                 width, height = picture.size
-        except Exception as error:  # Pillow's are of many types
+        except Exception as error:  # Pillow raises many types
             raise undecodable(image, error) from error
         size = height * width * (3 if label is None else 4)
         if offset and offset + size > SHARD:
@@ -145,15 +145,15 @@ def plan(dataset: SegDataset) -> tuple[list[dict[str, Any]], list[range]]:
 
 
 def pack(packers: Sequence[Packer]) -> None:
-    """Says how large the result will be, and writes it if the disk has room.
+    """Prints the size of the result, and writes it if the disk has enough space.
 
     Raises:
-        OSError: it has not.
+        OSError: the disk has not enough space.
     """
     missing = 0
     for packer in packers:
         total, todo = (sum(map(packer.size, shards)) for shards in (range(len(packer.shards)), packer.todo))
-        state = "packed already" if packer.finished else f"{_size(total)}, of which {_size(todo)} are to be written"
+        state = "packed already" if packer.finished else f"{_size(total)}, of which {_size(todo)} are missing"
         say(f"{packer.folder}: {len(packer.dataset)} samples, {state}")
         missing += todo
     for packer in packers:
@@ -162,14 +162,14 @@ def pack(packers: Sequence[Packer]) -> None:
     free = shutil.disk_usage(folder).free
     if missing > free:
         raise OSError(
-            f"{folder} has {_size(free)} free, {_size(missing)} are to be written; make room, or give another --out"
+            f"{folder} has {_size(free)} free, but {_size(missing)} are needed; free space, or choose another --out"
         )
     for packer in packers:
         packer.run()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns 0 where the packed data set is sound, 1 where it is not or could not be written."""
+    """Returns 0 if the packed data set is correct, 1 if it is not or could not be written."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -177,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder; each split gets its own in it")
     parser.add_argument("--splits", nargs="+", choices=("train", "val", "test"), default=["train", "val"])
     parser.add_argument(
-        "--verify", action="store_true", help="write nothing; compare with what was packed and with today's files"
+        "--verify", action="store_true", help="write nothing; compare with what was packed and with the present files"
     )
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="a.b=c", help="override config values")
     args = parser.parse_args(arguments)
@@ -190,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         problems = [str(error)]
     except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on from the last finished shard")
+        sys.exit("interrupted; the same command resumes after the last finished shard")
     for problem in problems[:SHOWN]:
         print(f"error: {problem}", file=sys.stderr)
     if len(problems) > SHOWN:

@@ -1,17 +1,15 @@
-"""Lays a trained network's classes over images, folders of them and videos.
+"""Predicts the classes of images and videos, and draws them over the pictures.
 
-The network's file is all that it needs. A file of a run is used as its config says that it was validated (mode, scales,
-precision), so that the classes are those that eval.py scores; --scales overrides its scales. An ONNX file sees whole
-images at scale 1 unless --scales says otherwise. Writes NAME.png for each image, NAME.mp4 for each video (without its
-sound) and legend.png; a folder is searched through and mirrored. Images and videos are turned upright first.
+Only the file of a trained network is needed. A file of a run is used with the settings of its validation (mode, scales,
+precision), so the classes are those that eval.py scores; --scales overrides its scales. An ONNX file sees whole images
+at scale 1, or at --scales. Writes NAME.png for each image, NAME.mp4 for each video (without sound) and legend.png; the
+output of a folder has the same subfolders. Images and videos are rotated upright first.
 """
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from tqdm import tqdm
 
-if not __package__:  # run as a file: its own folder is on the import path, the repository's root is not
+if not __package__:  # run as a file: the repository's root is not on the import path
     from _as_module import restart_as_module
 
     restart_as_module(__file__)
@@ -30,7 +28,8 @@ from eval import factors
 from models import SegOutput, load_student
 from models.inference import LARGEST_SCALE, predict
 from models.onnx import OnnxModel
-from models.weights.metadata import check_metadata
+from scripts._device import DEFAULT, usable_device
+from scripts._inputs import VIDEOS, Job, check_outputs, find_jobs
 from scripts._video import Video, write_video
 from utils.config import validate
 from utils.console import say
@@ -41,104 +40,28 @@ EXAMPLES = """examples:
   python scripts/predict.py student.safetensors photo.jpg street.mp4 --out overlays --scales 0.5 --save-pred
   python scripts/predict.py student.onnx photo.jpg --out overlays
 """
-IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")  # what a folder is searched for
-VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
-
-
-class Job(NamedTuple):
-    """One image or video, and where its overlay goes: ``target`` without its suffix."""
-
-    source: Path
-    target: Path
-
-    @property
-    def is_video(self) -> bool:
-        return self.source.suffix.lower() in VIDEOS
-
-    @property
-    def overlay(self) -> Path:
-        return self.target.with_name(self.target.name + (".mp4" if self.is_video else ".png"))
-
-    @property
-    def classes(self) -> Path:
-        """The class map's file, or for a video the folder of its frames' class maps."""
-        return self.target.with_name(self.target.name + ("_classes" if self.is_video else "_classes.png"))
-
-
-def files_below(folder: Path) -> list[Path]:
-    """Files in a folder and its folders, relative to it, sorted; none that is hidden, and no folder twice in a path.
-
-    Links are followed, but not one that leads back up: that would never end.
-    """
-    found, entered = [], {folder: {folder.resolve()}}
-    for place, folders, files in os.walk(folder, followlinks=True):
-        above = entered.pop(Path(place))
-        inner = {name: (Path(place) / name).resolve() for name in folders if not name.startswith(".")}
-        folders[:] = [name for name, target in inner.items() if target not in above]
-        entered |= {Path(place) / name: above | {inner[name]} for name in folders}
-        paths = [Path(place) / name for name in files if not name.startswith(".")]
-        found += [path.relative_to(folder) for path in paths if path.is_file()]
-    return sorted(found)
-
-
-def find_jobs(inputs: list[Path], out: Path) -> list[Job]:
-    """Every image and video of ``inputs``, those of a folder in the order of their names; hidden files are left alone.
-
-    Raises:
-        FileNotFoundError: an input does not exist.
-        ValueError: a folder holds neither images nor videos, or holds ``out``.
-    """
-    jobs = []
-    for path in inputs:
-        if path.is_dir():
-            if out.resolve().is_relative_to(path.resolve()):
-                raise ValueError(f"--out {out} lies in the input folder {path}: overlays would become inputs")
-            names = [name for name in files_below(path) if name.suffix.lower() in IMAGES + VIDEOS]
-            if not names:
-                raise ValueError(f"{path} holds no image and no video; looked for {', '.join(IMAGES + VIDEOS)}")
-            jobs += [Job(path / name, out / name.parent / name.stem) for name in names]
-        elif path.is_file():
-            jobs.append(Job(path, out / path.stem))
-        else:
-            raise FileNotFoundError(f"input {path} does not exist; expected an image, a video or a folder of them")
-    return jobs
-
-
-def check_outputs(jobs: list[Job], legend: Path, save_pred: bool) -> None:
-    """ValueError where two inputs would be written to one file, or an input would be overwritten."""
-    sources = {job.source.resolve() for job in jobs}
-    owners: dict[Path, str | Path] = {legend: "the legend"}
-    for job in jobs:
-        for path in [job.overlay, job.classes] if save_pred else [job.overlay]:
-            if path in owners:
-                raise ValueError(
-                    f"{owners[path]} and {job.source} would both be written to {path}: rename one, or give them to "
-                    f"two calls with an --out each"
-                )
-            owners[path] = job.source
-    for path, owner in owners.items():
-        if path.resolve() in sources:
-            raise ValueError(f"{path}, to be written for {owner}, is an input: give another --out")
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Decodes an image as datasets do, but upright: an EXIF rotation is applied -> H W 3 uint8 RGB.
+    """Decodes an image as datasets do, but applies an EXIF rotation -> H W 3 uint8 RGB.
 
     Raises:
-        ValueError: the file cannot be decoded in full, holds several pictures, or another pixel format.
+        ValueError: the file cannot be decoded completely, has several pictures, or another pixel format.
     """
     try:
         with Image.open(path) as picture:
             picture.load()
-            # MPO is a phone's JPEG: further pictures in it are previews of the first.
+            # MPO is the JPEG of some phones: its further pictures are previews of the first.
             several = getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO"
             upright = ImageOps.exif_transpose(picture)
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, ... by format and by kind of damage
+    except Exception as error:  # Pillow raises many types, by format and damage
         raise ValueError(
             f"{path} cannot be decoded ({error}); expected an undamaged image, or a video named {', '.join(VIDEOS)}"
         ) from error
     if several:
-        raise ValueError(f"{path} holds {picture.n_frames} pictures; expected one: save them one by one, or as a video")
+        raise ValueError(
+            f"{path} has {picture.n_frames} pictures; expected one: save each as a file, or all as a video"
+        )
     if upright.mode not in IMAGE_MODES:
         raise ValueError(
             f"{path} has pixel format {upright.mode!r}; expected one of {', '.join(IMAGE_MODES)}: convert it to RGB"
@@ -147,9 +70,9 @@ def read_image(path: Path) -> np.ndarray:
 
 
 class OnnxNetwork(nn.Module):
-    """An ONNX file in the place of a network; without ``logits`` in it, its class maps count as one-hot logits.
+    """An ONNX file as a network. Without the output ``logits``, its class maps become one-hot logits.
 
-    At another scale than 1 these give coarser outlines than logits would.
+    At another scale than 1, these give coarser outlines than logits.
     """
 
     def __init__(self, path: Path):
@@ -160,21 +83,21 @@ class OnnxNetwork(nn.Module):
         outputs = self.model.run(images.round().to(torch.uint8))
         if "logits" in outputs:
             return SegOutput(torch.from_numpy(outputs["logits"]), {}, None)
-        numbers = torch.arange(len(self.model.about["class_names"])).view(-1, 1, 1)
+        numbers = torch.arange(len(self.model.metadata["class_names"])).view(-1, 1, 1)
         return SegOutput((torch.from_numpy(outputs["classes"]).unsqueeze(1) == numbers).float(), {}, None)
 
 
 class Predictor:
-    """A trained network, from its file alone.
+    """A trained network, built from its file alone.
 
     Args:
-        path: of ``.onnx``, or what ``load_student`` reads.
-        device: where it runs; the GPU where there is one by default. ONNX files run on the CPU.
-        scales: in place of those that the file was validated with.
+        path: an ``.onnx`` file, or what ``load_student`` reads.
+        device: by default the GPU where there is one. ONNX files run on the CPU.
+        scales: instead of those of the validation.
 
     Attributes:
-        about: what the file says of itself.
-        settings: how its images are seen.
+        metadata: of the file.
+        settings: mode, scales and flip of the prediction.
 
     Raises:
         FileNotFoundError, ValueError: as ``load_student`` and ``OnnxModel``; and for an ONNX file on another device.
@@ -183,15 +106,14 @@ class Predictor:
     def __init__(self, path: Path, device: torch.device | None = None, scales: list[float] | None = None):
         is_onnx = path.suffix.lower() == ".onnx"
         if is_onnx and device is not None and device.type != "cpu":
-            raise ValueError(f"--device {device}: {path} is an ONNX file, which runs on the CPU here")
+            raise ValueError(f"--device {device}: {path} is an ONNX file, which runs only on the CPU")
         if is_onnx:
             self.model, self.device = OnnxNetwork(path), torch.device("cpu")
-            self.about = self.model.model.about
-            check_metadata(self.about, str(path))
+            self.metadata = self.model.model.metadata
         else:
-            self.model, self.about = load_student(path)
-            self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        config = self.about.get("config", {})
+            self.model, self.metadata = load_student(path)
+            self.device = device or torch.device(DEFAULT)
+        config = self.metadata.get("config", {})
         asked = {} if scales is None else {"scales": scales}
         self.settings = validate({**config.get("eval", {}), **asked}, Eval, f"{path}: config.eval")
         self.train = validate(
@@ -201,12 +123,12 @@ class Predictor:
         self.model.to(self.device, memory_format=layout)
 
     def __str__(self) -> str:
-        scale = self.about.get("scale", 1)
-        built_in = f", after the {scale:g} that is built into the file" if scale != 1 else ""
-        known = "" if {"scale", "config"} & self.about.keys() else " (the file does not say how it was validated)"
+        scale = self.metadata.get("scale", 1)
+        built_in = f" of images that the file itself resizes by {scale:g}" if scale != 1 else ""
+        known = "" if {"scale", "config"} & self.metadata.keys() else " (the file has no settings of a validation)"
         scales = ",".join(f"{scale:g}" for scale in self.settings.scales)
         flip = ", flip" if self.settings.flip else ""
-        classes = len(self.about["class_names"])
+        classes = len(self.metadata["class_names"])
         return f"{classes} classes, {self.device}, {self.settings.mode} at scale {scales}{built_in}{flip}{known}"
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
@@ -217,24 +139,24 @@ class Predictor:
             return predict(self.model, pixels, **self.settings.protocol)[0].cpu().numpy()
 
 
-def legend(about: dict) -> np.ndarray:
-    """The classes' numbers, names and colours as a picture."""
-    entries = enumerate(zip(about["class_names"], about["palette"], strict=True))
+def legend(metadata: dict) -> np.ndarray:
+    """Numbers, names and colours of the classes as a picture."""
+    entries = enumerate(zip(metadata["class_names"], metadata["palette"], strict=True))
     colors = {f"{number} {name}": tuple(color) for number, (name, color) in entries}
-    blank = np.full((1, 640, 3), 255, np.uint8)  # a panel of nothing: its title and its legend remain
-    return panel([[blank]], ["classes"], colors, row_height=1)
+    blank = np.full((1, 1248, 3), 255, np.uint8)  # a panel of nothing: its title and its legend remain
+    return panel([[("classes", blank)]], colors, width=1280)
 
 
 def predict_image(job: Job, predictor: Predictor, alpha: float, save_pred: bool) -> None:
     image = read_image(job.source)
     classes = predictor(image)
-    write_png(job.overlay, overlay(image, classes, predictor.about["palette"], alpha))
+    write_png(job.overlay, overlay(image, classes, predictor.metadata["palette"], alpha))
     if save_pred:
         write_png(job.classes, classes)
 
 
 def predict_video(job: Job, predictor: Predictor, alpha: float, save_pred: bool) -> int:
-    """Gives the number of frames, and says it."""
+    """Writes the overlays of a video; prints and returns the number of its frames."""
     video = Video(job.source)
 
     def overlays():
@@ -243,21 +165,12 @@ def predict_video(job: Job, predictor: Predictor, alpha: float, save_pred: bool)
             classes = predictor(frame)
             if save_pred:
                 write_png(job.classes / f"{number:06d}.png", classes)
-            yield overlay(frame, classes, predictor.about["palette"], alpha)
+            yield overlay(frame, classes, predictor.metadata["palette"], alpha)
 
     count = write_video(job.overlay, overlays(), video.fps)
-    early = f"; its header announces {video.announced}: is it cut off?" if count < video.announced else ""
+    early = f"; its header says {video.announced}: is it truncated?" if count < video.announced else ""
     say(f"{job.source}: {count} frames at {video.fps:g} frames/s{early}")
     return count
-
-
-def device(name: str) -> torch.device:
-    """A device that tensors can be put on and read from."""
-    try:
-        torch.zeros(1, device=name).cpu()
-        return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
-        raise argparse.ArgumentTypeError(f"{name} is not usable here: {str(error).splitlines()[0]}") from error
 
 
 def run(args: argparse.Namespace) -> None:
@@ -265,7 +178,7 @@ def run(args: argparse.Namespace) -> None:
     check_outputs(jobs, args.out / "legend.png", args.save_pred)
     predictor = Predictor(args.checkpoint, args.device, args.scales)
     say(f"{args.checkpoint}: {predictor}")
-    write_png(args.out / "legend.png", legend(predictor.about))
+    write_png(args.out / "legend.png", legend(predictor.metadata))
 
     start, images, frames = time.perf_counter(), 0, []
     for job in tqdm(jobs, leave=False, disable=None, unit="file"):
@@ -278,7 +191,7 @@ def run(args: argparse.Namespace) -> None:
         except (ValueError, OSError, torch.OutOfMemoryError) as error:
             done = images + len(frames)
             raise ValueError(
-                f"{error}\nstopped at {job.source}: {done} of {len(jobs)} are done, in {args.out}"
+                f"{error}\nstopped at {job.source}: {done} of {len(jobs)} are finished, in {args.out}"
             ) from error
     rate = (images + sum(frames)) / (time.perf_counter() - start)
     say(f"wrote to {args.out}: images {images}, videos {len(frames)} (frames {sum(frames)}); {rate:.1f} images/s")
@@ -293,14 +206,18 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="image, video, or folder of them")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
-    parser.add_argument("--alpha", type=float, default=0.5, metavar="A", help="the colours' share, 0..1 (default 0.5)")
-    parser.add_argument("--scales", type=factors, metavar="0.5,1.0", help="average over these factors on the size")
+    parser.add_argument(
+        "--alpha", type=float, default=0.5, metavar="A", help="opacity of the colours, 0..1 (default 0.5)"
+    )
+    parser.add_argument(
+        "--scales", type=factors, metavar="0.5,1.0", help="average over images resized by these factors"
+    )
     parser.add_argument(
         "--save-pred",
         action="store_true",
-        help="write class numbers as well: NAME_classes.png of an image, NAME_classes/000000.png ... of a video",
+        help="also write class numbers: NAME_classes.png of an image, NAME_classes/000000.png ... of a video",
     )
-    parser.add_argument("--device", type=device, metavar="D", help="cpu, cuda, cuda:1 (default: cuda where it is)")
+    parser.add_argument("--device", type=usable_device, metavar="D", help=f"cpu, cuda:1, mps (default here: {DEFAULT})")
     args = parser.parse_args(arguments)
     if not 0 <= args.alpha <= 1:
         parser.error(f"--alpha {args.alpha}: expected 0..1")
@@ -311,7 +228,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"interrupted: what was written stays in {args.out}")
+        sys.exit(f"interrupted: the finished files are in {args.out}")
 
 
 if __name__ == "__main__":

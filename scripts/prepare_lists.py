@@ -1,7 +1,7 @@
-"""Writes the train, val and test lists of Cityscapes or CamVid, after checking every image and label they name.
+"""Writes the train, val and test lists of Cityscapes or CamVid, after checking every image and label in them.
 
-Checking is reading: each image and each label, whole, as training and evaluation do. With --config it checks the lists
-that a config names, of whatever data set.
+To check a file, it is read completely, as in training and evaluation. With --config the lists of a config are checked,
+for any data set.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import NamedTuple
 from PIL import Image
 from tqdm import tqdm
 
-if not __package__:  # run as a file: its own folder is on the import path, the repository's root is not
+if not __package__:  # run as a file: the repository's root is not on the import path
     from _as_module import restart_as_module
 
     restart_as_module(__file__)
@@ -39,28 +39,28 @@ examples:
       SegNet's files:    data/camvid/{train,trainannot,val,valannot,test,testannot}/*.png
       the original ones: data/camvid/{701_StillsRaw_full/*.png,LabeledApproved_full/*_L.png}, or {images,labels}
   python scripts/prepare_lists.py camvid data/camvid --check
-      checks the lists that are there, and writes nothing
+      checks the existing lists, and writes nothing
   python scripts/prepare_lists.py --config configs/hmkd/camvid_b4_r18.py
-      checks the lists that a config names, and writes nothing
+      checks the lists of a config, and writes nothing
 """
 COUNTS = {
     "cityscapes": {"train": 2975, "val": 500, "test": 1525},
     "camvid": {"train": 367, "val": 101, "test": 233},
 }
-SHOWN = 20  # problems printed in full
+SHOWN = 20  # problems printed
 EXIF_ORIENTATION = 274
 ORIGINAL_CAMVID = (("701_StillsRaw_full", "LabeledApproved_full"), ("images", "labels"))
 
 
 class Found(NamedTuple):
-    """What lies in a data folder: the list lines of each split, and whatever is wrong."""
+    """The content of a data folder: the list lines of each split, and all problems."""
 
     lines: dict[str, list[str]]
     problems: list[str]
 
 
 def find_cityscapes(root: Path) -> Found:
-    """Pairs leftImg8bit with gtFine. The test set's public labels are blank, so its lines name the image alone."""
+    """Pairs leftImg8bit with gtFine. The public labels of the test set are empty, so its lines have only the image."""
     found = Found({}, [])
     for split in COUNTS["cityscapes"]:
         pictures, truths = root / "leftImg8bit" / split, root / "gtFine" / split
@@ -68,14 +68,14 @@ def find_cityscapes(root: Path) -> Found:
         if split == "test":
             found.lines[split] = [str(path.relative_to(root)) for path in images.values()]
             continue
-        # Where both kinds of label are there, labelIds win.
+        # Where both kinds of labels exist, labelIds are used.
         labels = _by_name(truths, "*/*", "_gtFine_labelTrainIds.png") | _by_name(truths, "*/*", "_gtFine_labelIds.png")
         found.lines[split] = _pair(root, images, labels, found.problems)
     return found
 
 
 def find_camvid(root: Path) -> Found:
-    """SegNet's folders, or else the original 701 frames shared out as SegNet did."""
+    """SegNet's folders, or else the original 701 frames, split as SegNet did."""
     found = Found({}, [])
     original = next((pair for pair in ORIGINAL_CAMVID if (root / pair[0]).is_dir() and (root / pair[1]).is_dir()), None)
     if (root / "train").is_dir() or original is None:
@@ -85,7 +85,9 @@ def find_camvid(root: Path) -> Found:
         return found
     images, labels = _by_name(root / original[0], "*", ".png"), _by_name(root / original[1], "*", "_L.png")
     splits = {name: segnet_split(name) for name in images | labels}
-    found.problems.extend(f"{name}: no frame of CamVid, so in no split" for name in splits if splits[name] is None)
+    found.problems.extend(
+        f"{name}: not a frame of CamVid, so it is in no split" for name in splits if splits[name] is None
+    )
     for split in COUNTS["camvid"]:
         mine = [{name: files[name] for name in files if splits[name] == split} for files in (images, labels)]
         found.lines[split] = _pair(root, *mine, found.problems)
@@ -93,7 +95,7 @@ def find_camvid(root: Path) -> Found:
 
 
 def segnet_split(name: str) -> str | None:
-    """SegNet's split of a CamVid frame: 367 train, 101 val, 233 test; None for no frame of CamVid.
+    """SegNet's split of a CamVid frame: 367 train, 101 val, 233 test; None if it is not a frame of CamVid.
 
     train: 0006R0 (101), the first half of 0001TP (62, up to frame 8520), 0016E5 at one frame a second (204);
     val: the 101 frames of 0016E5 at fifteen a second (7959..8159); test: Seq05VD (171), the other half of 0001TP (62).
@@ -108,11 +110,11 @@ def segnet_split(name: str) -> str | None:
 
 
 def check_lists(name: str, root: Path, folder: Path) -> list[str]:
-    """Reads the lists in ``folder`` as training will and prints their counts. Returns what is wrong."""
+    """Reads the lists in ``folder`` as training does and prints their counts. Returns the problems."""
     problems = []
     paths = {split: folder / f"{split}.txt" for split in COUNTS[name]}
     if not any(path.is_file() for path in paths.values()):
-        problems.append(f"{folder} holds none of {', '.join(path.name for path in paths.values())}")
+        problems.append(f"{folder} has none of {', '.join(path.name for path in paths.values())}")
     for split, path in paths.items():
         if path.is_file():
             problems += check_split(split, partial(DATASETS[name], root, path.resolve()), COUNTS[name][split])
@@ -122,10 +124,10 @@ def check_lists(name: str, root: Path, folder: Path) -> list[str]:
 
 
 def check_config(source: str, options: Sequence[str]) -> list[str]:
-    """Reads the lists that a config names, as training and evaluation will, and prints their counts.
+    """Reads the lists of a config as training and evaluation do, and prints their counts.
 
     Returns:
-        What is wrong.
+        The problems.
     """
     config = load_config(source, Experiment, [*options, "data.packed=None"])
     problems = []
@@ -140,13 +142,13 @@ def check_config(source: str, options: Sequence[str]) -> list[str]:
 def check_split(
     split: str, build: Callable[[], SegDataset], expected: int | None = None, labelled: bool = False
 ) -> list[str]:
-    """Prints how many samples a split has, of how many it should, and what may be a mistake. Returns what is wrong.
+    """Prints the number of samples of a split, and warnings. Returns the problems.
 
     Args:
         split: its name.
-        build: gives it.
-        expected: the number of samples it has in full.
-        labelled: each must have a label.
+        build: returns its data set.
+        expected: its number of samples if it is complete.
+        labelled: each sample must have a label.
     """
     try:
         dataset = build()
@@ -154,15 +156,15 @@ def check_split(
         return [str(error)]
     problems = [f"{image}: has no label in its list" for image, label in dataset.files if labelled and label is None]
     missing = set(dataset.missing_files())
-    problems += [f"{path}: is missing, or is a link that leads nowhere" for path in sorted(missing)]
+    problems += [f"{path}: is missing, or is a broken link" for path in sorted(missing)]
     there = [index for index, pair in enumerate(dataset.files) if missing.isdisjoint(pair)]
     with ThreadPoolExecutor() as pool:
         results = pool.map(lambda index: check_sample(dataset, index), there)
         samples = list(tqdm(results, split, len(there), leave=False, disable=None))  # no bar in a log file
     print(_count(split, len(dataset), expected))
     for what, files in {
-        "labels void everywhere, which teach nothing": [sample.void for sample in samples if sample.void],
-        "images with an EXIF rotation, which is not applied: their labels must lie as the pixels are stored": [
+        "labels are void everywhere and teach nothing": [sample.void for sample in samples if sample.void],
+        "images have an EXIF rotation, which is not applied: their labels must fit the pixels as stored": [
             sample.rotated for sample in samples if sample.rotated
         ],
     }.items():
@@ -172,7 +174,7 @@ def check_split(
 
 
 class Sample(NamedTuple):
-    """What was found in one sample: what is wrong with which file, a label all void, an image said to be turned."""
+    """The result for one sample: a problem, a label that is void everywhere, an image with an EXIF rotation."""
 
     problem: str | None = None
     void: Path | None = None
@@ -180,7 +182,7 @@ class Sample(NamedTuple):
 
 
 def check_sample(dataset: SegDataset, index: int) -> Sample:
-    """Reads one sample, whole."""
+    """Reads one sample completely."""
     image, label = dataset.files[index]
     try:
         _, truth = dataset.load(index)
@@ -193,11 +195,11 @@ def check_sample(dataset: SegDataset, index: int) -> Sample:
 
 
 def write_lists(name: str, root: Path) -> list[str]:
-    """Lists what lies under ``root``. Returns what is wrong; then nothing was written."""
+    """Writes the lists of the files under ``root``. Returns the problems; if there are any, nothing was written."""
     lines, problems = FINDERS[name](root)
     if not any(lines.values()):
-        return [*problems, f"no image with its label was found under {root}; the layouts known are\n{EXAMPLES}"]
-    # Drafts beside their place (so that moving them is atomic), which go whatever happens.
+        return [*problems, f"no image with its label was found under {root}; the known layouts are\n{EXAMPLES}"]
+    # Drafts in the same file system (so that moving them is atomic), which are always removed.
     with TemporaryDirectory(prefix=".lists-", dir=root) as folder:
         drafts = Path(folder)
         problems += write_drafts(lines, root, drafts)
@@ -209,7 +211,7 @@ def write_lists(name: str, root: Path) -> list[str]:
 
 
 def write_drafts(lines: dict[str, list[str]], root: Path, folder: Path) -> list[str]:
-    """Writes the lists to ``folder``. Returns the lists in ``root`` that they may not replace."""
+    """Writes the lists to ``folder``. Returns a problem for each list in ``root`` that has other lines."""
     problems = []
     for split, entries in lines.items():
         if not entries:
@@ -220,19 +222,19 @@ def write_drafts(lines: dict[str, list[str]], root: Path, folder: Path) -> list[
             file.flush()
             os.fsync(file.fileno())
         if path.exists() and path.read_text(encoding="utf-8") != text:
-            problems.append(f"{path} is there with other lines; move it away to have it written anew, or use --check")
+            problems.append(f"{path} exists with other lines; move it away to write it again, or use --check")
     return problems
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns 0 where all that was found is sound, 1 where something is broken and nothing was written."""
+    """Returns 0 if there is no problem, 1 if there are problems and nothing was written."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("dataset", nargs="?", choices=tuple(COUNTS))
-    parser.add_argument("root", nargs="?", type=Path, help="folder of the data set; the lists are written into it")
-    parser.add_argument("--check", action="store_true", help="check the lists that are there; write nothing")
-    parser.add_argument("--config", help="check the lists that this config names instead; write nothing")
+    parser.add_argument("root", nargs="?", type=Path, help="folder of the data set, for the lists too")
+    parser.add_argument("--check", action="store_true", help="check the existing lists; write nothing")
+    parser.add_argument("--config", help="check the lists of this config instead; write nothing")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="a.b=c", help="override config values")
     options = parser.parse_args(arguments)
     name, root = options.dataset, options.root
@@ -269,14 +271,14 @@ def _by_name(folder: Path, pattern: str, suffix: str) -> dict[str, Path]:
 
 
 def _pair(root: Path, images: dict[str, Path], labels: dict[str, Path], problems: list[str]) -> list[str]:
-    """List lines of what has both; what lacks its partner goes to ``problems``."""
+    """List lines of the complete pairs; an image or label without a partner is added to ``problems``."""
     problems += [f"{images[name]}: has no label" for name in sorted(images.keys() - labels.keys())]
     problems += [f"{labels[name]}: has no image" for name in sorted(labels.keys() - images.keys())]
     return [_line(images[name].relative_to(root), labels[name].relative_to(root)) for name in images if name in labels]
 
 
 def _line(image: Path, label: Path) -> str:
-    separator = "\t" if " " in f"{image}{label}" else " "  # a name may hold spaces where a tab separates the two
+    separator = "\t" if " " in f"{image}{label}" else " "  # names with spaces need a tab between them
     return f"{image}{separator}{label}"
 
 

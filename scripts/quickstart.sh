@@ -2,7 +2,7 @@
 # bash scripts/quickstart.sh
 # From nothing to a distilled student on two CPU cores: makes an environment and a synthetic data set, trains a teacher,
 # the student alone and the student by HMKD for the same iterations, evaluates all three.
-# Results: work_dirs/quickstart/{table.md,curves.png,panel.png}. A second call goes on where the first one stopped.
+# Results: work_dirs/quickstart/{table.md,curves.png,panel.png}. A second call resumes where the first one stopped.
 set -euo pipefail
 [ $# -eq 0 ] || { sed -n '2,5s/^# //p' "$0"; exit 2; }
 source "$(dirname "$0")/_environment.sh"
@@ -17,4 +17,4 @@ for run in teacher student hmkd; do
   python train_kd.py "configs/demo/$run.py" --work-dir "$out/$run" --resume auto
   python eval.py "configs/demo/$run.py" "$out/$run/student.safetensors" --json "$out/$run/eval.json"
 done
-python scripts/report.py "$out"/{student,hmkd} --titles "student alone" HMKD --out "$out"
+python scripts/report.py "$out"/{student,hmkd} --titles "student alone" HMKD --images 2 --out "$out"

@@ -1,4 +1,4 @@
-"""Puts finished runs on the same data side by side: a table, training curves and a panel of pictures.
+"""Compares finished runs on the same data: a table, training curves, and a panel of predictions and their errors.
 
 The teachers of the runs come first.
 """
@@ -14,8 +14,9 @@ if not __package__:  # run as a file: its own folder is on the import path, the 
     restart_as_module(__file__)
 
 from configs.schema import Experiment, Network
-from engine.build import build_split, build_student, build_teacher, load_trained
+from engine.build import build_split, build_student, load_trained
 from engine.report import prediction_panel
+from engine.teacher import Teacher, build_teacher
 from models import SegModel, count_parameters, read_weights
 from utils.config import load_config
 from utils.files import write_atomically
@@ -38,7 +39,7 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def describe(settings: Network, network: SegModel) -> list[str]:
+def describe(settings: Network, network: SegModel | Teacher) -> list[str]:
     return [f"{settings.backbone} {settings.head}", f"{count_parameters(network) / 1e6:.1f} M"]
 
 
@@ -69,11 +70,12 @@ def main(arguments: list[str] | None = None) -> None:
             load_trained(network, read_weights(run / "student.safetensors"), dataset.class_names)
             log = read_metrics(run)
             taught = "none"
-            if config.teacher is not None:
-                teacher, _ = build_teacher(config, source, dataset.class_names)
+            teacher = build_teacher(config, source, dataset.class_names)
+            if teacher is not None:
                 found = [f"{100 * line['teacher_miou']:.2f}" for line in log if "teacher_miou" in line]
                 taught, name = f"{config.distill.type}, {config.teacher.backbone}", f"teacher of {title}"
-                teachers[name], protocols[name] = teacher, config.eval.protocol
+                if teacher.spec.num_classes is not None:
+                    teachers[name], protocols[name] = teacher, config.eval.protocol
                 teacher_rows.append(
                     [name, *describe(config.teacher, teacher), "", "", "", *(found or ["not evaluated"]), ""]
                 )
@@ -93,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
         plot_curves(curves, args.out / "curves.png", "validation mIoU (%)", "Validation mIoU during training")
         # Evenly spread over the set: neighbours in a list are often frames of one sequence.
         shown = [round((i + 0.5) * len(dataset) / args.images - 0.5) for i in range(args.images)]
-        picture = prediction_panel(dataset, shown, teachers | students, protocols, errors_of=titles[-2:])
+        picture = prediction_panel(dataset, shown, teachers | students, protocols)
         write_png(args.out / "panel.png", picture)
         print(text, end="")
         print(f"wrote table.md, curves.png and panel.png to {args.out}")

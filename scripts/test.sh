@@ -7,5 +7,6 @@ source "$(dirname "$0")/_environment.sh"
 use_environment requirements.txt tests/requirements.txt
 ruff check .
 ruff format --check .
-# Small tensors: threads cost more than they bring, and two-process runs share the cores.
-OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} python -m pytest "$@"
+# Two test processes, each with whole files, so that what a file's tests share is made once. One thread each: tensors are
+# small, threads cost more than they bring.
+OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} python -m pytest -n 2 --dist loadfile "$@"

@@ -15,9 +15,10 @@ from engine.optim import gradient_norms
 from losses import build_method
 from losses.dist import inter_class_distance
 from losses.dkd import nontarget_divergence
+from losses.labels import Labels
 from models import build_model
 from tests.conftest import ROOT
-from tests.losses.networks import random_labels
+from tests.losses.networks import random_ids
 from utils.config import load_section
 
 # The synthetic streets' Road (3) and Pavement (4) against all the rest.
@@ -118,7 +119,7 @@ def test_one_step_of_every_method(file, swap):
     transformer = build_model("mit_b0", "segformer", 2, width=16)
     student, teacher = (cnn, transformer) if swap else (transformer, cnn)
     images = torch.randint(256, (4, 3, 48, 64), dtype=torch.uint8)
-    labels = random_labels(4, 48, 64, num_classes=2)
+    labels = random_ids(4, 48, 64, num_classes=2)
     labels[1][labels[1] == 1] = 0  # an image without the class that is looked for
     method = build_method(student=student.spec, teacher=teacher.spec, **load_section(file, "distill"))
     with torch.no_grad():
@@ -126,7 +127,7 @@ def test_one_step_of_every_method(file, swap):
             if name.endswith("relate_student.query.weight"):
                 parameter.normal_()  # starts at 0, where the relation has no gradient yet
         knowledge = teacher.eval()(images)
-    terms = method(student.train()(images), knowledge, labels)
+    terms = method(student.train()(images), knowledge, Labels(labels))
     assert terms.keys() == method.weights.keys()
     assert all(term.isfinite() and term > -1e-6 for term in terms.values())
     norms = gradient_norms(terms, method.weights, student)

@@ -39,7 +39,7 @@ def last(work_dir):
 
 
 def test_a_rank_that_dies_is_restarted_and_the_run_ends_as_if_nothing_had_happened(experiments, tmp_path):
-    """torchrun starts all ranks anew; they go on from the last checkpoint: step 2 of 4."""
+    """torchrun starts all ranks anew; they resume from the last checkpoint: step 2 of 4."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     options = ["checkpoint.interval=2", "eval.interval=2"]
     assert finish(start("none 0 0", experiments["alone"], whole, *options))[0] == 0
@@ -52,7 +52,8 @@ def test_a_rank_that_dies_is_restarted_and_the_run_ends_as_if_nothing_had_happen
     assert [name for name in one["student"] if not torch.equal(one["student"][name], other["student"][name])] == []
     # What rank 0 said when it lost rank 1.
     assert (
-        "error: rank 0: another rank died, or did not answer within 1800 s (train.timeout); no word from rank 1." in err
+        "error: rank 0: another rank died, or did not answer within 1800 s (train.timeout); no answer from rank 1."
+        in err
     )
     assert "Traceback" not in err
 
@@ -69,9 +70,9 @@ def test_a_rank_that_hangs_stops_the_others_within_the_timeout(experiments, tmp_
         os.kill(stopped, signal.SIGKILL)  # torchrun would do so 30 s later
     assert finish(process)[0] == 1
     assert said[-1].startswith(
-        "error: rank 0: another rank died, or did not answer within 8 s (train.timeout); no word "
+        "error: rank 0: another rank died, or did not answer within 8 s (train.timeout); no answer "
     )
-    assert "no word from rank 1. See what that one said last" in said[-1]
+    assert "no answer from rank 1. See the last output of that rank" in said[-1]
     assert "Traceback" not in "".join(said)
     assert last(tmp_path)["step"] == 2
 

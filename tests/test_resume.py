@@ -1,6 +1,5 @@
 """Nothing that happens to a run's process, disk or folder loses work: each test injects the fault."""
 
-import json
 import multiprocessing
 import os
 import random
@@ -11,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from unittest.mock import MagicMock
 
 import pytest
@@ -20,10 +20,13 @@ from safetensors.torch import load_file
 import engine.run
 import train_kd
 from engine import log
+from tests.runs import metrics, refused
 from utils import files
 
 KILLS = int(os.environ.get("KILLS", 12))
-forked = multiprocessing.get_context("fork")
+# Forked from a process that has computed nothing: after a compiled backward pass PyTorch refuses one in a fork.
+forked = multiprocessing.get_context("forkserver")
+forked.set_forkserver_preload(["train_kd"])
 # A distillation in which all is on that must resume: dropout, drop path, the method's own modules, validations.
 TINY = """
 _base_ = [{base!r}]
@@ -34,10 +37,6 @@ eval = dict(interval=4)
 checkpoint = dict(interval=1, keep=2)
 log = dict(interval=1, grad_norm_interval=0, panel_images=0)
 """
-
-
-def metrics(work_dir):
-    return [json.loads(line) for line in (work_dir / "metrics.jsonl").read_text().splitlines()]
 
 
 def assert_same_run(one, two):
@@ -52,13 +51,6 @@ def assert_same_run(one, two):
     tensors, others = (load_file(folder / "student.safetensors") for folder in (one, two))
     assert tensors.keys() == others.keys()
     assert all(torch.equal(tensors[key], others[key]) for key in tensors)
-
-
-def refused(arguments):
-    with pytest.raises(SystemExit) as stop:
-        train_kd.main([str(argument) for argument in arguments])
-    assert str(stop.value).startswith("error: ")
-    return str(stop.value)
 
 
 @pytest.fixture(scope="module")
@@ -82,16 +74,21 @@ def run(tmp_path):
     return tmp_path / "run"
 
 
-def start(arguments, prepare=lambda: None):
-    """``train_kd.main`` in a forked process, which need not import anything; its output goes nowhere."""
+def train_silently(prepare, arguments):
+    """``train_kd.main`` after ``prepare()``; its output goes nowhere."""
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - pytest's own are files
+    torch.set_num_threads(1)
+    prepare()
+    train_kd.main(arguments)
 
-    def main():
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - pytest's own are files
-        torch.set_num_threads(1)
-        prepare()
-        train_kd.main([str(argument) for argument in arguments])
 
-    process = forked.Process(target=main)
+def nothing():
+    pass
+
+
+def start(arguments, prepare=nothing):
+    """A process that trains, and that need not import anything."""
+    process = forked.Process(target=train_silently, args=(prepare, [str(argument) for argument in arguments]))
     process.start()
     return process
 
@@ -115,6 +112,9 @@ def killed_within(process, seconds):
 def test_a_run_killed_at_random_moments_in_a_row_equals_the_uninterrupted_one(tiny, whole, run):
     """SIGKILL some time into each start, KILLS times; then the run may end."""
     arguments = [tiny, "--work-dir", run, "--resume", "auto"]
+    imported = forked.Process(target=nothing)
+    imported.start()
+    imported.join()
     began = time.monotonic()
     run_to_its_end([tiny, "--work-dir", run.with_name("timed")])
     duration = time.monotonic() - began
@@ -134,6 +134,47 @@ def test_a_run_killed_at_random_moments_in_a_row_equals_the_uninterrupted_one(ti
     assert not [path for path in run.iterdir() if path.name.endswith(".tmp") or path.name == ".lock"]
 
 
+def die_while_writing(name, moment):
+    """Patches what writes files: SIGKILL in the middle of the content of ``name``, or around its renaming."""
+    replace, plain_open = os.replace, open
+
+    def die():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    class HalfFile:
+        """Dies in the middle of its content."""
+
+        def __init__(self, path):
+            self.file = plain_open(path, "wb")
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            self.file.close()
+
+        def write(self, content):
+            self.file.write(content[: len(content) // 2])
+            self.file.flush()
+            die()
+
+    def dying_replace(source, target):
+        if os.path.basename(target) != name:
+            return replace(source, target)
+        if moment == "just renamed":
+            replace(source, target)
+        return die()
+
+    if moment == "half written":
+
+        def dying_open(path, *args, **kwargs):
+            return HalfFile(path) if f".{name}." in str(path) else plain_open(path, *args, **kwargs)
+
+        files.open = dying_open
+    else:
+        files.os.replace = dying_replace
+
+
 @pytest.mark.parametrize(
     ("name", "moment"),
     [
@@ -144,44 +185,8 @@ def test_a_run_killed_at_random_moments_in_a_row_equals_the_uninterrupted_one(ti
 )  # fmt: skip
 def test_a_run_killed_while_it_writes_equals_the_uninterrupted_one(tiny, whole, run, name, moment):
     """In the middle of a checkpoint, also a validation's, of the log's rewriting, of the student's file."""
-
-    def prepare():
-        replace, plain_open = os.replace, open
-
-        def die():
-            os.kill(os.getpid(), signal.SIGKILL)
-
-        class HalfFile:
-            """Dies in the middle of its content."""
-
-            def __init__(self, path):
-                self.file = plain_open(path, "wb")
-
-            def __enter__(self):
-                return self
-
-            def __exit__(self, *error):
-                self.file.close()
-
-            def write(self, content):
-                self.file.write(content[: len(content) // 2])
-                self.file.flush()
-                die()
-
-        def dying_replace(source, target):
-            if os.path.basename(target) != name:
-                return replace(source, target)
-            if moment == "just renamed":
-                replace(source, target)
-            return die()
-
-        if moment == "half written":
-            files.open = lambda path, mode: HalfFile(path) if f".{name}." in str(path) else plain_open(path, mode)
-        else:
-            files.os.replace = dying_replace
-
     arguments = [tiny, "--work-dir", run, "--resume", "auto"]
-    process = start(arguments, prepare)
+    process = start(arguments, partial(die_while_writing, name, moment))
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
     run_to_its_end(arguments)
@@ -203,7 +208,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_taken(tiny, 
     capsys.readouterr()
     train_kd.main([tiny, "--work-dir", str(run), "--resume", "auto"])
     said = capsys.readouterr().out
-    assert f"going on from {run / 'step_7.pt'} at step 7" in said
+    assert f"resumed from {run / 'step_7.pt'} at step 7" in said
     for name in ("last.pt", "step_8.pt"):
         assert (f"WARNING: {run / name} (" in said) == (damage != "half renamed")
     assert_same_run(run, whole)
@@ -215,7 +220,7 @@ def test_with_no_whole_checkpoint_left_nothing_starts_afresh_by_itself(tiny, who
     log = (run / "metrics.jsonl").read_bytes()
     for path in run.glob("*.pt"):
         path.write_bytes(path.read_bytes()[:1000])
-    assert "none of the 4 checkpoints in" in refused([tiny, "--work-dir", run, "--resume", "auto"])
+    assert "all 4 checkpoints in" in refused([tiny, "--work-dir", run, "--resume", "auto"])
     assert (run / "metrics.jsonl").read_bytes() == log
 
 
@@ -256,7 +261,7 @@ def test_a_full_disk_stops_the_run_and_what_was_saved_goes_on_elsewhere(tiny, wh
     message = refused([tiny, "--work-dir", disk / "run"])
     assert re.search(
         r"cannot write .*/disk/run/\S+\.pt \(No space left on device: \d+\.\d MiB are needed, \d+\.\d MiB are free\); "
-        "what was there is as it was", message
+        "an earlier file is unchanged", message
     )  # fmt: skip
     assert message.split("error: ")[1] in (disk / "run" / "train.log").read_text()
     shutil.copytree(disk / "run", run)
@@ -265,14 +270,14 @@ def test_a_full_disk_stops_the_run_and_what_was_saved_goes_on_elsewhere(tiny, wh
 
 
 def test_a_full_disk_stops_nothing_if_so_asked(tiny, whole, run, small_disk, capsys):
-    """Every checkpoint and log entry that finds no room is named; with room, a run goes on from what was saved."""
+    """Every checkpoint and log entry that finds no room is named; with room, a run resumes from what was saved."""
     disk = small_disk(int(2.5 * checkpoint_mebibytes(whole)) + 1)
     train_kd_arguments = [tiny, "--work-dir", str(disk / "run"), "--cfg-options", "checkpoint.on_save_error=continue"]
-    assert "step_8.pt (No space left" in refused(train_kd_arguments)  # the last one has nothing to go on with
+    assert "step_8.pt (No space left" in refused(train_kd_arguments)  # nothing follows the last one
     said = capsys.readouterr().out
     for step in range(2, 8):
         assert f"step_{step}.pt (No space left" in said
-    assert said.count("going on without it (checkpoint.on_save_error)") >= 6
+    assert said.count("the run continues without it (checkpoint.on_save_error)") >= 6
     assert [line["step"] for line in metrics(disk / "run") if "loss" in line] == list(range(1, 9))
     shutil.copytree(disk / "run", run)
     train_kd.main([tiny, "--work-dir", str(run), "--resume", "auto"])
@@ -284,24 +289,27 @@ def test_a_disk_that_has_become_read_only_keeps_what_was_there(small_disk):
     files.write_atomically(disk / "last.pt", b"old")
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     with pytest.raises(
-        OSError, match=r"cannot write .*last\.pt \(Read-only file system\); what was there is as it was"
+        OSError, match=r"cannot write .*last\.pt \(Read-only file system\); an earlier file is unchanged"
     ):
         files.write_atomically(disk / "last.pt", b"new")
     assert (disk / "last.pt").read_bytes() == b"old"
+
+
+def limit_files():
+    """No file grows beyond 6000 bytes; checkpoints and TensorBoard are not written."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    engine.run.save_checkpoint = lambda state, *paths: None
+    log.SummaryWriter = MagicMock()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
 
 
 def test_a_log_that_cannot_be_written_stops_the_run_or_not_as_asked(tiny, whole, run):
     """A limit on the size of files meets metrics.jsonl in the middle of a line; checkpoints go elsewhere."""
 
     def limited(*options):
-        def prepare():
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            engine.run.save_checkpoint = lambda state, *paths: None
-            log.SummaryWriter = MagicMock()
-            resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
-
         process = start(
-            [tiny, "--work-dir", run, "--cfg-options", "eval.interval=100", "schedule.max_iters=40", *options], prepare
+            [tiny, "--work-dir", run, "--cfg-options", "eval.interval=100", "schedule.max_iters=40", *options],
+            limit_files,
         )
         process.join(60)
         lines = (run / "metrics.jsonl").read_bytes()
@@ -325,7 +333,7 @@ def test_two_runs_in_one_folder(tiny, run):
                 break
             time.sleep(0.1)
         message = refused([tiny, "--work-dir", run, "--resume", "auto"])
-        assert f"{run}: another run is at work there (process {process.pid} on " in message
+        assert f"{run}: another run works in this folder (process {process.pid} on " in message
         assert process.is_alive()
     finally:
         process.kill()
@@ -340,7 +348,7 @@ def test_resuming_with_another_config_shows_what_changed_and_is_refused_unless_f
     assert message.splitlines()[1:] == ["  optimizer.lr: 0.001 -> 0.5", "  schedule.max_iters: 8 -> 10"]
     assert "--force" in message
     train_kd.main([*arguments, "--force"])
-    assert "at step 8 though the config has changed:\n  optimizer.lr: 0.001 -> 0.5" in capsys.readouterr().out
+    assert "at step 8 with a changed config:\n  optimizer.lr: 0.001 -> 0.5" in capsys.readouterr().out
     assert metrics(run)[: len(metrics(whole))] == metrics(whole)
     assert [line["step"] for line in metrics(run)][len(metrics(whole)) :] == [10, 10]
 
@@ -368,12 +376,16 @@ def test_a_run_goes_on_with_other_numbers_of_processes(tiny, run, launch):
         if before is not None:
             folder.mkdir()
             shutil.copy(before, folder)
-        options = ["--resume", "auto", "--cfg-options", f"train.accumulate={accumulate}", "checkpoint.keep=8"]
-        done = launch("train_kd.py", tiny, "--work-dir", folder, *options, processes=processes)
-        assert done.returncode == 0, done.stderr
+        arguments = [tiny, "--work-dir", str(folder), "--resume", "auto", "--cfg-options"]
+        arguments += [f"train.accumulate={accumulate}", "checkpoint.keep=8"]
+        if processes == 1:
+            train_kd.main(arguments)
+        else:
+            done = launch("train_kd.py", *arguments, processes=processes)
+            assert done.returncode == 0, done.stderr
         ours += [line["loss"] for line in metrics(folder) if "loss" in line and first <= line["step"] <= last]
         before = folder / f"step_{last}.pt"
-    assert "the same samples in 4 micro-batches a step instead of 2" in done.stdout
+    assert "each step has the same samples in 4 micro-batches instead of 2:" in done.stdout
     theirs = [line["loss"] for line in metrics(reference) if "loss" in line]
     assert ours[:6] == pytest.approx(theirs[:6], rel=1e-4)
     assert ours[6:] == pytest.approx(theirs[6:], rel=0.2)

@@ -1,12 +1,16 @@
-"""Reads a Python config file, merges ``--cfg-options`` into it and validates the whole against a schema.
+"""Reads a Python config file, applies ``--cfg-options``, imports its ``custom_imports`` and validates the values.
 
-mmengine's ``Config`` does the reading (``_base_``, ``_delete_``); pydantic does the validation. Every error
-names the file, the key and the nearest valid choice.
+mmengine's ``Config`` reads the file (``_base_``, ``_delete_``) and pydantic validates it. Every error names the file,
+the key and the nearest valid choice.
 """
 
 import ast
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from pprint import pformat
 from typing import Any, TypeVar, get_args
@@ -20,12 +24,12 @@ Schema = TypeVar("Schema", bound=BaseModel)
 
 
 class ConfigError(ValueError):
-    """The configuration is wrong; the message says where and how to mend it."""
+    """The configuration is wrong; the message says where, and how to fix it."""
 
 
 @contextmanager
 def config_errors(path: str | Path, section: str) -> Iterator[None]:
-    """Turns an error of a component that a config asked for into a ConfigError that names file and section."""
+    """Turns an error of a component into a ConfigError that names the config file and the section."""
     try:
         yield
     except (ValueError, FileNotFoundError) as error:
@@ -33,10 +37,10 @@ def config_errors(path: str | Path, section: str) -> Iterator[None]:
 
 
 def parse_options(options: Sequence[str]) -> dict[str, Any]:
-    """``['a.b=1', "c=(2, 3)", 'd=text']`` -> values. Python literals, or else plain strings; nothing is evaluated.
+    """``['a.b=1', "c=(2, 3)", 'd=text']`` -> values. Each is a Python literal, or else a string; no code runs.
 
     Raises:
-        ConfigError: if an option has no ``=``, or is nested beyond what Python's parser takes.
+        ConfigError: an option has no ``=``, or is nested too deeply for Python's parser.
     """
     values = {}
     for option in options:
@@ -53,26 +57,29 @@ def parse_options(options: Sequence[str]) -> dict[str, Any]:
 
 
 def load_config(path: str | Path, schema: type[Schema], options: Sequence[str] = ()) -> Schema:
-    """Reads ``path`` with its ``_base_`` files, applies ``options``, returns a validated ``schema`` instance.
+    """Reads ``path`` with its ``_base_`` files, applies ``options`` and validates the result against ``schema``.
 
     Raises:
-        FileNotFoundError: if ``path`` does not exist; names the nearest config in its folder.
-        ConfigError: on a file that cannot be read, or any unknown key, wrong type or value; lists all of them.
+        FileNotFoundError: ``path`` does not exist; names the nearest config in its folder.
+        ConfigError: the file cannot be read, one of its ``custom_imports`` cannot be imported, or keys, types or
+            values are wrong; lists all of these.
     """
     config = _read(Path(path))
     try:
         config.merge_from_dict(parse_options(options))
     except (TypeError, KeyError, AttributeError, AssertionError) as error:
         raise ConfigError(f"{path}: cannot apply --cfg-options {' '.join(options)}: {error}") from error
-    return validate(config.to_dict(), schema, path)
+    values = config.to_dict()
+    import_modules(values.get("custom_imports"), path)
+    return validate(values, schema, path)
 
 
 def load_section(path: str | Path, section: str) -> dict[str, Any]:
-    """One section of a config that is part of one only, not validated (``configs/_base_/methods/kd.py``: 'distill').
+    """One section of a file that need not be a whole config, not validated (``configs/_base_/methods/kd.py``).
 
     Raises:
         FileNotFoundError: as ``load_config``.
-        ConfigError: on a file that cannot be read, or has no such section.
+        ConfigError: the file cannot be read, or has no such section.
     """
     values = _read(Path(path)).to_dict()
     if not isinstance(values.get(section), dict):
@@ -80,18 +87,48 @@ def load_section(path: str | Path, section: str) -> dict[str, Any]:
     return values[section]
 
 
+class _WorkingDirectory:
+    """Finds modules in the working directory, after all places where Python looks."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        return PathFinder.find_spec(name, [os.getcwd()], target) if path is None else None
+
+
+def import_modules(names: Any, source: str | Path) -> None:
+    """Imports the modules that a config lists in ``custom_imports``, which register their components.
+
+    They are looked for where Python looks for modules, and then in the working directory. The package of a custom
+    dataset must be on PYTHONPATH where worker processes are spawned instead of forked (macOS, Windows).
+
+    Raises:
+        ConfigError: a module cannot be imported, or registers a name that is taken.
+    """
+    sys.meta_path.append(_WorkingDirectory)
+    try:
+        for name in names if isinstance(names, list | tuple) else ():  # the schema refuses anything else
+            import_module(name)
+    except Exception as error:  # a module is a program: anything may go wrong in it
+        raise ConfigError(
+            f"{source}: custom_imports: cannot import {name!r}: {type(error).__name__}: {error} (modules are looked "
+            f"for on PYTHONPATH and in the working directory, {os.getcwd()})"
+        ) from error
+    finally:
+        sys.meta_path.remove(_WorkingDirectory)
+
+
 def _read(path: Path) -> Config:
     if not path.is_file():
         near = did_you_mean(path.name, [each.name for each in path.parent.glob("*.py")])
         raise FileNotFoundError(f"config {path} does not exist; in {path.parent}: {near}")
     try:
-        return Config.fromfile(path)
+        return Config.fromfile(path, import_custom_modules=False)  # import_modules does it
     except Exception as error:  # a config is a Python program: anything may go wrong in it
         raise ConfigError(f"{path}: cannot be read: {type(error).__name__}: {error}") from error
 
 
 def validate(values: dict[str, Any], schema: type[Schema], source: str | Path) -> Schema:
-    """``values`` as a ``schema`` instance.
+    """Validates ``values``.
 
     Raises:
         ConfigError: lists every problem, one a line, as ``source: section.key: what was found, what is expected``.
@@ -99,7 +136,7 @@ def validate(values: dict[str, Any], schema: type[Schema], source: str | Path) -
     try:
         return schema.model_validate(_tuples(values))
     except ValidationError as error:
-        problems = [f"{source}: {_explain(problem, schema)}" for problem in error.errors()]
+        problems = [f"{source}: {_explain(problem, schema, values)}" for problem in error.errors()]
         raise ConfigError("\n".join(problems)) from None
 
 
@@ -118,7 +155,7 @@ def dump_config(config: BaseModel) -> str:
 
 
 def changed_values(old: Any, new: Any, key: str = "") -> list[str]:
-    """Where two dumped configs differ, as lines ``section.key: old -> new``."""
+    """The differences of two dumped configs, as lines ``section.key: old -> new``."""
     if isinstance(old, dict) and isinstance(new, dict):
         names = [*old, *(name for name in new if name not in old)]
         prefix = f"{key}." if key else ""
@@ -126,53 +163,40 @@ def changed_values(old: Any, new: Any, key: str = "") -> list[str]:
     return [] if old == new else [f"{key}: {old!r} -> {new!r}"]
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    """The models in an annotation such as ``A``, ``A | None`` or ``Annotated[Union[A, B], ...]``."""
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The models in an annotation such as ``A``, ``A | None`` or ``tuple[A, ...]``."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [model for argument in get_args(annotation) for model in _models(argument)]
+    return [model for argument in get_args(annotation) for model in models_in(argument)]
 
 
-def _tags(model: type[BaseModel]) -> tuple:
-    """The values of ``type`` that select this model in a discriminated union."""
-    return get_args(model.model_fields["type"].annotation) if "type" in model.model_fields else ()
+def _section(schema: type[BaseModel], values: Any, place: Sequence[str | int]) -> type[BaseModel]:
+    """The model of the section at ``place`` in ``values``.
+
+    A model whose keys depend on the values has a method ``variant(values)``, which gives the model to use.
+    """
+    model = schema
+    for part in place:
+        values = values[part]
+        if part in model.model_fields:
+            model = next(iter(models_in(model.model_fields[part].annotation)), model)
+        if isinstance(values, dict) and hasattr(model, "variant"):
+            model = model.variant(values)
+    return model
 
 
-def _explain(problem: dict[str, Any], schema: type[BaseModel]) -> str:
+def _explain(problem: dict[str, Any], schema: type[BaseModel], values: dict[str, Any]) -> str:
     """One line for one pydantic error: dotted key, what was found, what is expected, the nearest choice."""
-    keys, models, owners = [], [schema], [schema]
-    for part in problem["loc"]:
-        if str(part).startswith("<"):
-            continue  # the tag of a union that a function tells apart: not a key
-        tagged = [model for model in models if part in _tags(model)]
-        if tagged:
-            models = tagged  # the tag of a discriminated union is a value, not a key: it only narrows the models
-            continue
-        keys.append(str(part))
-        if isinstance(part, int):
-            continue  # a place in a list: what it may hold is known already
-        owners = models
-        models = [
-            nested
-            for model in models
-            if part in model.model_fields
-            for nested in _models(model.model_fields[part].annotation)
-        ]
-    key, last = ".".join(keys), keys[-1] if keys else ""
+    *place, last = problem["loc"] or [""]
+    key, message, found = ".".join(map(str, problem["loc"])), problem["msg"], problem["input"]
     if problem["type"] == "extra_forbidden":
-        choices = [name for model in owners for name in model.model_fields]
-        return f"{key}: unknown key; {did_you_mean(last, choices)}"
+        return f"{key}: unknown key; {did_you_mean(last, _section(schema, values, place).model_fields)}"
     if problem["type"] == "missing":
         return f"{key}: missing; it has no default"
-    if problem["type"] == "union_tag_invalid":
-        choices = [choice.strip(" '") for choice in problem["ctx"]["expected_tags"].split(",")]
-        return f"{key}.type: unknown type {problem['ctx']['tag']!r}; {did_you_mean(problem['ctx']['tag'], choices)}"
-    if problem["type"] == "union_tag_not_found":
-        return f"{key}.type: missing; it has no default"
     if problem["type"] == "literal_error":
         choices = [choice.strip(" '") for choice in problem["ctx"]["expected"].replace(" or ", ",").split(",")]
-        return f"{key}: {problem['input']!r} is not valid; {did_you_mean(str(problem['input']), choices)}"
-    message = problem["msg"].removeprefix("Value error, ")
+        return f"{key}: {found!r} is not valid; {did_you_mean(str(found), choices)}"
     if problem["type"] == "value_error":
+        message = str(problem["ctx"]["error"])
         return f"{key}: {message}" if key else message
-    return f"{key}: {message}; found {problem['input']!r} ({type(problem['input']).__name__})"
+    return f"{key}: {message}; found {found!r} ({type(found).__name__})"

@@ -1,4 +1,4 @@
-"""What goes to the terminal, and the facts about this machine that a result depends on."""
+"""Output to the terminal and to a run's log file, and the versions and device that a result depends on."""
 
 import logging
 import math
@@ -16,25 +16,16 @@ import torch
 from tqdm import tqdm
 
 PACKAGES = ("torch", "torchvision", "timm", "mmengine-lite", "pydantic", "opencv-python-headless", "numpy")
+RECORD_FILE, RECORD_BYTES, OLD_RECORDS = "train.log", 10 * 2**20, 3
 
-
-RECORD = logging.getLogger("hmkd")  # of what is said; a run keeps it in a file
-
-
+RECORD = logging.getLogger("hmkd")  # all that ``say`` prints; ``log_to_file`` writes it to a file
 RECORD.setLevel(logging.INFO)
-
-
 RECORD.propagate = False
-
-
 RECORD.addHandler(logging.NullHandler())
 
 
-RECORD_FILE, RECORD_BYTES, OLD_RECORDS = "train.log", 10 * 2**20, 3
-
-
 def peak_memory_mib() -> float:
-    """Peak memory in MiB: the GPU's allocated tensors, or else the process's resident set(Windows: nan)."""
+    """Peak memory in MiB: of the tensors on the GPU with CUDA, else of the process (nan on Windows)."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     if sys.platform == "win32":
@@ -46,7 +37,7 @@ def peak_memory_mib() -> float:
 
 
 def say(message: str) -> None:
-    """A line on the terminal that does not break a progress bar; a run keeps it too (``log_to_file``)."""
+    """Prints a line without breaking a progress bar; a run also writes it to its log (``log_to_file``)."""
     tqdm.write(message, file=sys.stdout)
     sys.stdout.flush()
     RECORD.info(message)
@@ -54,16 +45,19 @@ def say(message: str) -> None:
 
 @contextmanager
 def log_to_file(work_dir: Path) -> Iterator[None]:
-    """What is said, and the error that ends it, goes to ``train.log`` too, with the time; large files are put aside."""
+    """Writes all that ``say`` prints, and the error that ends the block, to ``train.log`` with the time.
+
+    A full log file is renamed to ``train.log.1`` and so on; the three newest are kept.
+    """
     path = work_dir / RECORD_FILE
     handler = RotatingFileHandler(path, maxBytes=RECORD_BYTES, backupCount=OLD_RECORDS, delay=True, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    handler.handleError = lambda record: None  # a full disk: the terminal has it
+    handler.handleError = lambda record: None  # on a full disk the terminal still has the line
     RECORD.addHandler(handler)
     try:
         yield
     except BaseException as error:
-        if path.is_file():  # a run that never began leaves nothing
+        if path.is_file():  # a run that never started leaves no file
             RECORD.info(f"ended by {type(error).__name__}: {error}")
         raise
     finally:
@@ -72,7 +66,7 @@ def log_to_file(work_dir: Path) -> Iterator[None]:
 
 
 def error_message(error: Exception) -> str:
-    """What an error says; of one that a loader's worker met, without the worker's traceback, which comes before it."""
+    """The message of an error; of an error in a loader's worker, without the worker's traceback before it."""
     text = str(error)
     if not text.startswith("Caught "):
         return text
@@ -80,7 +74,7 @@ def error_message(error: Exception) -> str:
 
 
 def progress_bar(total: int, initial: int, description: str, active: bool) -> tqdm:
-    """A bar with rate and ETA; silent where the output is not a terminal, so that log files stay readable."""
+    """A bar with rate and remaining time; not shown where the output is not a terminal, to keep log files readable."""
     return tqdm(
         total=total, initial=initial, desc=description, unit="it", dynamic_ncols=True, smoothing=0.05,
         disable=not active or not sys.stderr.isatty(),
@@ -88,7 +82,7 @@ def progress_bar(total: int, initial: int, description: str, active: bool) -> tq
 
 
 def environment() -> dict[str, str]:
-    """Versions, device and commit: what a result depends on beside its config."""
+    """Versions, device and commit, on which a result depends besides its config."""
     facts = {"python": platform.python_version(), "platform": platform.platform()}
     for package in PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""Who am I among how many: one process, many GPUs or many nodes look the same to the code above."""
+"""The process group: ranks, their devices, collectives, lost processes and stop signals."""
 
 import multiprocessing
 import os
@@ -13,14 +13,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-ROLL_CALL = 5.0  # seconds in which ranks that lost one say that they are there themselves
-# The loader and gloo have no error classes of their own: what they say.
+ROLL_CALL = 5.0  # seconds in which the surviving ranks report after a rank was lost
+# The data loader and gloo have no error classes of their own, so their errors are recognised by their text.
 LOST_WORKER = re.compile(r"DataLoader (worker|timed out)")
 LOST_PEER = re.compile(r"gloo/|Connection (closed|reset) by peer|Timed out waiting|Broken pipe")
 
 
 class World(NamedTuple):
-    """This process among its peers, and the device it computes on."""
+    """This process: its rank, the number of processes and its device."""
 
     rank: int
     size: int
@@ -32,9 +32,10 @@ class World(NamedTuple):
 
 
 def make_deterministic() -> None:
-    """From here on the same computation gives the same bits, on a GPU too; what cannot is an error. To be called first.
+    """Makes the same computation give the same bits, also on a GPU. Call it before anything else.
 
-    Reductions between GPUs are NCCL's business; on the same machines it adds up in the same order.
+    An operation that has no deterministic form becomes an error. Reductions between GPUs are done by NCCL, which adds
+    in the same order on the same machines.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     torch.use_deterministic_algorithms(True)
@@ -42,17 +43,17 @@ def make_deterministic() -> None:
 
 
 def init_world(timeout: float = 1800.0) -> World:
-    """Joins the process group that torchrun's variables describe; alone where there are none.
+    """Joins the process group that torchrun's environment variables describe; without them, there is one process.
 
-    Every rank takes the GPU of its local rank and NCCL, and gloo for what lies on the host, so that a word between
-    hosts does not wait for what GPUs have in hand; without GPUs, the CPU and gloo.
+    With GPUs, each rank takes the GPU of its local rank. NCCL then communicates GPU tensors, and gloo CPU tensors, so
+    that messages between hosts do not wait for the GPUs. Without GPUs, gloo does everything.
 
     Args:
         timeout: seconds that a rank waits for the others.
 
     Raises:
-        ValueError: if there are GPUs, but fewer than processes on this node.
-        torch.distributed.DistError: if the others do not come.
+        ValueError: this node has GPUs, but fewer than processes.
+        torch.distributed.DistError: the other ranks do not join in time.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device("cpu")
@@ -82,54 +83,54 @@ def init_world(timeout: float = 1800.0) -> World:
 
 
 def fresh_store(store: dist.Store, rank: int, size: int, timeout: float) -> dist.Store:
-    """A part of the store in which no rank has written yet, the same on all ranks.
+    """A part of the store in which no rank has written yet, the same part on all ranks.
 
-    torchrun's store outlives the ranks that it starts anew. PyTorch would read there where the dead have listened, if
-    it comes before the living have said where they do: a rank then knocks at a closed door, or waits for ever. (What
-    torchrun counts tells no life from another: each of its agents counts only the deaths on its own node.) So each
-    rank says a word that none has said before, rank 0 answers with its own, and is answered.
+    torchrun's store survives when torchrun restarts the ranks. Without a fresh part, a new rank could read the address
+    of a dead rank there, and connect to nobody or wait for ever. (torchrun's restart counter does not help: each node
+    counts only its own restarts.) So each rank writes a new random token. Rank 0 answers every token with its own,
+    which names the part of the store, and every rank confirms it.
 
     Args:
-        store: of all ranks.
-        rank, size: this one's number, and of how many.
-        timeout: seconds that rank 0 waits; others wait as long as the store does.
+        store: shared by all ranks.
+        rank, size: of this process, and the number of processes.
+        timeout: seconds that rank 0 waits; the other ranks wait as long as the store does.
 
     Raises:
-        torch.distributed.DistError: if the others do not come.
+        torch.distributed.DistError: the other ranks do not join in time.
     """
-    word, deadline = uuid4().hex, time.monotonic() + timeout
+    token, deadline = uuid4().hex, time.monotonic() + timeout
     store.delete_key(f"roll_call/{rank}")
-    store.set(f"word/{rank}", word)
+    store.set(f"token/{rank}", token)
     if rank > 0:
-        first = store.get(f"answer/{word}").decode()
-        store.set(f"came/{first}/{rank}", "")
+        first = store.get(f"answer/{token}").decode()
+        store.set(f"confirmed/{first}/{rank}", "")
         return dist.PrefixStore(first, store)
     missing = set(range(1, size))
     while missing:
         if time.monotonic() > deadline:
-            raise dist.DistStoreError(f"after {timeout:g} s, these ranks have not come: {sorted(missing)}")
+            raise dist.DistStoreError(f"after {timeout:g} s, these ranks have not joined: {sorted(missing)}")
         for other in missing:
-            if store.check([f"word/{other}"]):
-                store.set(f"answer/{store.get(f'word/{other}').decode()}", word)
+            if store.check([f"token/{other}"]):
+                store.set(f"answer/{store.get(f'token/{other}').decode()}", token)
         time.sleep(0.01)
-        missing = {other for other in missing if not store.check([f"came/{word}/{other}"])}
-    return dist.PrefixStore(word, store)
+        missing = {other for other in missing if not store.check([f"confirmed/{token}/{other}"])}
+    return dist.PrefixStore(token, store)
 
 
 def lost_process_message(error: RuntimeError, timeout: float) -> str:
-    """In plain words, that another rank or a loader's worker died or hangs, and which ranks are not heard of any more.
+    """A plain message for the error that follows when another rank or a worker of the data loader died or hangs.
 
-    Ends the loader's other workers.
+    It names the ranks that do not respond. If a worker is lost, the other workers are ended.
 
     Raises:
-        RuntimeError: ``error`` itself, if it is about something else.
+        RuntimeError: ``error`` itself, if it has another cause.
     """
     if LOST_WORKER.search(str(error)):
         end_workers()
-        cause = error.__cause__ if isinstance(error.__cause__, RuntimeError) else error  # says by which signal
+        cause = error.__cause__ if isinstance(error.__cause__, RuntimeError) else error  # it names the signal
         return (
-            "a process that loads data died, as where memory or shared memory runs out, or gave nothing within "
-            f"{timeout:g} s (train.timeout); data.workers says how many there are, 0 loads in the main process. "
+            "a process that loads data died (perhaps memory or shared memory ran out), or gave nothing within "
+            f"{timeout:g} s (train.timeout). data.workers sets how many there are; 0 loads in the main process. "
             f"{_first_line(cause)}"
         )
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
@@ -138,14 +139,14 @@ def lost_process_message(error: RuntimeError, timeout: float) -> str:
     silent = ", ".join(map(str, silent_ranks()))
     return (
         f"rank {os.environ['RANK']}: another rank died, or did not answer within {timeout:g} s (train.timeout); "
-        f"no word from rank {silent or '(unknown: the one that keeps the roll may be gone)'}. See what that one said "
-        f"last. {_first_line(error)}"
+        f"no answer from rank {silent or '(unknown: torchrun itself may have ended)'}. See the last output of that "
+        f"rank. {_first_line(error)}"
     )
 
 
 def end_workers() -> None:
-    """Kills the loader's processes: one that hangs would not let this one end."""
-    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's would say of each of these that it was lost
+    """Kills the worker processes of the data loader: this process cannot end while one of them hangs."""
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would report each of them as lost
     for worker in multiprocessing.active_children():
         worker.kill()
         worker.join()
@@ -153,9 +154,9 @@ def end_workers() -> None:
 
 
 def silent_ranks() -> list[int]:
-    """Ranks that do not say that they are there while this one does; none if there is nobody to say it to.
+    """Ranks that do not report within ``ROLL_CALL`` seconds; empty if torchrun's store cannot be reached.
 
-    The word goes by torchrun's own store, which outlives the ranks.
+    The ranks report to this store because it survives them.
     """
     seconds = timedelta(seconds=ROLL_CALL)
     keys = [f"roll_call/{rank}" for rank in range(int(os.environ["WORLD_SIZE"]))]
@@ -173,14 +174,14 @@ def silent_ranks() -> list[int]:
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """Sum of ``tensor`` over all ranks, in place; the tensor itself where there is one rank."""
+    """Sum of ``tensor`` over all ranks, in place; with one rank, the tensor itself."""
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
 
 
 def all_reduce_max(value: int, world: World) -> int:
-    """The largest of all ranks' ``value``, on every rank; from host to host, whatever the GPUs are doing."""
+    """The maximum of ``value`` over all ranks, on every rank. It goes through the hosts and does not wait for GPUs."""
     if world.size == 1:
         return value
     tensor = torch.tensor(value)
@@ -206,7 +207,7 @@ def broadcast_from_main(value: object) -> object:
 
 
 def broadcast_buffers(module: nn.Module) -> None:
-    """Every rank takes rank 0's buffers (running statistics)."""
+    """Copies rank 0's buffers (running statistics) to every rank."""
     if dist.is_initialized():
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)
@@ -219,7 +220,7 @@ def barrier() -> None:
 
 
 def close_world() -> None:
-    """Leaves the process group."""
+    """Leaves the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -228,27 +229,27 @@ def _first_line(error: Exception) -> str:
     return f"({type(error).__name__}: {str(error).partition(chr(10))[0].strip()})"
 
 
-IMPATIENT_AFTER = 3.0  # seconds; a Ctrl-C sooner after the first is the same one, arriving by another way
+SECOND_AFTER = 3.0  # seconds; a Ctrl-C that comes sooner after the first is the same one, delivered twice
 
 
 class StopSignals:
-    """SIGINT, SIGTERM and SIGUSR1 ask for a stop at the next step boundary.
+    """Remembers SIGINT, SIGTERM and SIGUSR1, so that the run can stop after the current step.
 
-    Launchers and schedulers may deliver the same signal more than once, so it only ever asks. A second Ctrl-C, some
-    seconds after the first, stops at once.
+    Launchers and schedulers may deliver the same signal more than once, so further signals change nothing. Only a
+    second Ctrl-C, some seconds after the first signal, stops at once.
     """
 
     def __init__(self) -> None:
         self.received, self.first = 0, 0.0
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._note)
+            signal.signal(number, self._remember)
 
-    def _note(self, number: int, frame: object) -> None:
+    def _remember(self, number: int, frame: object) -> None:
         if not self.received:
             self.received, self.first = number, time.monotonic()
-        elif number == signal.SIGINT and time.monotonic() - self.first > IMPATIENT_AFTER:
+        elif number == signal.SIGINT and time.monotonic() - self.first > SECOND_AFTER:
             raise KeyboardInterrupt
 
-    def agreed(self, world: World) -> int:
-        """The signal that any rank was sent, the same on every rank, or 0."""
+    def received_by_any(self, world: World) -> int:
+        """A signal that any rank has received, the same on every rank; 0 without one."""
         return all_reduce_max(self.received, world)

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent."""
+"""Writes files atomically, and locks files and the folder of a run."""
 
 import errno
 import os
@@ -15,10 +15,10 @@ OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
-    """Writes ``content`` beside ``path``, flushes it to disk and renames it: the old file stays whole until then.
+    """Writes ``content`` to a temporary file beside ``path``, flushes it to disk and renames it to ``path``.
 
     Raises:
-        OSError: naming ``path``, if it cannot be written; on a full disk, with the room needed and the room there is.
+        OSError: ``path`` cannot be written; on a full disk, with the space that is needed and the space that is free.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -33,23 +33,25 @@ def write_atomically(path: str | Path, content: bytes) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
         if error.errno in OUT_OF_SPACE:
-            temporary.unlink(missing_ok=True)  # what it takes is free again when the room is measured
+            temporary.unlink(missing_ok=True)  # before the free space is measured
             free = shutil.disk_usage(path.parent).free
             reason += f": {len(content) / 2**20:.1f} MiB are needed, {free / 2**20:.1f} MiB are free"
-        raise OSError(f"cannot write {path} ({reason}); what was there is as it was") from error
+        raise OSError(f"cannot write {path} ({reason}); an earlier file is unchanged") from error
     finally:
         if temporary.is_file():
             temporary.unlink()
 
 
 def remove_temporaries(folder: str | Path) -> None:
-    """Removes what writers that were killed left behind; only where no other process writes."""
+    """Removes the temporary files of killed writers; call it only where no other process writes."""
     for path in Path(folder).glob(".*.tmp"):
         path.unlink()
 
 
 def _flush_folder(folder: Path) -> None:
-    """So that a rename, too, outlives a power cut."""
+    """Makes a rename survive a power cut; Windows cannot open a folder and has no need for it."""
+    if os.name == "nt":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -62,32 +64,34 @@ LOCK = ".lock"
 
 @contextmanager
 def lock_work_dir(work_dir: Path) -> Iterator[None]:
-    """Holds the lock of a run's folder, and clears away the unfinished files of a run that was killed there.
+    """Locks the folder of a run, creates it if missing, and removes the temporary files of a run that was killed there.
 
-    The lock is the operating system's and ends with the process, however it ends; the file only tells whose it is. It
-    is a record lock, which a process shares with none of its children: a loader's workers outlive a killed run by
-    seconds. A folder that was made for the run and stayed empty is removed again.
+    The operating system releases the lock when the process ends, in whatever way; the file only names the process. A
+    new folder that stays empty is removed again.
 
     Raises:
-        ValueError: another run holds it, with its process and host; or ``work_dir`` is a file or cannot be made.
+        ValueError: another run has the lock (the message names its process and host), or ``work_dir`` is a file or
+            cannot be created.
     """
     if work_dir.exists() and not work_dir.is_dir():
-        raise ValueError(f"--work-dir {work_dir} is a file; expected a folder, which is made where it is missing")
+        raise ValueError(f"--work-dir {work_dir} is a file; expected a folder (it is created if missing)")
     made = not work_dir.exists()
     try:
         work_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"--work-dir {work_dir} cannot be made ({error.strerror}); choose another") from None
+        raise ValueError(f"--work-dir {work_dir} cannot be created ({error.strerror}); choose another") from None
     file = _lock(work_dir)
     try:
         if owner := file.read():
-            say(f"{work_dir}: the run that was here ({owner}) ended without a word; going on in its place")
+            say(f"{work_dir}: the last run in this folder ({owner}) was killed; its lock is free")
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         remove_temporaries(work_dir)
         yield
     finally:
+        if os.name == "nt":  # cannot remove an open file
+            file.close()
         (work_dir / LOCK).unlink()
         file.close()
         if made and not any(work_dir.iterdir()):
@@ -95,19 +99,19 @@ def lock_work_dir(work_dir: Path) -> Iterator[None]:
 
 
 def open_locked(path: Path, inherited: bool = False, wait: bool = False) -> TextIO:
-    """Opens a text file at its start and locks it: no other process can, until the file is closed or the process ends.
+    """Opens a text file at its start and locks it against other processes, until it is closed or the process ends.
 
-    The lock is the operating system's, so that no killed process leaves one behind. On Windows there is none.
+    The operating system keeps the lock, so a killed process leaves none. On Windows nothing is locked.
 
     Args:
-        inherited: a child process that is given the descriptor holds the lock too, to the end of its life. Otherwise
-            no child does: a loader's workers outlive a killed run by seconds.
-        wait: wait for the process that holds the lock, instead of an error.
+        inherited: a child process that gets the descriptor has the lock too, until it ends. Otherwise no child has it,
+            because a loader's workers may live some seconds longer than a killed run.
+        wait: wait for the process that has the lock, instead of raising an error.
 
     Raises:
-        BlockingIOError: another process holds it; the error's text is what the file says.
+        BlockingIOError: another process has the lock; the text of the error is the content of the file.
     """
-    file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - lives as long as the lock
+    file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - stays open as long as the lock
     file.seek(0)
     if os.name == "nt":
         return file
@@ -123,7 +127,7 @@ def open_locked(path: Path, inherited: bool = False, wait: bool = False) -> Text
 
 
 def _lock(work_dir: Path) -> TextIO:
-    """The lock file of a run's folder, locked."""
+    """Opens and locks the lock file of a run's folder."""
     path = work_dir / LOCK
     while True:
         try:
@@ -131,8 +135,8 @@ def _lock(work_dir: Path) -> TextIO:
         except BlockingIOError as error:
             owner = str(error) or "it has just started"
             raise ValueError(
-                f"{work_dir}: another run is at work there ({owner}); wait for its end, or choose another --work-dir"
+                f"{work_dir}: another run works in this folder ({owner}); wait for it, or choose another --work-dir"
             ) from None
         if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
             return file
-        file.close()  # the run before ended and removed this file between our opening and locking it
+        file.close()  # another run removed this file after it was opened here and before it was locked

@@ -1,18 +1,18 @@
-"""What every folder shares: the two label values that are no class, and the look-up of components by name."""
+"""What every folder shares: the two label values that are not a class, and the registry of components by name."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from difflib import get_close_matches
-from typing import TypeVar
+from typing import Generic, TypeVar
 
-VOID = 255  # inside the image, without a class: no loss on the labels and no score counts it
+VOID = 255  # inside the image, without a class: losses on the labels and scores ignore it
 OUTSIDE = 254  # padding around the image
-LISTED = 60  # more choices than these are not listed in an error
+LISTED = 60  # an error lists at most this many choices
 
 Component = TypeVar("Component")
 
 
 def did_you_mean(name: str, choices: Iterable[str], shown: Iterable[str] | None = None) -> str:
-    """The choice nearest to a wrong name, then all of them (or ``shown``) where these are not too many.
+    """The choice nearest to a wrong name, then all choices (or only ``shown``) if they are not too many.
 
     >>> did_you_mean("lrr", ["lr", "betas"])
     "did you mean 'lr'? choices: betas, lr"
@@ -30,19 +30,22 @@ def unknown_name(kind: str, name: str, choices: Iterable[str], shown: Iterable[s
     return ValueError(f"unknown {kind} {name!r}; {did_you_mean(name, choices, shown)}")
 
 
-class Registry(Mapping[str, Component]):
-    """Components by name, which register themselves where they are defined.
+class Registry(Collection[str], Generic[Component]):
+    """Components by name. Each registers itself where it is defined.
 
     >>> HEADS = Registry("head")
     >>> @HEADS.register("mine")
-    ... class MyHead(nn.Module): ...
+    ... class MyHead: ...
+    >>> HEADS["mine"] is MyHead
+    True
 
     Args:
-        kind: what they are, in the singular; errors say it.
+        kind: the word for one component, for errors: ``'head'``.
     """
 
     def __init__(self, kind: str):
-        self.kind, self._components = kind, {}
+        self.kind = kind
+        self._components: dict[str, Component] = {}
 
     def register(self, name: str) -> Callable[[Component], Component]:
         """Decorator that adds a class or function under ``name``.
@@ -52,10 +55,10 @@ class Registry(Mapping[str, Component]):
         """
 
         def add(component: Component) -> Component:
-            known = self._components.setdefault(name, component)
-            if known is not component:
+            first = self._components.setdefault(name, component)
+            if first is not component:
                 raise ValueError(
-                    f"the {self.kind} {name!r} is registered twice, by {known.__module__} and by "
+                    f"the {self.kind} {name!r} is registered twice, in {first.__module__} and in "
                     f"{component.__module__}: give one of them another name"
                 )
             return component
@@ -66,7 +69,7 @@ class Registry(Mapping[str, Component]):
         """The component of this name.
 
         Raises:
-            ValueError: there is none, with the nearest names.
+            ValueError: there is none. The message gives the nearest name.
         """
         if name not in self._components:
             raise unknown_name(self.kind, name, self._components)

@@ -13,22 +13,27 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from utils.files import write_atomically
-from utils.names import VOID
+from utils.names import OUTSIDE, VOID
 
 Color = tuple[int, int, int]
 
 # Okabe and Ito's palette, told apart under every common colour blindness; its yellow is too pale for a line on white.
 CURVE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-ERROR_COLORS: dict[str, Color] = {"correct": (72, 72, 72), "wrong": (213, 94, 0), "void": (0, 0, 0)}
+# White is no class's colour in any data set of this repository.
+VOID_COLOR: Color = (255, 255, 255)
+ERROR_COLORS: dict[str, Color] = {"correct": (186, 202, 214), "wrong": (213, 94, 0), "void": VOID_COLOR}
 
-DPI = 100
-GAP = 8  # pixels between and around the pictures of a panel
-LINE = 26  # pixels of a line of text
-SWATCH = 14  # pixels, side of a legend's colour square
+# Panels have twice the pixels of their usual width on a page (850), so that they stay sharp on dense screens.
+WIDTH = 1700  # pixels of a panel
+DPI = 200
+GAP = 16  # pixels between and around the pictures of a panel
+LINE = 52  # pixels of a line of text
+SWATCH = 28  # pixels, side of a legend's colour square
+OUTLINE: Color = (140, 140, 140)  # around pictures and swatches, so that white ones have an edge
 
 
 def colorize(label: np.ndarray, palette: Sequence[Color]) -> np.ndarray:
-    """Class map H W (0..K-1, 255 = void) in the colours of a K x 3 palette, void black -> H W 3.
+    """Class map H W (0..K-1, 255 = void) in the colours of a K x 3 palette -> H W 3; void and padding are white.
 
     Raises:
         ValueError: the palette is not K x 3 in 0..255, or a class has no colour in it.
@@ -36,10 +41,10 @@ def colorize(label: np.ndarray, palette: Sequence[Color]) -> np.ndarray:
     label, palette = np.asarray(label), np.asarray(palette)
     if palette.ndim != 2 or palette.shape[1] != 3 or palette.min() < 0 or palette.max() > 255:
         raise ValueError(f"palette is {palette.shape}; expected K x 3, one RGB colour in 0..255 a class")
-    unknown = np.setdiff1d(label, [*range(len(palette)), VOID])
+    unknown = np.setdiff1d(label, [*range(len(palette)), OUTSIDE, VOID])
     if unknown.size:
         raise ValueError(f"classes {unknown.tolist()} have no colour; expected 0..{len(palette) - 1} or {VOID} (void)")
-    table = np.zeros((VOID + 1, 3), np.uint8)
+    table = np.full((VOID + 1, 3), VOID_COLOR, np.uint8)
     table[: len(palette)] = palette
     return table[label]
 
@@ -47,7 +52,7 @@ def colorize(label: np.ndarray, palette: Sequence[Color]) -> np.ndarray:
 def overlay(image: np.ndarray, label: np.ndarray, palette: Sequence[Color], alpha: float = 0.5) -> np.ndarray:
     """The image H W 3 under the colours of its class map H W; ``alpha`` is the colours' share. Void shows the image."""
     mixed = (1 - alpha) * image + alpha * colorize(label, palette)
-    return np.where(np.asarray(label)[..., None] == VOID, image, mixed.round()).astype(np.uint8)
+    return np.where(np.asarray(label)[..., None] >= OUTSIDE, image, mixed.round()).astype(np.uint8)
 
 
 def error_map(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
@@ -55,48 +60,47 @@ def error_map(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
     prediction, label = np.asarray(prediction), np.asarray(label)
     if prediction.shape != label.shape:
         raise ValueError(f"prediction is {prediction.shape}, label {label.shape}; expected one shape")
-    kind = np.where(label == VOID, 2, prediction != label)
+    kind = np.where(label >= OUTSIDE, 2, prediction != label)
     return np.array(list(ERROR_COLORS.values()), np.uint8)[kind.astype(np.uint8)]
 
 
 def panel(
-    rows: Sequence[Sequence[np.ndarray]],
-    titles: Sequence[str],
-    legend: dict[str, Color] | None = None,
-    row_height: int = 240,
+    rows: Sequence[Sequence[tuple[str, np.ndarray]]], legend: dict[str, Color] | None = None, width: int = WIDTH
 ) -> np.ndarray:
-    """One picture of many: a column for each title, a row for each sample, a legend of colours below.
+    """One picture of many, in equal columns: rows of pictures, a title above each, and a legend of colours below.
 
     Args:
-        rows: for each sample one H W 3 image a column, brought to ``row_height`` pixels with its proportions kept.
-        titles: text above each column.
+        rows: (title, H W 3 image) of each picture, as many in every row. An image is scaled to its column's width and
+            keeps its proportions.
         legend: name -> RGB colour, in the order shown.
-        row_height: pixels.
+        width: of the whole, in pixels.
 
     Raises:
-        ValueError: no row, a row with more or fewer images than there are titles, or an image that is not H W 3 uint8.
+        ValueError: there is no picture, a row has more or fewer than the first, or an image is not H W 3 uint8.
     """
-    if not rows or not titles:
-        raise ValueError(f"panel of {len(rows)} rows and {len(titles)} titles; expected one or more of each")
+    columns = len(rows[0]) if rows else 0
+    if not columns:
+        raise ValueError(f"panel of {len(rows)} rows and {columns} columns; expected one or more of each")
     for i, row in enumerate(rows):
-        if len(row) != len(titles):
-            raise ValueError(f"row {i} has {len(row)} images for the {len(titles)} titles {list(titles)}")
-        for image, title in zip(row, titles, strict=True):
+        if len(row) != columns:
+            raise ValueError(f"row {i} has {len(row)} pictures; expected {columns}, as in row 0")
+        for title, image in row:
             if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
                 raise ValueError(f"row {i}, {title!r}: {image.shape} {image.dtype}; expected H x W x 3 uint8")
 
-    cells = [[_to_height(image, row_height) for image in row] for row in rows]
-    widths = [max(row[column].shape[1] for row in cells) for column in range(len(titles))]
-    lefts = [GAP + sum(widths[:column]) + GAP * column for column in range(len(titles))]
-    height, width = LINE + len(rows) * (row_height + GAP), sum(widths) + GAP * (len(widths) + 1)
-    canvas = np.full((height, width, 3), 255, np.uint8)
-    centres = [left + column_width / 2 for left, column_width in zip(lefts, widths, strict=True)]
-    canvas[:LINE] = _text((LINE, width), [(x, LINE / 2, title) for x, title in zip(centres, titles, strict=True)])
-    for i, row in enumerate(cells):
-        top = LINE + i * (row_height + GAP)
-        for left, cell in zip(lefts, row, strict=True):
-            canvas[top : top + row_height, left : left + cell.shape[1]] = cell
-    return np.vstack([canvas, _legend_strip(legend, width)]) if legend else canvas
+    column = (width - GAP * (columns + 1)) // columns
+    lefts = [GAP + (column + GAP) * i for i in range(columns)]
+    strips = []
+    for row in rows:
+        titles = [(left + column / 2, LINE / 2, title) for left, (title, _) in zip(lefts, row, strict=True)]
+        cells = [_to_width(image, column) for _, image in row]
+        strip = np.full((max(len(cell) for cell in cells) + GAP, width, 3), 255, np.uint8)
+        for left, cell in zip(lefts, cells, strict=True):
+            _paste(strip, cell, 0, left)
+        strips += [_text((LINE, width), titles), strip]
+    if legend:
+        strips.append(_legend_strip(legend, width))
+    return np.vstack(strips)
 
 
 def plot_curves(
@@ -112,7 +116,7 @@ def plot_curves(
     """
     if not any(curves.values()):
         raise ValueError(f"no points to draw in the curves {list(curves)}")
-    figure = Figure(figsize=(8, 4.5), dpi=2 * DPI, layout="constrained")
+    figure = Figure(figsize=(8, 4.5), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     styles = [(color, dash) for dash in ("-", "--", ":") for color in CURVE_COLORS]
     for (name, points), (color, dash) in zip(curves.items(), cycle(styles), strict=False):
@@ -150,12 +154,19 @@ def _write(path: str | os.PathLike, data: bytes) -> None:
     write_atomically(path, data)
 
 
-def _to_height(image: np.ndarray, height: int) -> np.ndarray:
-    if image.shape[0] == height:
+def _to_width(image: np.ndarray, width: int) -> np.ndarray:
+    if image.shape[1] == width:
         return image
-    width = max(1, round(image.shape[1] * height / image.shape[0]))
-    shrinks = height < image.shape[0]
+    height = max(1, round(image.shape[0] * width / image.shape[1]))
+    shrinks = width < image.shape[1]
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST)
+
+
+def _paste(canvas: np.ndarray, image: np.ndarray, top: int, left: int) -> None:
+    """Puts an image on the canvas, with a line of one pixel around it where the canvas has room."""
+    bottom, right = top + image.shape[0], left + image.shape[1]
+    canvas[max(top - 1, 0) : bottom + 1, left - 1 : right + 1] = OUTLINE
+    canvas[top:bottom, left:right] = image
 
 
 def _text(size: tuple[int, int], texts: list[tuple[float, float, str]], align: str = "center") -> np.ndarray:
@@ -171,14 +182,13 @@ def _text(size: tuple[int, int], texts: list[tuple[float, float, str]], align: s
 
 
 def _legend_strip(legend: dict[str, Color], width: int) -> np.ndarray:
-    """Colour squares with their names, in as many equal columns as the longest name lets in."""
-    cell = SWATCH + 3 * GAP + 8 * max(len(name) for name in legend)
+    """Colour squares with their names, in as many equal columns as the longest name allows."""
+    cell = SWATCH + 3 * GAP + LINE // 3 * max(len(name) for name in legend)
     columns = max(1, min(len(legend), (width - GAP) // cell))
     height = LINE * -(-len(legend) // columns) + GAP
     corners = [(GAP + cell * (i % columns), LINE * (i // columns)) for i in range(len(legend))]
     texts = [(x + SWATCH + GAP, y + LINE / 2, name) for (x, y), name in zip(corners, legend, strict=True)]
     strip = _text((height, width), texts, align="left").copy()
     for (x, y), color in zip(corners, legend.values(), strict=True):
-        top = y + (LINE - SWATCH) // 2
-        strip[top : top + SWATCH, x : x + SWATCH] = color
+        _paste(strip, np.full((SWATCH, SWATCH, 3), color, np.uint8), y + (LINE - SWATCH) // 2, x)
     return strip

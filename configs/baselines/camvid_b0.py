@@ -1,4 +1,4 @@
-# SegFormer-B0 alone on CamVid: a baseline, and a teacher once it is trained.
+# SegFormer-B0 alone on CamVid: a baseline, and the training of a teacher.
 _base_ = [
     "../_base_/datasets/camvid.py",
     "../_base_/models/student_b0.py",

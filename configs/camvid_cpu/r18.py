@@ -1,4 +1,4 @@
-# DeepLabV3-ResNet-18 alone, from ImageNet weights: the CPU's teacher.
+# DeepLabV3-ResNet-18 alone, from ImageNet weights: the teacher of the CPU experiments.
 _base_ = [
     "../_base_/datasets/camvid.py",
     "../_base_/models/student_r18.py",

@@ -1,4 +1,4 @@
-# DeepLabV3-ResNet-18 -> SegFormer-B0 by dual alignment; the student and its schedule are b0.py's.
+# DeepLabV3-ResNet-18 -> SegFormer-B0 by dual alignment, with the student and schedule of b0.py.
 _base_ = ["b0.py", "../_base_/methods/hmkd.py"]
 teacher = dict(
     backbone="resnet18", head="deeplabv3", output_stride=8, width=128,

@@ -1,4 +1,4 @@
-# The quick start's student by HMKD, on the same ten images; the teacher has seen two hundred, but none of these.
+# The quick start's student by HMKD, on the same ten images. The teacher was trained on two hundred other images.
 _base_ = ["student.py", "../_base_/methods/hmkd.py"]
 teacher = dict(
     backbone="resnet18", head="segformer", width=128, weights="work_dirs/quickstart/teacher/student.safetensors"

@@ -1,4 +1,4 @@
-# The quick start's teacher: ResNet-18 under SegFormer's head, from random weights, on 200 labelled images.
+# The quick start's teacher: ResNet-18 with SegFormer's head, from random weights, on 200 labelled images.
 _base_ = ["../_base_/demo.py"]
 data = dict(root="data/many")
 student = dict(backbone="resnet18")

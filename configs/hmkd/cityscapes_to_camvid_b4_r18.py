@@ -1,8 +1,8 @@
-# SegFormer-B4 of Cityscapes' 19 classes -> DeepLabV3-ResNet-18 on CamVid's 11: the teacher's probabilities are summed.
-# CamVid's 32 original classes (datasets/camvid.py) decide: walls are Building, grass and bushes Tree, traffic lights
-# SignSymbol, trucks, buses and trains Car, motorcyclists Bicyclist. Doubtful: terrain, which holds bare soil too, and
-# bicycle, which may be parked. Neither is left out (None): its probability would go to the classes that come next, and
-# with it the rider's bicycle, which is part of CamVid's Bicyclist.
+# SegFormer-B4 trained on Cityscapes' 19 classes -> DeepLabV3-ResNet-18 on CamVid's 11: the teacher's probabilities are
+# added up by class_map, which follows CamVid's 32 original classes (datasets/camvid.py): walls are Building, grass and
+# bushes Tree, traffic lights SignSymbol, trucks, buses and trains Car, motorcyclists Bicyclist. Two are uncertain:
+# terrain includes bare soil, and a bicycle may be parked. None would be worse: it gives the probability to the other
+# classes, also that of a rider's bicycle, which CamVid counts as Bicyclist.
 _base_ = ["camvid_b4_r18.py"]
 teacher = dict(
     weights="pretrained/cityscapes_b4.safetensors",  # trained with configs/baselines/cityscapes_b4.py

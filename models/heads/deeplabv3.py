@@ -3,18 +3,18 @@
 import torch
 from torch import Tensor, nn
 
-from models.base import Tap
+from models.base import HEADS, Tap
 from models.heads.layers import GlobalContext, conv_bn_relu
 
 
 class ASPP(nn.Module):
-    """A 1x1 and three dilated 3x3 convolutions and the image's mean feature, side by side, projected to one map.
+    """Five parallel branches, concatenated and projected: a 1x1, three dilated 3x3 convolutions, the mean feature.
 
     Args:
         inputs: C.
         width: channels of each branch and of the result.
         rates: dilations of the 3x3 convolutions.
-        kernel: of the projection.
+        kernel: size of the projection's kernel.
     """
 
     def __init__(self, inputs: int, width: int, rates: tuple[int, int, int], kernel: int = 1):
@@ -36,18 +36,19 @@ class ASPP(nn.Module):
 def rates(stride: int) -> tuple[int, int, int]:
     """The paper's dilations 6, 12, 18 at output stride 16, twice that at 8 and half at 32.
 
-    So a branch always sees the same stretch of the image.
+    So a branch sees the same part of the image at every stride.
     """
     return 96 // stride, 192 // stride, 288 // stride
 
 
+@HEADS.register("deeplabv3")
 class DeepLabV3Head(nn.Module):
-    """ASPP on stage 4, a 3x3 convolution, a classifier; layer for layer torchvision's.
+    """ASPP on stage 4, a 3x3 convolution, a classifier; the same layers as torchvision's.
 
     Args:
         taps: the backbone's ``tap_info``.
         num_classes: K.
-        width: channels throughout, and of the 'head' tap.
+        width: channels of every layer and of the 'head' tap.
         dropout: probability inside ASPP.
     """
 
@@ -67,13 +68,14 @@ class DeepLabV3Head(nn.Module):
         return self.classifier(features), features
 
 
+@HEADS.register("deeplabv3_mmseg")
 class MMSegDeepLabV3Head(nn.Module):
-    """mmsegmentation's form of it: ASPP ends in a 3x3 convolution in place of a 1x1 and a 3x3.
+    """mmsegmentation's DeepLabV3: ASPP ends in a 3x3 convolution instead of a 1x1 and a 3x3.
 
     Args:
         taps: the backbone's ``tap_info``.
         num_classes: K.
-        width: channels throughout, and of the 'head' tap; theirs have 512, or 128 on a ResNet-18.
+        width: channels of every layer and of the 'head' tap; mmsegmentation has 512, or 128 with a ResNet-18.
         dropout: probability before the classifier.
     """
 

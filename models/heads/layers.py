@@ -1,4 +1,4 @@
-"""Pieces that several heads share."""
+"""Layers that several heads share."""
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +21,10 @@ def resize(maps: Tensor, like: Tensor) -> Tensor:
 
 
 class PooledBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm for maps pooled to a single cell, which also trains with one image per batch.
+    """BatchNorm for maps pooled to one cell, which also trains with one image a batch.
 
-    The statistics of a single value are no statistics (its variance is zero), and PyTorch refuses to compute them. That
-    one case is normalised by the running statistics, which it leaves as they are; every other is plain BatchNorm.
+    One value has no variance, and PyTorch raises an error. That case is normalised by the running statistics and does
+    not update them; every other case is plain BatchNorm.
     """
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ class PooledBatchNorm2d(nn.BatchNorm2d):
 
 
 class GlobalContext(nn.Module):
-    """The image's mean feature, projected and spread over the grid again: B inputs h w -> B outputs h w."""
+    """The mean feature of each image, projected and repeated over the grid: B inputs h w -> B outputs h w."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
@@ -49,7 +49,7 @@ class GlobalContext(nn.Module):
 
 
 class RegionAverage(nn.Module):
-    """``nn.AdaptiveAvgPool2d`` as two matrix products: the exported form of PyTorch's own holds for one size only.
+    """``nn.AdaptiveAvgPool2d`` as two matrix products; the export of PyTorch's layer is valid for one size only.
 
     Args:
         bins: rows and columns of the result.
@@ -66,7 +66,7 @@ class RegionAverage(nn.Module):
 
 
 def _averages(bins: int, length: int, like: Tensor) -> Tensor:
-    """bins x length: row i averages the positions from floor(i length / bins) up to ceil((i + 1) length / bins)."""
+    """bins x length: row i averages the positions floor(i length / bins) .. ceil((i + 1) length / bins) - 1."""
     i = torch.arange(bins, device=like.device).unsqueeze(1)
     start, end = i * length // bins, ((i + 1) * length + bins - 1) // bins
     position = torch.arange(length, device=like.device)
@@ -75,7 +75,7 @@ def _averages(bins: int, length: int, like: Tensor) -> Tensor:
 
 
 class RegionPool(nn.AdaptiveAvgPool2d):
-    """``nn.AdaptiveAvgPool2d`` whose gradient adds up in a fixed order on a GPU too, where that is asked for."""
+    """``nn.AdaptiveAvgPool2d`` that is deterministic on a GPU too, with ``torch.use_deterministic_algorithms``."""
 
     def forward(self, maps: Tensor) -> Tensor:
         if not torch.are_deterministic_algorithms_enabled():

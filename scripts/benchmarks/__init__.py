@@ -1,1 +1,1 @@
-"""What ``scripts/benchmark.py`` measures: each module gives rows of figures, both sides of a ratio in one run."""
+"""The measurements of ``scripts/benchmark.py``: each module returns rows of figures; a ratio is measured in one run."""

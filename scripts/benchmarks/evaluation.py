@@ -1,4 +1,4 @@
-"""Evaluation of whole images at the size of Cityscapes': the field's loop against ``engine.evaluation.evaluate``."""
+"""Evaluation of whole images of Cityscapes' size: the field's loop against ``engine.evaluation.evaluate``."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ NETWORKS = (("mit_b0", "segformer"), ("resnet18", "deeplabv3"))
 
 
 class Noise(Dataset):
-    """One image of noise and one label, ``length`` times over, in memory: loading is not what is measured."""
+    """One image of noise and one label, repeated ``length`` times, in memory: loading is not measured."""
 
     num_classes = CLASSES
 
@@ -37,7 +37,7 @@ class Noise(Dataset):
 
 
 def published_counts(logits: Tensor, label: Tensor, metric: PublishedMetric) -> None:
-    """From B K h w to counts: the full-resolution logits are added to a buffer for the views, of which there is one."""
+    """Counts B K h w: the full-resolution logits are added to a buffer for all views, here one."""
     total = torch.zeros(1, CLASSES, *label.shape[-2:], device=logits.device)
     total += F.interpolate(logits, label.shape[-2:], mode="bilinear")
     total /= 1
@@ -46,13 +46,13 @@ def published_counts(logits: Tensor, label: Tensor, metric: PublishedMetric) -> 
 
 @torch.no_grad()
 def published_evaluate(model: nn.Module, image: Tensor, label: Tensor, images: int, device: torch.device) -> float:
-    """mIoU in float32, NCHW, an image at a time, the figures read for the log after each.
+    """mIoU in float32, NCHW, one image at a time, with the figures read for the log after each.
 
     Args:
         model: on the device.
         image: 1 3 H W float32, pinned for a GPU, as the loader gives it.
         label: 1 H W with -1 for void, likewise.
-        images: how often it is seen.
+        images: how often it is evaluated.
         device: where the network runs.
     """
     metric, miou = PublishedMetric(CLASSES), 0.0
@@ -66,7 +66,7 @@ def published_evaluate(model: nn.Module, image: Tensor, label: Tensor, images: i
 def compare(
     what: str, alternatives: dict[str, Callable[[], object]], device: torch.device, rounds: int, images: int, note: str
 ) -> dict[str, Any]:
-    """Seconds an image of ``'ours'`` and ``'published'``, and what each holds at its peak."""
+    """Seconds an image of ``'ours'`` and ``'published'``, and the peak memory of each."""
     times = time_each(alternatives, device, rounds, warmup=1)
     memory = {name: peak_memory(call, device) for name, call in alternatives.items()}
     return {
@@ -92,7 +92,7 @@ def counting_row(stride: int, quick: bool, device: torch.device) -> dict[str, An
 
 
 def network_row(backbone: str, head: str, quick: bool, device: torch.device) -> dict[str, Any]:
-    """The whole evaluation: ours as the shipped configs have it, in bfloat16 and channels last."""
+    """The whole evaluation: ours as in the shipped configs, in bfloat16 and channels last."""
     size = (128, 256) if quick else SIZE
     images, rounds = (20, 5) if device.type == "cuda" else (1, 3)
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""The training loader, from PNG files and from a packed folder, against the loader the field's releases share."""
+"""The training loader, from PNG files and from a packed folder, against the loader of the field's releases."""
 
 from collections.abc import Callable
 from itertools import count
@@ -26,14 +26,14 @@ MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])  # 
 
 
 class PublishedLoader:
-    """The loader that releases of distillation for segmentation share, re-created from what they describe.
+    """The loader of the releases of distillation for segmentation, rebuilt from their description.
 
-    Image and label are decoded whole; the ids are mapped by one mask each; both are resized whole; the mean is taken
-    from the whole image, which NumPy does in float64; both are padded, cropped, mirrored and copied as float32.
+    The whole image and label are decoded; each id is mapped by a mask; both are resized; the mean is subtracted from
+    the whole image, which NumPy does in float64; both are padded, cropped, mirrored and copied as float32.
 
     Args:
-        dataset: names the files.
-        crop_first: as other releases do, normalise no more than the crop, and in float32.
+        dataset: of which the files are read.
+        crop_first: normalise only the crop, in float32, as some releases do.
     """
 
     def __init__(self, dataset: SegDataset, crop_first: bool):
@@ -69,7 +69,7 @@ class PublishedLoader:
 
 
 def write_streets(root: Path, number: int) -> int:
-    """Street pictures in Cityscapes' layout and size, made smooth enough to compress like photographs.
+    """Writes street pictures in Cityscapes' layout and size, blurred to compress like photographs.
 
     Returns the mean size of an image file in bytes.
     """
@@ -89,7 +89,7 @@ def write_streets(root: Path, number: int) -> int:
 
 
 def batches_of(load: Callable[[int], Any], number: int) -> Callable[[], None]:
-    """Loads ``number`` further samples at every call."""
+    """A function that loads the next ``number`` samples at every call."""
     positions = count()
 
     def run() -> None:

@@ -14,9 +14,9 @@ SIZE = (1024, 2048)
 
 
 class PublishedMetric:
-    """Pixel accuracy and IoU as the field's releases count them, re-created from their description.
+    """Pixel accuracy and IoU as in the field's releases, rebuilt from their description.
 
-    Two numbers are read out of the device and three float32 maps histogrammed on the CPU for every image. Void is -1.
+    Every image copies two numbers from the device and makes three float32 histograms on the CPU. Void is -1.
 
     Args:
         num_classes: K.
@@ -28,7 +28,7 @@ class PublishedMetric:
         self.intersection, self.union = torch.zeros(2, num_classes)
 
     def update(self, prediction: Tensor, truncated: Tensor, label: Tensor) -> None:
-        """Counts B H W int64 class maps; ``truncated`` is the one that accuracy reads, see :meth:`update_logits`."""
+        """Counts B H W int64 class maps; ``truncated`` is the one that accuracy uses, see :meth:`update_logits`."""
         self.labelled += (label >= 0).sum().item()
         self.right += ((truncated == label) * (label >= 0)).sum().item()
         truth = label.float() + 1
@@ -42,7 +42,7 @@ class PublishedMetric:
         self.union += predicted + true - common
 
     def update_logits(self, logits: Tensor, label: Tensor) -> None:
-        """Counts the argmax of B K H W; accuracy is that of logits cut to integers, as it is in the releases."""
+        """Counts the argmax of B K H W; accuracy is that of logits truncated to integers, as in the releases."""
         self.update(logits.argmax(1), logits.long().argmax(1), label)
 
     def compute(self) -> tuple[float, float]:
@@ -72,7 +72,7 @@ def without_void(label: Tensor) -> Tensor:
 
 
 def run(quick: bool, device: torch.device) -> list[dict[str, Any]]:
-    """From class maps to counts; both sides hold theirs on the device in the type that they use."""
+    """From class maps to counts; the inputs are on the device, in the type that each side uses."""
     prediction, label = (pixels.to(device) for pixels in random_maps())
     ours, theirs = ConfusionMatrix(CLASSES, device), PublishedMetric(CLASSES)
     longs = prediction.long()[None], without_void(label)[None]

@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.optim import build_optimizer, parameter_groups
+from engine.teacher import Teacher
 from losses.alignment import FeatureAlignment
 from losses.hmkd import HMKD
+from losses.labels import Labels
 from models import SegModel
 from models.heads.layers import resize
 from models.heads.segformer import STAGES, SegFormerHead
@@ -43,13 +45,14 @@ class PublishedStep:
     head is ``concatenated``. Each loss is read out in every step, for the log.
 
     Args:
-        student, teacher: on the device, for nothing else; the teacher frozen.
+        student, teacher: on the device, not used elsewhere: their heads are changed.
         optimizer: settings of ``parameter_groups`` and ``build_optimizer``.
         tap: the stage whose features are compared.
     """
 
-    def __init__(self, student: SegModel, teacher: SegModel, optimizer: dict, tap: str = "stage3"):
-        self.student, self.teacher, self.tap = as_published(student), as_published(teacher), tap
+    def __init__(self, student: SegModel, teacher: Teacher, optimizer: dict, tap: str = "stage3"):
+        self.student, self.teacher, self.tap = as_published(student), teacher, tap
+        as_published(teacher.network)
         self.device = next(student.parameters()).device
         method = HMKD(student.spec, teacher.spec, anchor=None, feature_pairs=((tap, tap),))
         self.align: FeatureAlignment = method.alignments["feature"].to(self.device)
@@ -79,7 +82,7 @@ class PublishedStep:
         maps = {"student": student.taps[self.tap], "teacher": teacher.taps[self.tap].clone()}
         if attention and self.context is not None:
             maps[self.context] = unscaled_attention(maps[self.context])
-        feature, _ = self.align(maps["student"], maps["teacher"], labels)
+        feature, _ = self.align(maps["student"], maps["teacher"], Labels(labels.byte()))
         loss = task + kd + feature
         if student.aux is not None:
             aux = F.interpolate(student.aux, labels.shape[-2:], mode="bilinear")

@@ -19,9 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Team:
-    """Processes with the variables that torchrun would give them, one thread each; they do what they are told, at once.
+    """Processes with the environment variables of torchrun, one thread each, that execute jobs together.
 
-    All teams are there from the start, so that their steps can be timed in turns.
+    All teams are started first, so that their steps can be timed in turns.
 
     Args:
         size: number of processes.
@@ -52,17 +52,17 @@ class Team:
             process.wait()
 
     def do(self, job: str) -> None:
-        """Has every process do a job, and waits.
+        """Lets every process execute a job, and waits.
 
         Raises:
-            OSError: one of them has ended.
+            OSError: a process has ended.
         """
         try:
             for process in self.processes:
                 process.stdin.write(f"{job}\n")
                 process.stdin.flush()
         except BrokenPipeError:
-            pass  # said below
+            pass  # raised below
         if any(process.stdout.readline() != f"{job}\n" for process in self.processes):
             for process in self.processes:
                 process.kill()
@@ -80,7 +80,7 @@ def run(
     """
     if batch % processes:
         raise ValueError(f"--batch {batch} cannot be divided among {processes} processes; give a multiple of it")
-    step.load_pair(file, *options)  # its errors are said here, once
+    step.load_pair(file, *options)  # raises its errors here, once
     arguments = [file, str(batch), str(batch // processes), *map(str, size), *options]
     with Team(1, arguments) as one, Team(processes, arguments) as several:
         alternatives = {
@@ -101,7 +101,7 @@ def run(
 
 
 def work(arguments: Sequence[str]) -> None:
-    """One process of a team: takes a step, or all-reduces as many numbers as a step does, for every line it reads."""
+    """One process of a team: for every line of input, trains a step or all-reduces as many numbers as a step does."""
     parser = argparse.ArgumentParser(description=work.__doc__)
     parser.add_argument("file")
     for number in ("whole", "part", "height", "width"):

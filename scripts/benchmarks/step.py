@@ -11,13 +11,16 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from configs.schema import Experiment
-from engine.build import build_distiller, build_student, build_teacher
+from engine.build import build_distiller, build_student
+from engine.teacher import build_teacher
 from engine.trainer import Trainer
+from losses.labels import Labels
 from scripts.benchmarks.published import PublishedStep
 from scripts.benchmarks.timing import peak_memory, time_each
 from utils.config import ConfigError, load_config, load_section, validate
 from utils.console import say
 from utils.distributed import World
+from utils.names import VOID
 
 PAIRS = ("configs/hmkd/cityscapes_b4_r18.py", "configs/hmkd/cityscapes_r101_b0.py")
 CLASSES = 19
@@ -29,7 +32,7 @@ def random_batch(batch: int, size: tuple[int, int], pinned: bool) -> dict[str, A
     images = torch.randint(0, 256, (batch, 3, *size), dtype=torch.uint8, generator=generator)
     blocks = torch.randint(0, CLASSES, (batch, -(-size[0] // 32), -(-size[1] // 32)), generator=generator)
     void = torch.rand(blocks.shape, generator=generator) < 0.1
-    labels = blocks.masked_fill(void, 255).to(torch.uint8)
+    labels = blocks.masked_fill(void, VOID).to(torch.uint8)
     labels = labels.repeat_interleave(32, 1).repeat_interleave(32, 2)[:, : size[0], : size[1]].contiguous()
     if pinned:
         images, labels = images.pin_memory(), labels.pin_memory()
@@ -44,10 +47,18 @@ def build(config: Experiment, world: World, distil: bool = True) -> Trainer:
     names = [f"class {i}" for i in range(CLASSES)]
     torch.manual_seed(0)
     student, _ = build_student(config, "benchmark", names, pretrained=False)
-    teacher = build_teacher(config, "benchmark", names, pretrained=False)[0] if distil else None
+    teacher = build_teacher(config, "benchmark", names, pretrained=False) if distil else None
+    distiller = build_distiller(config, "benchmark", student, teacher)
+    if teacher is not None:
+        teacher.prepare(
+            world,
+            autocast_dtype=config.train.autocast_dtype,
+            channels_last=config.train.channels_last,
+            compile_blocks=config.train.compile,
+        )
     optimizer = config.optimizer.model_dump()
     return Trainer(
-        build_distiller(config, "benchmark", student, teacher),
+        distiller,
         teacher,
         world,
         optimizer=optimizer | {"lr": 1e-3 * optimizer["lr"]},
@@ -97,7 +108,7 @@ def step_row(
     images, labels = data["image"].to(device), data["label"].to(device)
 
     def teacher_forward():
-        with torch.no_grad(), ours.autocast():
+        with ours.autocast():
             return ours.teacher(images)
 
     def student_forward():
@@ -106,7 +117,7 @@ def step_row(
 
     def forward():
         with ours.autocast():
-            return ours.distiller(images, labels, knowledge)
+            return ours.distiller(images, Labels(labels), knowledge)
 
     def backward():
         terms = forward()
@@ -202,7 +213,7 @@ def _method_row(
     images = data["image"].to(device)
 
     def teacher() -> Tensor:
-        with torch.no_grad(), trainer.autocast():
+        with trainer.autocast():
             return trainer.teacher(images)
 
     alternatives = {

@@ -1,8 +1,10 @@
-"""Times alternatives side by side: round after round, each once, so that a slow moment of the machine hits all."""
+"""Times alternatives in turns, each once a round, so that a slow moment of the machine affects all of them."""
 
 import ctypes
 import gc
+import math
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +14,7 @@ import torch
 
 
 class Timing(NamedTuple):
-    """Of one alternative, in seconds."""
+    """Seconds of one alternative."""
 
     median: float
     low: float  # first quartile
@@ -20,25 +22,28 @@ class Timing(NamedTuple):
 
     @property
     def spread(self) -> float:
-        """Half of the distance between the quartiles, as a part of the median."""
+        """Half of the distance between the quartiles, divided by the median."""
         return (self.high - self.low) / (2 * self.median)
 
 
 def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
-def time_each(
+def seconds_of_each(
     alternatives: Mapping[str, Callable[[], object]], device: torch.device, rounds: int, warmup: int = 2
-) -> dict[str, Timing]:
-    """Runs every alternative once a round and reads the clock around it, the device's queue empty on both sides.
+) -> dict[str, list[float]]:
+    """Runs every alternative once a round and measures its time, with the device idle before and after.
 
     Args:
         alternatives: by name.
         device: waited for before the clock is read.
         rounds: timed calls of each.
         warmup: calls of each before these.
+
+    Returns:
+        The seconds of every timed call.
     """
     seconds: dict[str, list[float]] = {name: [] for name in alternatives}
     for number in range(warmup + rounds):
@@ -49,22 +54,28 @@ def time_each(
             synchronize(device)
             if number >= warmup:
                 seconds[name].append(time.perf_counter() - start)
-    return {name: timing(values) for name, values in seconds.items()}
+    return seconds
+
+
+def time_each(
+    alternatives: Mapping[str, Callable[[], object]], device: torch.device, rounds: int, warmup: int = 2
+) -> dict[str, Timing]:
+    """Median and quartiles of :func:`seconds_of_each`."""
+    return {name: timing(each) for name, each in seconds_of_each(alternatives, device, rounds, warmup).items()}
 
 
 def timing(seconds: list[float]) -> Timing:
-    """Median and quartiles (the value itself where there is but one)."""
+    """Median and quartiles; one value is all three."""
     if len(seconds) == 1:
         return Timing(*seconds * 3)
     low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
     return Timing(median, low, high)
 
 
-def peak_memory(run: Callable[[], object], device: torch.device) -> int:
-    """Bytes that ``run`` adds to what is held before it, at its peak: the allocator's on a GPU, resident on Linux.
+def peak_memory(run: Callable[[], object], device: torch.device) -> float:
+    """Bytes that ``run`` needs at its peak, beyond those in use before.
 
-    Raises:
-        OSError: on a CPU, where the kernel cannot reset a process's peak (it can on Linux).
+    They are the allocator's with CUDA and the process's resident ones on the CPU of Linux, nan elsewhere.
     """
     if device.type == "cuda":
         synchronize(device)
@@ -73,9 +84,11 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> int:
         run()
         synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
+    if sys.platform != "linux":
+        return math.nan
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed before must be asked for again
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew at what is resident now
+    ctypes.CDLL(None).malloc_trim(0)  # gives freed memory back, so that using it again counts
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the present size
     before = _status_bytes("VmRSS")
     run()
     return _status_bytes("VmHWM") - before

@@ -1,1 +1,1 @@
-"""What scripts/compare.py is made of: the runs, their figures, tables and pictures."""
+"""The parts of scripts/compare.py: the runs, their figures, tables and pictures."""

@@ -1,4 +1,4 @@
-"""Means over seeds and how far they can be trusted."""
+"""Means over seeds with 95 % intervals."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ T_975 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and half the width of its 95 % interval; None where one value alone tells of no spread."""
+    """A mean and half the width of its 95 % interval; None for a single value, which has no spread."""
 
     mean: float
     half: float | None
 
     @property
     def holds_zero(self) -> bool | None:
-        """Whether the mean may be nothing but chance; None where there is no interval."""
+        """Whether the mean may be chance; None where there is no interval."""
         return None if self.half is None else abs(self.mean) <= self.half
 
 

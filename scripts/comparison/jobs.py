@@ -1,4 +1,4 @@
-"""Commands run side by side, each on a GPU of its own, by one process at a time in a folder."""
+"""Runs commands in parallel, each on its own GPU; only one process at a time may do so in a folder."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from utils.files import LOCK, open_locked
 
 
 class Job(NamedTuple):
-    """One command; it is done when ``result`` is there. What it says goes to ``log``."""
+    """One command. It is finished when ``result`` exists; its output is added to ``log``."""
 
     name: str
     command: list[str]
@@ -25,19 +25,19 @@ class Job(NamedTuple):
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[int]:
-    """Holds the folder's lock and gives its descriptor; who inherits it holds it too, to the end of its life.
+    """Locks a folder and returns the lock's descriptor; a child that inherits it has the lock too, until it ends.
 
     Raises:
-        ValueError: it is a file; or another comparison, or a run that outlived one, works there.
+        ValueError: it is a file; or another comparison, or a run of a killed comparison, works there.
     """
     if folder.is_file():
-        raise ValueError(f"{folder} is a file; expected a folder, which is made where it is missing")
+        raise ValueError(f"{folder} is a file; expected a folder (it is created if missing)")
     folder.mkdir(parents=True, exist_ok=True)
     try:
         file = open_locked(folder / LOCK, inherited=True)
     except BlockingIOError:
         raise ValueError(
-            f"{folder}: another comparison, or a run of a killed one, is at work there; wait for its end, or "
+            f"{folder}: another comparison, or a run of a killed one, works in this folder; wait for its end, or "
             "choose another --out"
         ) from None
     with file:
@@ -50,13 +50,13 @@ def visible_gpus() -> list[str]:
 
 
 def run_jobs(jobs: Sequence[Job], at_once: int, lock: int) -> None:
-    """Runs those that are not done, some at a time, each on one GPU where there are any.
+    """Runs the unfinished jobs, ``at_once`` at a time, each on one GPU where there are any.
 
-    One that fails does not keep the others from running. When this process is stopped the running ones are asked to
-    stop too, which lets them save, and are waited for.
+    A failed job does not stop the others. When this process is stopped, it sends SIGTERM to the running jobs, which
+    lets them save, and waits for them.
 
     Raises:
-        ValueError: some failed; says which, and the last line of each.
+        ValueError: some failed; the message has the last line of each.
     """
     waiting, running, failed, gpus = [job for job in jobs if not job.result.is_file()], {}, [], visible_gpus()
     free, total = list(range(at_once)), len(waiting)
@@ -68,8 +68,9 @@ def run_jobs(jobs: Sequence[Job], at_once: int, lock: int) -> None:
                 device = {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {}
                 job.log.parent.mkdir(parents=True, exist_ok=True)
                 with open(job.log, "a") as log:
+                    inherited = [] if os.name == "nt" else [lock]  # Windows has no lock
                     process = subprocess.Popen(
-                        job.command, stdout=log, stderr=log, env={**os.environ, **device}, pass_fds=[lock]
+                        job.command, stdout=log, stderr=log, env={**os.environ, **device}, pass_fds=inherited
                     )
                 running[process] = job, slot
             time.sleep(0.1)
@@ -93,5 +94,5 @@ def run_jobs(jobs: Sequence[Job], at_once: int, lock: int) -> None:
             process.wait()
     if failed:
         raise ValueError(
-            f"{len(failed)} of {total} failed; mend the cause and run the same command again:\n  " + "\n  ".join(failed)
+            f"{len(failed)} of {total} failed; fix the cause and run the same command again:\n  " + "\n  ".join(failed)
         )

@@ -1,4 +1,4 @@
-"""What a comparison says: intervals over seeds, a Markdown table, pictures. ``compare.py`` gathers the figures."""
+"""The results of a comparison: intervals over seeds, a Markdown table, pictures."""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -15,10 +15,10 @@ from scripts.report import markdown_table
 from utils.files import write_atomically
 from utils.visualize import CURVE_COLORS
 
-NEGATIVE_TRANSFER = 0.01  # a class that loses more IoU than this to the student alone is named
-MARKERS = "osD^vPX<>"  # nine beside seven colours: the pairs repeat after 63 methods
+NEGATIVE_TRANSFER = 0.01  # a class with a larger loss of IoU than this against the student alone is marked
+MARKERS = "osD^vPX<>"  # nine markers and seven colours: their pairs repeat after 63 methods
 LINES = ("-", "--", "-.", ":")
-Runs = Mapping[int, Mapping[str, Any]]  # by seed: what compare.py read of a run
+Runs = Mapping[int, Mapping[str, Any]]  # figures of a run by seed, see ``read_run``
 
 
 def summarize(runs: Runs, alone: Runs) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def summarize(runs: Runs, alone: Runs) -> dict[str, Any]:
     def over_seeds(figure: Callable[[Mapping], float | None], paired: bool) -> Interval | None:
         pairs = [(figure(run), figure(alone[seed]) if paired else 0.0) for seed, run in runs.items()]
         values = [value - reference for value, reference in pairs if None not in (value, reference)]
-        return mean_interval(values) if values else None  # None: a class that does not occur, a split without truth
+        return mean_interval(values) if values else None  # None: a class that does not occur, a split without labels
 
     def gains(split: str) -> dict[str, Interval | None]:
         names = next(iter(runs.values()))[split]["per_class_iou"]
@@ -74,7 +74,7 @@ def by_miou(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def report_text(result: Mapping[str, Any]) -> str:
-    """The comparison as Markdown: figures, per-class gains, negative transfer, and the terms it was made on."""
+    """The comparison as Markdown: figures, gains by class, negative transfer, and the conditions."""
     methods, splits = result["methods"], [split for split in ("val", "test") if result["split"][split]]
     alone, names = next(iter(methods)), by_miou(methods)
     header = ["method", "teacher", "iterations"]
@@ -111,7 +111,7 @@ def report_text(result: Mapping[str, Any]) -> str:
 
 
 def notes(result: Mapping[str, Any]) -> list[str]:
-    """What the figures mean, on which terms they were found, and what makes them doubtful."""
+    """The meaning of the figures, their conditions, and their limits."""
     budget, seeds = result["budget"], result["seeds"]
     kind = f"{budget['iterations']} iterations" if budget["iterations"] else (
         f"{budget['seconds']:g} s of training at the time of a step in a probe"
@@ -119,10 +119,10 @@ def notes(result: Mapping[str, Any]) -> list[str]:
     protocol = ", ".join(f"{name} {value}" for name, value in result["eval"].items() if value is not None)
     lines = [
         f"mIoU and IoU in %: mean ± half of the 95 % interval (Student's t) over seed(s) {', '.join(map(str, seeds))}"
-        + ("; one seed gives no interval (-) and says nothing of significance" if len(seeds) == 1 else ""),
+        + ("; one seed gives no interval (-), so nothing is known of significance" if len(seeds) == 1 else ""),
         "mIoU: of the student at the end of its budget; gain: paired by seed with the student alone; n.s.: not "
         "significant, the interval holds 0; not corrected for the number of methods",
-        "best: the best validation of a run; chosen on the set it is measured on, so optimistic",
+        "best: the best validation of a run; it is chosen on the set on which it is measured, so it is optimistic",
         f"budget: {kind}, for every method; lists: {', '.join(filter(None, result['split'].values()))}; "
         f"protocol {result['protocol'] or 'none'}; crop {'x'.join(map(str, result['crop_size']))}; "
         f"eval {protocol}; {result['precision']} on {result['device']}",
@@ -164,7 +164,7 @@ def write_pictures(result: Mapping[str, Any], out: Path) -> None:
 
 
 def plot_miou(result: Mapping[str, Any], styles: Mapping[str, Sequence[str]], path: Path) -> None:
-    """A row for each method, the best above: its seeds, their mean and 95 % interval; a column for each split."""
+    """A row for each method, the best on top: its seeds, their mean and 95 % interval; a column for each split."""
     methods, splits = result["methods"], [split for split in ("val", "test") if result["split"][split]]
     alone, names = next(iter(methods)), by_miou(methods)
     figure = Figure(figsize=(3 + 5 * len(splits), 1.5 + 0.5 * len(names)), layout="constrained")

@@ -14,7 +14,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from configs.schema import Experiment
-from engine.build import build_distiller, build_split, build_student, build_teacher
+from engine.build import build_distiller, build_split, build_student
+from engine.teacher import build_teacher
 from scripts.comparison.jobs import Job, run_jobs
 from scripts.comparison.report import report_text, summarize, write_pictures
 from scripts.report import read_metrics
@@ -93,22 +94,27 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def build_all(methods: Sequence[Method]) -> dict[str, str | None]:
+def build_all(methods: Sequence[Method]) -> tuple[dict[str, str | None], set[str]]:
     """Builds every method's networks and losses once, so that an error in the last one stops the first.
 
     Returns:
-        sha256 of the weights that the runs start from, by the name in the config; None where no one file holds them.
+        sha256 of the weights that the runs start from, by the name in the config (None where no one file holds them);
+        and the names of the methods whose teacher has logits, so that it can be evaluated.
     """
     _, source, config = methods[0]
     build_split(config, source, "train")
-    class_names, hashes = build_split(config, source, "val").class_names, {}
+    class_names, hashes, with_logits = build_split(config, source, "val").class_names, {}, set()
     for name, source, config in methods:
         student, loaded = build_student(config, source, class_names, pretrained=name == ALONE)
-        teacher, taught = build_teacher(config, source, class_names)
+        teacher = build_teacher(config, source, class_names)
         build_distiller(config, source, student, teacher)
-        given = (config.student.pretrained, loaded), (config.teacher and config.teacher.weights, taught)
+        given = [(config.student.pretrained, loaded)]
+        if teacher is not None:
+            given.append((config.teacher.weights, teacher.loaded))
+            if teacher.spec.num_classes is not None:
+                with_logits.add(name)
         hashes |= {weights: report.path and sha256(report.path) for weights, report in given if report is not None}
-    return hashes
+    return hashes, with_logits
 
 
 def training(name: str, config: Experiment, folder: Path) -> Job:
@@ -136,22 +142,21 @@ def evaluation(name: str, config: Path, subject: Sequence[str], result: Path) ->
 
 
 def verify_teachers(methods: Sequence[Method], args: argparse.Namespace, hashes: Mapping, lock: int) -> dict[str, dict]:
-    """Evaluates every teacher once -> by method what eval.py found.
+    """Evaluates the teachers of these methods, each teacher once; returns the results of eval.py by method.
 
     Raises:
         ValueError: one is no better than chance, and ``train.allow_weak_teacher`` is False.
     """
     jobs = {}
     for name, _, config in methods:
-        if config.teacher is not None:
-            facts = config.teacher, hashes[config.teacher.weights], config.data, config.eval, config.train.precision
-            stem = args.out / "teachers" / hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
-            write_atomically(stem.with_suffix(".py"), dump_config(config).encode())
-            title = f"teacher {config.teacher.weights}"
-            jobs[name] = evaluation(title, stem.with_suffix(".py"), ["--teacher"], stem.with_suffix(".json"))
+        facts = config.teacher, hashes[config.teacher.weights], config.data, config.eval, config.train.precision
+        stem = args.out / "teachers" / hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
+        write_atomically(stem.with_suffix(".py"), dump_config(config).encode())
+        title = f"teacher {config.teacher.weights}"
+        jobs[name] = evaluation(title, stem.with_suffix(".py"), ["--teacher"], stem.with_suffix(".json"))
     run_jobs(list({job.result: job for job in jobs.values()}.values()), args.jobs, lock)
     found = {name: json.loads(job.result.read_text()) for name, job in jobs.items()}
-    for name, source, config in methods[1:]:
+    for name, source, config in methods:
         miou, chance = found[name]["miou"], 1 / len(found[name]["class_names"])
         if config.train.verify_teacher and not config.train.allow_weak_teacher and miou <= chance:
             raise ValueError(
@@ -241,8 +246,8 @@ def read_run(folder: Path, config: Experiment, test: Path | None) -> dict[str, A
 
 def compare(args: argparse.Namespace, lock: int) -> None:
     methods = read_methods(args)
-    hashes = build_all(methods)
-    teachers = verify_teachers(methods, args, hashes, lock)
+    hashes, with_logits = build_all(methods)
+    teachers = verify_teachers([each for each in methods if each.name in with_logits], args, hashes, lock)
     steps = iterations(methods, args, lock)
     runs = {}
     for seed in args.seeds:  # all methods with the first seed first: a look at the runs soon says something

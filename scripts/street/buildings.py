@@ -41,7 +41,7 @@ class _Wall:
         self.canvas.paint(points, np.asarray(colour) * (1 if glow else self.shade), BUILDING, rough, glow)
 
     def hang(self, figure: list, s: float, t: float, scale: float):
-        """Puts a figure on the wall; whatever it shows, it stays Building."""
+        """Puts a figure on the wall; its label is always Building."""
         x, y, z = self.origin
         origin = (x + s * self.along[0], y + t, z + s * self.along[1])
         self.canvas.place(figure, origin, self.along, scale, BUILDING)
@@ -51,7 +51,7 @@ def _windows(wall: _Wall, rng, look: _Look, ground: int):
     bays = max(1, int(wall.length / look.bay))
     pitch = wall.length / bays
     storeys = np.arange(1, wall.floors + 1) * FLOOR
-    if look.glassy:  # mirrors the sky: only its place in the street tells it from sky
+    if look.glassy:  # mirrors the sky: only its place in the street differs from sky
         for t in np.arange(ground * FLOOR, wall.height - 0.1, FLOOR / 2):
             mirrored = wall.canvas.haze * (0.5 + 0.4 * t / wall.height)
             wall.fill(0.1, wall.length - 0.1, t, t + FLOOR / 2, mirrored, 0.1, glow=True)
@@ -91,7 +91,7 @@ def _shop(wall: _Wall, rng, look: _Look):
 
 
 def _poster(wall: _Wall, rng, ground: int):
-    """People and cars in print."""
+    """A poster of people or cars."""
     size = rng.uniform(0.9, 1.6)
     s, t = rng.uniform(0.5, wall.length - 4.2), rng.uniform(1.0, 1.6) + ground * FLOOR
     wall.fill(s, s + 2.4 * size, t, t + 1.7 * size, pick(rng, WALLS + PAINTS))

@@ -1,8 +1,8 @@
 """A picture and its labels, painted through a pinhole camera.
 
-The world is measured in metres: x to the right, y up from the road, z ahead of the camera. Flat things (people, signs)
-are *figures*: lists of ``(polygon V 2, colour)`` with their feet at the origin, that :meth:`Canvas.place` stands up
-anywhere. A colour of None is see-through: the label is filled and the picture is not (the gaps of a railing).
+The unit is the metre: x to the right, y up from the road, z away from the camera. Flat things (people, signs) are
+*figures*: lists of ``(polygon V 2, colour)`` with the feet at the origin; :meth:`Canvas.place` places them.
+A colour of None is transparent: only the label is filled (the gaps of a railing).
 """
 
 import math
@@ -12,8 +12,8 @@ import numpy as np
 
 SKY, BUILDING, POLE, ROAD, PAVEMENT, TREE, SIGN, FENCE, CAR, PEDESTRIAN, BICYCLIST, UNLABELLED = range(12)
 
-SUBPIXEL_BITS = 4  # OpenCV draws at a sixteenth of a pixel, so that a thing keeps its shape when it is far away
-NEAREST = 1.0  # metres: what is closer is moved here, out of the frame, instead of wrapping behind the camera
+SUBPIXEL_BITS = 4  # OpenCV draws with sixteenths of a pixel, so that distant things keep their shape
+NEAREST = 1.0  # metres: the least distance; a closer point is moved there, which is outside of the picture
 DETAIL_RANGE = 45.0  # metres beyond which windows, plates and twigs are smaller than a pixel
 
 WALLS = [(150, 78, 62), (118, 66, 54), (196, 178, 148), (214, 208, 196), (128, 126, 124), (164, 150, 132), (98, 96, 98)]

@@ -1,4 +1,4 @@
-"""Where everything stands: the street's cross-section, the ground, its markings and shadows, and who is about."""
+"""The places of everything: the street's cross-section, the ground, its markings and shadows, people and vehicles."""
 
 from typing import NamedTuple
 
@@ -39,7 +39,7 @@ class Street(NamedTuple):
         return zip((-1, 1), self.kerb, self.wall, strict=True)
 
     def is_clear(self, z0: float, z1: float) -> bool:
-        """Whether z0..z1 keeps out of the side road."""
+        """Whether z0..z1 is outside of the side road."""
         return z1 < self.junction - 0.5 or z0 > self.junction + JUNCTION_WIDTH + 0.5
 
 
@@ -60,7 +60,7 @@ def _strips(x0, x1, z0, z1, steps: int = 2) -> np.ndarray:
 
 
 def paint_backdrop(canvas: Canvas, rng):
-    """Houses and woods at the end of the world."""
+    """Houses and woods at the horizon."""
     x = -FAR
     while x < FAR:
         width, height, z = rng.uniform(6, 22), rng.uniform(4, 14), FAR - rng.uniform(0, 20)
@@ -145,7 +145,7 @@ def paint_shadows(canvas: Canvas, stands: list["Stand"], reach: float):
 
 
 class Stand(NamedTuple):
-    """Something in the street: how far its near end is, who paints it, and the block of air that it fills."""
+    """A thing in the street: the distance of its near end, the function that paints it, and its bounding box."""
 
     near: float
     painter: object
@@ -154,7 +154,7 @@ class Stand(NamedTuple):
 
 
 def populate(rng, street: Street, lit: float) -> list[Stand]:
-    """Draws who and what is in the street; returns it from far to near. ``lit`` is the share of lit windows."""
+    """Draws all things of a scene at random, sorted from far to near. ``lit`` is the share of lit windows."""
     stands = []
     for side, kerb, wall in street.sides():
         stands += _frontage(rng, street, side, wall, lit)

@@ -1,9 +1,9 @@
 """Procedural street scenes with CamVid's eleven classes: a data set for demonstrations and tests, made from a seed.
 
 The order of the classes is SegNet's for CamVid: Sky, Building, Pole, Road, Pavement, Tree, SignSymbol, Fence, Car,
-Pedestrian, Bicyclist; part of the outlines is void (11). The scenes are hard where real ones are: walls, pavements and
-roads share their greys; glass mirrors the sky; people and cars in print, and dummies in windows, are Building; a rider
-differs from a walker by the bicycle; what is seen through railings or bare branches is Fence or Tree.
+Pedestrian, Bicyclist; some outlines are void (11). The scenes are hard for the same reasons as real ones: walls,
+pavements and roads have similar greys; glass mirrors the sky; posters of people and cars, and dummies in windows, are
+Building; a rider differs from a walker only by the bicycle; the gaps of railings and bare branches are Fence or Tree.
 """
 
 import json
@@ -19,10 +19,10 @@ from tqdm import tqdm
 from scripts.street import layout
 from scripts.street.canvas import BUILDING, CAR, FENCE, PAVEMENT, ROAD, SKY, TREE, UNLABELLED, Canvas
 
-SMALLEST = 32  # pixels a side; below it nothing can be recognised
+SMALLEST = 32  # pixels a side; in a smaller picture nothing can be recognised
 SPLITS = ("train", "val", "test")
 MANIFEST = "synthetic.json"
-VERSION = 1  # raise it when the same seed no longer paints the same picture
+VERSION = 1  # increase it when the same seed no longer gives the same picture
 
 
 class Mood(NamedTuple):
@@ -91,7 +91,7 @@ def _develop(canvas: Canvas, rng, mood: Mood) -> np.ndarray:
 
 
 def _leave_borders_void(label: np.ndarray, rng) -> np.ndarray:
-    """Leaves some outlines unlabelled, as annotators do; thin things keep all of their pixels."""
+    """Makes some outlines void, as annotators do; thin things keep all of their pixels."""
     edge = np.zeros(label.shape, bool)
     edge[:, 1:] |= label[:, 1:] != label[:, :-1]
     edge[1:] |= label[1:] != label[:-1]
@@ -136,7 +136,7 @@ def render_scene(seed: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarr
     layout.paint_ground(canvas, rng, street)
     layout.paint_shadows(canvas, stands, reach=rng.uniform(0.5, 1.6))
     canvas.visibility = mood.visibility
-    canvas.fade_ground()  # by the row, because the road reaches from here to the horizon
+    canvas.fade_ground()  # row by row, because the road reaches from the camera to the horizon
     layout.paint_backdrop(canvas, rng)
     for stand in stands:
         stand.painter(canvas, rng, *stand.args)
@@ -153,19 +153,19 @@ def write_synthetic(
 ) -> bool:
     """Writes a data set in CamVid's SegNet layout: ``train/``, ``trainannot/``, ``train.txt`` and so on.
 
-    It is written beside ``out`` and renamed, so that ``out`` is never half a data set.
+    It is written beside ``out`` and then renamed, so that ``out`` is never incomplete.
 
     Args:
-        out: folder to make; it may be there if it is empty.
+        out: folder to create; it may exist if it is empty.
         train, val, test: pictures of each split.
         size: (h, w) pixels.
         seed: of the data set. More pictures with the same seed begin with the same ones.
 
     Returns:
-        Whether anything was written: False where ``out`` already holds this very data set.
+        Whether anything was written: False if ``out`` already is this data set.
 
     Raises:
-        ValueError: an impossible count, size or seed, or an ``out`` that holds something else.
+        ValueError: a count, size or seed is out of range, or ``out`` holds something else.
     """
     out, counts = Path(out).resolve(), {"train": train, "val": val, "test": test}
     if min(train, val) < 1 or test < 0 or seed < 0 or min(size) < SMALLEST:
@@ -185,25 +185,25 @@ def write_synthetic(
                 _write_split(draft, split, count, size, seed)
         (draft / MANIFEST).write_text(json.dumps(manifest) + "\n")
         draft.rename(out)
-    except BaseException:  # an interrupt leaves nothing behind either
+    except BaseException:  # an interrupt, too, leaves nothing behind
         shutil.rmtree(draft, ignore_errors=True)
         raise
     return True
 
 
 def _already_made(out: Path, manifest: dict) -> bool:
-    """Whether ``out`` holds the data set of ``manifest``; anything else that it holds is a ValueError."""
+    """Whether ``out`` holds the data set of ``manifest``; ValueError if it holds something else."""
     if out.is_file():
-        raise ValueError(f"{out} is a file; give a folder to make")
+        raise ValueError(f"{out} is a file; expected a folder to create")
     if not out.is_dir() or not any(out.iterdir()):
         return False
     if not (out / MANIFEST).is_file():
-        raise ValueError(f"{out} is not empty and has no {MANIFEST}, so it is not ours to replace; give another folder")
+        raise ValueError(f"{out} is not empty and has no {MANIFEST}, so it is not replaced; choose another folder")
     text = (out / MANIFEST).read_text()
     if text != json.dumps(manifest) + "\n":
         raise ValueError(
-            f"{out} holds the synthetic data set {text.strip()}, and {json.dumps(manifest)} was asked for; "
-            "delete that folder or give another"
+            f"{out} holds the synthetic data set {text.strip()}; expected {json.dumps(manifest)}: "
+            "delete that folder or choose another"
         )
     return True
 

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.schema import Experiment
+from configs.schema import Experiment, MethodSection, component_section
 from datasets import DATASETS, camvid, cityscapes
-from engine.build import build_distiller, build_student, build_teacher
+from engine.build import build_distiller, build_student
 from engine.checkpoint import save_student
+from engine.teacher import build_teacher
 from losses import METHODS
 from models import build_model
 from utils.config import ConfigError, dump_config, load_config, load_section, validate
@@ -27,7 +28,7 @@ def build(config, source="config.py"):
     """The networks and the distiller of ``config`` as shapes alone."""
     with torch.device("meta"):
         student, _ = build_student(config, source, CLASSES[config.data.type], pretrained=False)
-        teacher, _ = build_teacher(config, source, CLASSES[config.data.type], pretrained=False)
+        teacher = build_teacher(config, source, CLASSES[config.data.type], pretrained=False)
         return student, teacher, build_distiller(config, source, student, teacher)
 
 
@@ -132,11 +133,11 @@ def teacher_config(**teacher):
 
 def test_a_teacher_is_built_as_its_weights_say(described):
     weights, expected = described
-    teacher, report = build_teacher(teacher_config(weights=weights), "x.py", CLASSES["camvid"])
-    assert report.loaded == len([key for key in expected.state_dict() if not key.startswith("aux_head.")])
-    assert (teacher.backbone.name, teacher.spec) == ("test_resnet", expected.spec)
-    assert teacher.normalization == expected.normalization
-    assert torch.equal(teacher.head.classifier.weight, expected.head.classifier.weight)
+    teacher = build_teacher(teacher_config(weights=weights), "x.py", CLASSES["camvid"])
+    assert teacher.loaded.loaded == len([key for key in expected.state_dict() if not key.startswith("aux_head.")])
+    assert (teacher.network.backbone.name, teacher.spec) == ("test_resnet", expected.spec)
+    assert teacher.network.normalization == expected.normalization
+    assert torch.equal(teacher.network.head.classifier.weight, expected.head.classifier.weight)
 
 
 @pytest.mark.parametrize(
@@ -174,9 +175,9 @@ def test_a_teacher_of_other_classes(described):
     """Eleven classes of the teacher for two of the data."""
     weights, expected = described
     mapped = ["far"] * 5 + [None] + ["near"] * 5
-    teacher, _ = build_teacher(teacher_config(weights=weights, class_map=mapped), "x.py", ("near", "far"))
+    teacher = build_teacher(teacher_config(weights=weights, class_map=mapped), "x.py", ("near", "far"))
     assert teacher.spec == expected.spec._replace(num_classes=2)
-    assert teacher.sources == ((6, 7, 8, 9, 10), (0, 1, 2, 3, 4))
+    assert teacher.network.sources == ((6, 7, 8, 9, 10), (0, 1, 2, 3, 4))
     images = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
     assert teacher(images).logits.shape == (1, 2, 2, 2)
 
@@ -185,7 +186,7 @@ def test_a_teacher_of_other_classes(described):
     ("class_map", "message"),
     [
         (["near"] * 10 + ["fra"], "teacher.class_map: unknown class 'fra'; did you mean 'far'"),
-        (["near"] * 11, r"teacher.class_map: class_map gives the classes \[1\] no class of the network"),
+        (["near"] * 11, r"teacher.class_map: class_map maps no class of the network to the classes \[1\]"),
         (["near", "far"], "teacher.weights: .*was trained on 11 classes; the network has 2"),
     ],
 )
@@ -197,10 +198,10 @@ def test_a_class_map_that_does_not_fit_is_refused(described, class_map, message)
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("distill={'_delete_': True, 'methods': []}", "distill: methods holds nothing; expected one or more"),
+        ("distill={'_delete_': True, 'methods': []}", r"distill\.methods: .* at least 1 item"),
         (
             "distill={'_delete_': True, 'methods': [{'type': 'hmkd'}, {'type': 'hmkd'}]}",
-            "distill: methods holds hmkd, hmkd; expected one or more, each type once",
+            "distill: methods holds hmkd, hmkd; expected each type once",
         ),
         (
             "distill={'_delete_': True, 'methods': [{'type': 'hmkd', 'featur': 1.0}]}",
@@ -240,7 +241,7 @@ def test_a_teacher_of_cityscapes_classes_on_camvid():
     config = load("configs/hmkd/cityscapes_to_camvid_b4_r18.py")
     assert config.teacher.class_map == tuple(group[original[name]] for name in CLASSES["cityscapes"])
     _, teacher, _ = build(config)
-    assert (teacher.model.num_classes, teacher.num_classes) == (19, 11)
+    assert (teacher.network.model.num_classes, teacher.spec.num_classes) == (19, 11)
 
 
 def build_with(file, pair):
@@ -278,7 +279,7 @@ def test_hmkds_variants_are_one_config_away(name, pair):
 
 
 def test_every_file_of_a_method_is_tested():
-    assert {file.stem for file in METHOD_FOLDER.glob("*.py")} == METHODS.keys() | VARIANTS.keys()
+    assert {file.stem for file in METHOD_FOLDER.glob("*.py")} == set(METHODS) | set(VARIANTS)
 
 
 HOSTILE = [
@@ -324,3 +325,30 @@ def test_a_cache_and_skipped_samples_do_not_go_together(experiments):
     options = ["teacher.cache=kept", "data.distinct_epochs=1", "data.on_bad_sample=skip"]
     with pytest.raises(ConfigError, match=r"teacher.cache is set and data.on_bad_sample is 'skip'"):
         load_config(experiments["hmkd"], Experiment, options)
+
+
+class Bare:
+    def __init__(self, student, teacher, weight): ...
+
+
+class Odd:
+    def __init__(self, student, teacher, network: torch.nn.Module): ...
+
+
+class Free:
+    def __init__(self, student, teacher, weight: "float" = 1.0, *others, **more): ...
+
+
+@pytest.mark.parametrize(
+    ("component", "message"),
+    [(Bare, "argument 'weight' of 'mine' needs a type annotation"), (Odd, "arguments of 'mine' cannot be config keys")],
+)
+def test_a_component_whose_arguments_are_no_keys_is_named(component, message):
+    with pytest.raises(ValueError, match=rf"test_configs: (the )?{message}"):
+        component_section(MethodSection, "mine", component)
+
+
+def test_the_keys_of_a_component_are_its_named_arguments():
+    section = component_section(MethodSection, "mine", Free)
+    assert section.model_validate({"type": "mine", "weight": 2.0}).model_dump() == {"type": "mine", "weight": 2.0}
+    assert set(section.model_fields) == {"type", "weight"}

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from datasets.transforms import PADDING, TrainTransform, distort, largest_share
+from utils.names import OUTSIDE, VOID
 
 H, W = 60, 90
 
@@ -107,17 +108,17 @@ def test_image_and_label_stay_aligned():
     for seed in range(30):
         crop, truth = transform(image, label, np.random.default_rng(seed))
         grey = crop[..., 0]
-        sure = (truth != 255) & ((grey < 60) | (grey > 140))
+        sure = (truth != OUTSIDE) & ((grey < 60) | (grey > 140))
         assert sure.any()
         assert ((grey > 100) == truth)[sure].all()
 
 
-def test_small_images_are_padded_with_grey_and_void_at_bottom_and_right(sample):
+def test_small_images_are_padded_with_grey_and_outside_at_bottom_and_right(sample):
     crop, truth = TrainTransform((80, 100), (1.0, 1.0), flip=False)(*sample, np.random.default_rng(0))
     assert (crop[:H, :W] == sample[0]).all()
     assert (truth[:H, :W] == sample[1]).all()
-    assert (truth[H:] == 255).all()
-    assert (truth[:, W:] == 255).all()
+    assert (truth[H:] == OUTSIDE).all()
+    assert (truth[:, W:] == OUTSIDE).all()
     assert (crop[H:] == PADDING).all()
     assert (crop[:, W:] == PADDING).all()
 
@@ -197,9 +198,9 @@ def test_cat_max_ratio_gives_up_on_a_single_class():
     assert (truth == 3).all()
 
 
-def test_largest_share_counts_without_void():
-    assert largest_share(np.array([[1, 1, 1, 2], [255, 255, 255, 255]], np.uint8)) == pytest.approx(0.75)
-    assert largest_share(np.full((2, 2), 255, np.uint8)) == np.inf
+def test_largest_share_counts_labelled_pixels():
+    assert largest_share(np.array([[1, 1, 1, 2], [VOID, VOID, OUTSIDE, OUTSIDE]], np.uint8)) == pytest.approx(0.75)
+    assert largest_share(np.array([[VOID, OUTSIDE]], np.uint8)) == np.inf
 
 
 class Scripted:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from datasets.png import PngRows
 from datasets.transforms import PADDING, TrainTransform
+from utils.names import OUTSIDE
 
 STEP = 5  # grey levels from one row, or column, to the next: so a 50 pixel side fits into 0..250
 sides = st.integers(1, 50)
@@ -43,8 +44,8 @@ def test_a_pixel_shows_what_its_label_says(size, transform, seed):
     assert row.shape == column.shape == transform.crop_size
     padded = (crop == PADDING).all(2)
     assert (padded == (crop[..., 2] != 255)).all()  # nothing but padding lacks the blue
-    assert ((row == 255) == padded).all()
-    assert ((column == 255) == padded).all()
+    assert ((row == OUTSIDE) == padded).all()
+    assert ((column == OUTSIDE) == padded).all()
     # Padding lies at the bottom and the right of one rectangle.
     inside = ~padded
     height, width = inside.any(1).sum(), inside.any(0).sum()
@@ -68,7 +69,7 @@ def test_no_label_is_made_up_and_colours_do_not_move_it(size, transform, seed):
     crop, truth = transform(image, label, np.random.default_rng(seed))
     assert (crop.dtype, truth.dtype) == (np.uint8, np.uint8)
     assert (crop.flags.c_contiguous, truth.flags.c_contiguous) == (True, True)
-    assert set(np.unique(truth)) <= {*np.unique(label), 255}
+    assert set(np.unique(truth)) <= {*np.unique(label), OUTSIDE}
     transform.photometric = not transform.photometric
     assert (transform(image, label, np.random.default_rng(seed))[1] == truth).all()
 

@@ -44,7 +44,7 @@ def test_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path, monke
     monkeypatch.setattr(os, "fsync", full)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=3 * 2**19))
     room = r"No space left on device: 2\.0 MiB are needed, 1\.5 MiB are free"
-    with pytest.raises(OSError, match=rf"cannot write .*last\.pt \({room}\); what was there is as it was"):
+    with pytest.raises(OSError, match=rf"cannot write .*last\.pt \({room}\); an earlier file is unchanged"):
         write_atomically(path, bytes(2**21))
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["last.pt"]
@@ -66,7 +66,7 @@ def test_damaged_file_is_named(tmp_path, damage):
             "text": b"not a checkpoint", "longer": content + b"\0",
         }[damage]
     )  # fmt: skip
-    with pytest.raises(ValueError, match=r"last\.pt \(\d+ bytes\) is damaged .* go on from another checkpoint"):
+    with pytest.raises(ValueError, match=r"last\.pt \(\d+ bytes\) is damaged .* resume from another checkpoint"):
         load_checkpoint(path)
 
 
@@ -143,7 +143,7 @@ def test_the_newest_whole_checkpoint_and_loudly_so(tmp_path, capsys):
         ] * len(damaged)
         (tmp_path / name).write_bytes(b"")
         damaged.append(name)
-    with pytest.raises(ValueError, match=r"none of the 4 checkpoints in .* is whole \(the first: .*last\.pt"):
+    with pytest.raises(ValueError, match=r"all 4 checkpoints in .* are damaged \(the first: .*last\.pt"):
         newest_whole_checkpoint(tmp_path)
 
 
@@ -169,7 +169,7 @@ def test_what_to_go_on_from(tmp_path):
     assert checkpoint_to_resume(tmp_path, "auto")[1]["step"] == 7
     with pytest.raises(ValueError, match=r"already holds a run \(last\.pt\): add --resume auto"):
         checkpoint_to_resume(tmp_path, None)
-    with pytest.raises(ValueError, match="at step 7 already; to go on from .* \\(step 3\\) choose another --work-dir"):
+    with pytest.raises(ValueError, match="at step 7 already; to resume from .* \\(step 3\\) choose another --work-dir"):
         checkpoint_to_resume(tmp_path, str(tmp_path / "step_3.pt"))
     path, state = checkpoint_to_resume(tmp_path / "new", str(tmp_path / "step_3.pt"))
     assert (path, state["step"]) == (tmp_path / "step_3.pt", 3)

@@ -74,7 +74,7 @@ def test_parts_batches_and_integer_types_give_the_same_counts():
     assert int(whole.counts.sum()) == label.numel()
 
 
-@pytest.mark.parametrize("classes", [1, K, 255])
+@pytest.mark.parametrize("classes", [1, K, 254])
 def test_bytes_are_counted_as_other_integers_are_whatever_they_hold(classes):
     prediction, label = random_maps(shape=(2, 90, 70), classes=256)
     as_bytes, as_longs = ConfusionMatrix(classes), ConfusionMatrix(classes)

@@ -26,7 +26,7 @@ def a_map(K, size, wild, rng):
 
 @settings(max_examples=2 * settings.default.max_examples)
 @given(
-    K=st.sampled_from([1, 2, 5, 19, 150, 253, 254, 255]),
+    K=st.sampled_from([1, 2, 5, 19, 150, 253, 254]),
     size=st.tuples(st.integers(0, 7), st.integers(1, 9)),
     wild=st.tuples(st.booleans(), st.booleans()),
     types=st.tuples(st.sampled_from(TYPES), st.sampled_from(TYPES)) | st.just((torch.uint8, torch.uint8)),

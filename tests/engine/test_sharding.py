@@ -9,8 +9,8 @@ import torch.distributed as dist
 from torch.multiprocessing import spawn
 
 from engine.evaluation import evaluate
-from engine.sharding import keep_gathering, shard
-from engine.trainer import cast_weights
+from engine.sharding import keep_gathering, shard_network
+from engine.teacher import cast_weights
 from models import MappedModel, build_model
 from utils.distributed import World
 
@@ -61,7 +61,7 @@ def both_ranks(rank: int, store: str) -> None:
         if dtype is not None:
             cast_weights(whole, dtype)
         sharded = copy.deepcopy(whole)
-        shard(sharded, world, torch.channels_last)
+        shard_network(sharded, world, torch.channels_last)
         whole.to(memory_format=torch.channels_last)
 
         def same(whole=whole, sharded=sharded, dtype=dtype) -> None:

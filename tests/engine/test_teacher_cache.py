@@ -163,7 +163,7 @@ def test_the_size_is_said_first_and_a_disk_without_the_room_is_refused(tmp_path,
 
 def test_what_cannot_be_kept_is_refused(tmp_path):
     cache, values = build(tmp_path), output(1)
-    with pytest.raises(ValueError, match=r"logits is \(1, 3, 3, 4\); expected \(1, 3, 2, 4\), as its tap"):
+    with pytest.raises(ValueError, match=r"logits is \(1, 3, 3, 4\); expected \(1, 3, 2, 4\), from its tap"):
         cache.store([0], values._replace(logits=torch.zeros(1, 3, 3, 4)))
     for wrong in (1e5, math.nan):
         values.taps["stage3"][0, 2, 0, 1] = wrong

@@ -38,7 +38,7 @@ class Toy(torch.nn.Module):
         return self
 
     def counts(self, labels):
-        return {"task": torch.tensor(float(labels.numel()))}
+        return {"task": torch.tensor(float(labels.ids.numel()))}
 
     def forward(self, images, labels, teacher):
         return {"task": (self.backbone.weight * images.mean(0)).sum()}
@@ -61,7 +61,7 @@ def toy_trainer(kind="sgd", dtype=None):
 
 
 def batch(value):
-    return {"image": torch.full((1, 4), value), "label": torch.zeros(1, 1), "name": ["one"]}
+    return {"image": torch.full((1, 4), value), "label": torch.zeros(1, 1, 1, dtype=torch.uint8), "name": ["one"]}
 
 
 def optimizer_state(trainer):

@@ -277,6 +277,6 @@ def test_packed_index(fuzz, tmp_path):
         packed = PackedDataset(dataset, tmp_path / "packed")
         for number in range(2):
             packed[number]
-            packed.damage(number, sources=True)
+            packed.find_damage(number, sources=True)
 
     fuzz(attempt, str(tmp_path / "packed"))

@@ -1,8 +1,10 @@
-"""Declared networks and random outputs of theirs, for tests that need no real network."""
+"""Declared networks, random outputs of theirs and random labels, for tests that need no real network."""
 
 import torch
 
+from losses.labels import Labels
 from models.base import ModelSpec, SegOutput, Tap
+from utils.names import VOID
 
 
 def spec(family, channels, strides, head, num_classes=19):
@@ -28,6 +30,16 @@ def random_output(network, B, H, W, requires_grad=False):
     return SegOutput(randn(network.num_classes, network.taps["head"].stride), taps, None)
 
 
+def random_ids(B, H, W, num_classes=3, void=0.2):
+    """B H W uint8."""
+    ids = torch.randint(num_classes, (B, H, W), dtype=torch.uint8)
+    return ids.masked_fill(torch.rand(B, H, W) < void, VOID)
+
+
 def random_labels(B, H, W, num_classes=3, void=0.2):
-    labels = torch.randint(num_classes, (B, H, W), dtype=torch.uint8)
-    return labels.masked_fill(torch.rand(B, H, W) < void, 255)
+    return Labels(random_ids(B, H, W, num_classes, void))
+
+
+def zero_labels(B, H, W):
+    """Class 0 everywhere."""
+    return Labels(torch.zeros(B, H, W, dtype=torch.uint8))

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from losses.at import AT, attention
+from losses.labels import Labels
 from models.base import SegOutput, Tap
-from tests.losses.networks import LARGE, SMALL, random_labels, random_output, spec
+from tests.losses.networks import LARGE, SMALL, random_ids, random_output, spec
 
 TINY = spec("cnn", (2,) * 4, (1,) * 4, Tap(2, 1), num_classes=2)
 
@@ -26,27 +27,28 @@ def test_at_by_hand():
     labels = torch.tensor([[[0, 1, 255]]], dtype=torch.uint8)
     student, teacher = row((1.0, 2**0.5), (2.0, 0.0), (7.0, 7.0)), row((0.0, 1.0), (0.0, 0.0), (3.0, 0.0))
     # Squares 3 : 4 and 1 : 0, so (.6, .8) against (1, 0); void is in no norm.
-    assert AT(TINY, TINY)(student, teacher, labels)["at"].item() == pytest.approx((0.16 + 0.64) / 2)
+    assert AT(TINY, TINY)(student, teacher, Labels(labels))["at"].item() == pytest.approx((0.16 + 0.64) / 2)
     assert AT(TINY, TINY).weights == {"at": 10000.0}
 
 
 def small_case():
     torch.manual_seed(0)
     outputs = (random_output(network, 2, 6, 8) for network in (SMALL, LARGE))
-    return AT(SMALL, LARGE), *outputs, random_labels(2, 6, 8)
+    return AT(SMALL, LARGE), *outputs, random_ids(2, 6, 8)
 
 
 def test_nothing_is_learnt_and_equal_maps_lose_nothing():
     method, _, teacher, labels = small_case()
     assert not list(method.parameters())
-    assert method(teacher, teacher, labels)["at"].item() == 0
+    assert method(teacher, teacher, Labels(labels))["at"].item() == 0
 
 
 def test_lengths_signs_and_order_of_channels_do_not_matter():
     method, student, teacher, labels = small_case()
     features = -7 * student.taps["head"][:, [2, 0, 3, 1]]
     torch.testing.assert_close(
-        method(student._replace(taps={"head": features}), teacher, labels), method(student, teacher, labels)
+        method(student._replace(taps={"head": features}), teacher, Labels(labels)),
+        method(student, teacher, Labels(labels)),
     )
 
 
@@ -57,4 +59,6 @@ def test_twice_the_resolution_is_a_quarter_of_the_loss():
         return x.repeat_interleave(2, -1).repeat_interleave(2, -2)
 
     twice = (x._replace(taps={"head": double(x.taps["head"])}) for x in (student, teacher))
-    torch.testing.assert_close(method(*twice, double(labels))["at"], method(student, teacher, labels)["at"] / 4)
+    torch.testing.assert_close(
+        method(*twice, Labels(double(labels)))["at"], method(student, teacher, Labels(labels))["at"] / 4
+    )

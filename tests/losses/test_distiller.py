@@ -5,8 +5,10 @@ from torch import nn
 from losses.base import Method
 from losses.distiller import Distiller
 from losses.hmkd import HMKD
+from losses.labels import Labels
 from losses.task import TaskLoss
 from models.base import SegModel, Tap
+from tests.losses.networks import zero_labels
 
 
 class Backbone(nn.Module):
@@ -43,7 +45,9 @@ def network(width, aux=False):
 @pytest.fixture
 def batch():
     torch.manual_seed(0)
-    return torch.randint(256, (2, 3, 16, 24), dtype=torch.uint8), torch.randint(3, (2, 16, 24), dtype=torch.uint8)
+    return torch.randint(256, (2, 3, 16, 24), dtype=torch.uint8), Labels(
+        torch.randint(3, (2, 16, 24), dtype=torch.uint8)
+    )
 
 
 def test_terms_weights_and_counts_agree_and_train_every_parameter(batch):
@@ -91,6 +95,6 @@ def test_a_method_may_not_reuse_a_task_terms_name():
 def test_default_counts_are_the_batch_size():
     method = Method()
     method.weights = {"a": 1.0, "b": 0.5}
-    counts = method.counts(torch.zeros(5, 2, 2))
+    counts = method.counts(zero_labels(5, 2, 2))
     assert {name: count.item() for name, count in counts.items()} == {"a": 5, "b": 5}
     assert counts["a"].dtype == torch.float32

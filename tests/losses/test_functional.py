@@ -7,7 +7,7 @@ from torch.distributions import Categorical
 from torch.distributions import kl_divergence as oracle_kl
 
 from losses import functional as LF
-from losses import labels as LL
+from losses.labels import Grid
 
 
 def everywhere(*shape):
@@ -15,37 +15,6 @@ def everywhere(*shape):
 
 
 # Labels on a coarser grid
-
-
-def test_shrink_labels_takes_the_pixel_at_the_centre_of_each_cell():
-    labels = torch.arange(30, dtype=torch.uint8).view(1, 5, 6)
-    # 5 rows to 2: floor(1.25), floor(3.75); 6 columns to 3: 1, 3, 5.
-    assert LL.shrink_labels(labels, (2, 3)).tolist() == [[[7, 9, 11], [19, 21, 23]]]
-    assert torch.equal(LL.shrink_labels(labels, (5, 6)), labels)
-    assert LL.shrink_labels(labels, (2, 3)).dtype == torch.uint8
-
-
-def test_tap_grid_rounds_up():
-    assert LL.tap_grid(torch.zeros(2, 33, 64), 8) == (5, 8)
-
-
-def test_valid_cells_and_count():
-    labels = torch.tensor([[[0, 255], [255, 2]], [[1, 1], [1, 255]]], dtype=torch.uint8)
-    assert LL.valid_cells(labels, (2, 2)).tolist() == [
-        [[True, False], [False, True]],
-        [[True, True], [True, False]],
-    ]
-    assert LL.count_valid(labels).item() == 5
-    assert LL.count_valid(labels).dtype == torch.float32
-    assert LL.count_valid(labels, ignore_index=1).item() == 5  # three ones out of eight
-    assert LL.count_valid(labels, class_weights=torch.tensor([0.5, 2.0, 3.0])).item() == 0.5 + 3.0 + 3 * 2.0
-
-
-def test_patches_are_padded_with_void_and_take_the_majority_of_their_valid_labels():
-    labels = torch.tensor([[[1, 1, 2], [255, 0, 255], [2, 2, 255]]], dtype=torch.uint8)
-    patches = LL.patch_labels(labels, (3, 3), 2)
-    assert patches.tolist() == [[[1, 1, 255, 0], [2, 255, 255, 255], [2, 2, 255, 255], [255, 255, 255, 255]]]
-    assert LL.majority_labels(patches, num_classes=3).tolist() == [[1, 2, 2, 255]]
 
 
 def test_masked_mean_of_nothing_is_zero_with_zero_gradient_even_beside_infinity():
@@ -78,34 +47,34 @@ def test_void_is_filled_without_a_gradient_and_maps_stay_as_they_lie(layout):
 
 def test_cross_entropy_by_hand():
     logits = torch.tensor([[[[0.0, math.log(3)]], [[0.0, 0.0]]]])  # 1 2 1 2: p = (1/2, 1/2), (3/4, 1/4)
-    labels = torch.tensor([[[0, 1]]])
-    torch.testing.assert_close(LF.cross_entropy(logits, labels).item(), (math.log(2) + math.log(4)) / 2)
+    labels = torch.tensor([[[0, 1]]], dtype=torch.uint8)
+    torch.testing.assert_close(LF.cross_entropy(logits, Grid(labels)).item(), (math.log(2) + math.log(4)) / 2)
     labels = torch.tensor([[[255, 1]]], dtype=torch.uint8)
-    torch.testing.assert_close(LF.cross_entropy(logits, labels).item(), math.log(4))
-    labels = torch.tensor([[[0, 7]]])
-    torch.testing.assert_close(LF.cross_entropy(logits, labels, ignore_index=7).item(), math.log(2))
+    torch.testing.assert_close(LF.cross_entropy(logits, Grid(labels)).item(), math.log(4))
+    labels = torch.tensor([[[0, 254]]], dtype=torch.uint8)
+    torch.testing.assert_close(LF.cross_entropy(logits, Grid(labels)).item(), math.log(2))
 
 
 def test_cross_entropy_upsamples_logits_and_equals_torch():
     torch.manual_seed(0)
-    logits, labels = torch.randn(2, 3, 4, 5), torch.randint(3, (2, 13, 17))
+    logits, labels = torch.randn(2, 3, 4, 5), torch.randint(3, (2, 13, 17), dtype=torch.uint8)
     labels[0, :6] = 255
     weights = torch.tensor([0.1, 2.0, 0.7])
     upsampled = F.interpolate(logits, (13, 17), mode="bilinear", align_corners=False)
     for weight in (None, weights):
-        expected = F.cross_entropy(upsampled, labels, weight, ignore_index=255)
-        torch.testing.assert_close(LF.cross_entropy(logits, labels, class_weights=weight), expected)
+        expected = F.cross_entropy(upsampled, labels.long(), weight, ignore_index=255)
+        torch.testing.assert_close(LF.cross_entropy(logits, Grid(labels), weight), expected)
 
 
 def test_cross_entropy_with_small_class_weights_is_still_a_weighted_mean():
-    logits, labels = torch.randn(1, 2, 1, 1), torch.zeros(1, 1, 1, dtype=torch.long)
-    heavy, light = (LF.cross_entropy(logits, labels, class_weights=torch.full((2,), w)) for w in (1.0, 0.01))
+    logits, labels = torch.randn(1, 2, 1, 1), torch.zeros(1, 1, 1, dtype=torch.uint8)
+    heavy, light = (LF.cross_entropy(logits, Grid(labels), torch.full((2,), w)) for w in (1.0, 0.01))
     torch.testing.assert_close(light, heavy)
 
 
 def test_cross_entropy_refuses_wrong_number_of_class_weights():
     with pytest.raises(ValueError, match="2 class weights for 3 classes"):
-        LF.cross_entropy(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2), class_weights=torch.ones(2))
+        LF.cross_entropy(torch.zeros(1, 3, 2, 2), Grid(torch.zeros(1, 2, 2).byte()), torch.ones(2))
 
 
 # KL
@@ -205,11 +174,11 @@ def test_gradients_in_float64():
     def randn(*shape):
         return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
 
-    labels = torch.tensor([[[0, 1, 2], [255, 1, 0]]])
+    labels = torch.tensor([[[0, 1, 2], [255, 1, 0]]], dtype=torch.uint8)
     teacher = randn(1, 3, 2, 3).detach()
     valid = labels != 255
     offsets = (0.2 + 0.3 * torch.rand(1, 2, 2, 3, dtype=torch.float64)).requires_grad_()  # off the kinks at whole cells
-    assert torch.autograd.gradcheck(lambda z: LF.cross_entropy(z, labels), randn(1, 3, 1, 2))
+    assert torch.autograd.gradcheck(lambda z: LF.cross_entropy(z, Grid(labels)), randn(1, 3, 1, 2))
     assert torch.autograd.gradcheck(lambda z: LF.kl_divergence(z, teacher, valid, 2.0), randn(1, 3, 2, 3))
     assert torch.autograd.gradcheck(LF.self_attention_context, randn(1, 2, 2, 2))
     assert torch.autograd.gradcheck(LF.warp, (randn(1, 2, 2, 3), offsets))

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from losses.alignment import MaskedGeneration
+from losses.labels import Labels
 from losses.mgd import MGD
 from models.base import SegOutput, Tap
-from tests.losses.networks import LARGE, SMALL, spec
+from tests.losses.networks import LARGE, SMALL, spec, zero_labels
 
 ONE = Tap(1, 1)
 
@@ -31,7 +32,7 @@ def test_mgd_by_hand():
     )
     labels = torch.tensor([[[0, 1, 1, 255]]], dtype=torch.uint8)
     # With the void cell 0: sums (4, 2, 1, -2) - 3, rectified (1, 0, 0, 0); then 1 + 2 (1, 1, 0, 0) = (3, 3, 1, 1).
-    assert method(student, teacher, labels)["mgd"].item() == pytest.approx((4**2 + 1 + 3**2) / 3)
+    assert method(student, teacher, Labels(labels))["mgd"].item() == pytest.approx((4**2 + 1 + 3**2) / 3)
     assert method.weights == {"mgd": 168.0}
 
 
@@ -43,7 +44,7 @@ def test_nothing_is_lost_where_generation_passes_the_teacher_on():
         nn.init.zeros_(conv.bias)
     features = torch.rand(2, 8, 3, 4)  # not negative: the rectifier passes them on
     output = SegOutput(torch.zeros(2, 3, 6, 8), {"stage4": features}, None)
-    assert method(output, output, torch.zeros(2, 6, 8))["mgd"].item() == 0
+    assert method(output, output, zero_labels(2, 6, 8))["mgd"].item() == 0
 
 
 def shown_cells(mask_ratio, valid):
@@ -77,7 +78,7 @@ def test_all_channels_of_a_cell_are_masked_together_and_masked_cells_are_in_the_
     for conv in (method.generation["mgd"].generate[0], method.generation["mgd"].generate[2]):
         nn.init.dirac_(conv.weight)
         nn.init.zeros_(conv.bias)
-    assert method(output, output, torch.zeros(1, 6, 8))["mgd"].item() == 1.0  # all 12 cells masked: (0 - 1)^2
+    assert method(output, output, zero_labels(1, 6, 8))["mgd"].item() == 1.0  # all 12 cells masked: (0 - 1)^2
 
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.0])

@@ -18,12 +18,13 @@ from losses.functional import (
     unit,
     warp,
 )
-from losses.labels import majority_labels, patch_labels
+from losses.labels import Grid, Labels, majority_labels
 from losses.task import TaskLoss
 from models.base import SegOutput, Tap
 from tests.conftest import ROOT
 from tests.losses.networks import spec
 from utils.config import load_section
+from utils.names import OUTSIDE, VOID
 
 FILES = sorted((ROOT / "configs/_base_/methods").glob("*.py"))
 # What a map may look like: its values are the regime's scale times random numbers, or one number everywhere.
@@ -56,7 +57,8 @@ class Case(NamedTuple):
     regimes: tuple[str, str]  # of the student's maps and of the teacher's
     void: float  # share of the pixels
     void_image: bool  # the first image is nothing but void
-    dtype: torch.dtype  # of the labels
+    padded: bool  # the last column of pixels is padding
+    pixels: str
     seed: int
 
     def build(self) -> tuple[SegOutput, SegOutput, torch.Tensor]:
@@ -68,10 +70,12 @@ class Case(NamedTuple):
             grids = {name: (-(-H // stride), -(-W // stride)) for name, (_, stride) in network.taps.items()}
             maps = {n: a_map((B, tap.channels, *grids[n]), regime, generator) for n, tap in network.taps.items()}
             outputs.append(SegOutput(a_map((B, self.classes, *grids["head"]), regime, generator), maps, None))
-        labels = torch.randint(self.classes, self.shape, generator=generator, dtype=self.dtype)
-        labels = labels.masked_fill(torch.rand(self.shape, generator=generator) < self.void, 255)
+        labels = torch.randint(self.classes, self.shape, generator=generator, dtype=torch.uint8)
+        labels = labels.masked_fill(torch.rand(self.shape, generator=generator) < self.void, VOID)
         if self.void_image:
-            labels[0] = 255
+            labels[0] = VOID
+        if self.padded:
+            labels[..., -1] = OUTSIDE
         return *outputs, labels
 
 
@@ -84,7 +88,8 @@ cases = st.builds(
     regimes=st.tuples(regimes, regimes),
     void=st.sampled_from([0.0, 0.3, 1.0]),
     void_image=st.booleans(),
-    dtype=st.sampled_from([torch.uint8, torch.int64]),
+    padded=st.booleans(),
+    pixels=st.sampled_from(["labelled", "inside"]),
     seed=st.integers(0, 2**32 - 1),
 )
 
@@ -122,12 +127,12 @@ def test_methods(file, case):
     assume(section["type"] != "dkd" or case.classes > 1)
     torch.manual_seed(case.seed)
     networks = pair(case.classes)
-    method = build_method(student=networks[0], teacher=networks[1], **section)
+    method = build_method(student=networks[0], teacher=networks[1], pixels=case.pixels, **section)
     inputs = {"logits": student.logits, **student.taps}
     inputs |= {f"teacher's {name}": x for name, x in (("logits", teacher.logits), *teacher.taps.items())}
     for x in inputs.values():
         x.requires_grad_()
-    terms, counts = method(student, teacher, labels), method.counts(labels)
+    terms, counts = method(student, teacher, Labels(labels)), method.counts(Labels(labels))
     assert terms.keys() == counts.keys() == method.weights.keys()
     assert all(0 <= count < torch.inf for count in counts.values())
     assert all(terms[name] == 0 for name, count in counts.items() if not count)
@@ -140,13 +145,13 @@ def test_losses_on_labels(case, ohem, weighted):
     K, (student, _, labels) = case.classes, case.build()
     weights = [float(k % 3) for k in range(K)] if weighted else None  # a class of no weight too
     logits = student.logits.requires_grad_()
-    valid = labels != 255
+    valid = labels < OUTSIDE
     for task in (TaskLoss(class_weights=weights), TaskLoss(class_weights=weights, ohem=ohem)):
-        terms = task(SegOutput(logits, {}, None), labels)
+        terms = task(SegOutput(logits, {}, None), Labels(labels))
         assert valid.any() or terms["task"] == 0
         check(terms, {"logits": logits})
     with torch.no_grad():
-        mined, plain = hard_pixel_cross_entropy(logits, labels, *ohem), cross_entropy(logits, labels)
+        mined, plain = hard_pixel_cross_entropy(logits, Grid(labels), *ohem), cross_entropy(logits, Grid(labels))
     assert mined >= plain * (1 - 1e-4) - 1e-6  # those kept are the hardest
 
 
@@ -155,7 +160,7 @@ def test_functions(case, temperature, side):
     K, (student, teacher, labels) = case.classes, case.build()
     size = tuple(student.logits.shape[-2:])
     x = student.logits.requires_grad_()
-    valid = labels != 255
+    valid = labels < OUTSIDE
     check({"kl": kl_divergence(x, resize(teacher.logits, size), valid, temperature)}, {"x": x})
     assert kl_divergence(x, x, valid, temperature) == 0
     values = x.detach()[:, 0]
@@ -173,9 +178,10 @@ def test_functions(case, temperature, side):
     moved = warp(x, offsets)
     assert (moved.abs() <= x.abs().amax((2, 3), keepdim=True) * (1 + 1e-3)).all()  # beyond the edge is the edge
     check({"warp": moved.square().mean()}, {"x": x, "offsets": offsets})
-    patches = patch_labels(labels, size, side)
-    assert patches.shape == (len(labels), -(-size[0] // side) * -(-size[1] // side), side * side)
-    assert int((patches != 255).sum()) == int((labels != 255).sum())
-    for patch, label in zip(patches.flatten(0, 1), majority_labels(patches, K).flatten(), strict=True):
-        votes = patch[patch != 255].bincount(minlength=K)
-        assert label == 255 if not votes.any() else votes[label] == votes.max()
+    patches = Labels(labels).patches(1, side)
+    assert patches.ids.shape == (len(labels), -(-size[0] // side) * -(-size[1] // side), side * side)
+    assert patches.labelled_count == valid.sum()
+    assert patches.inside_count == (labels != OUTSIDE).sum()
+    for patch, label in zip(patches.ids.flatten(0, 1), majority_labels(patches, K).flatten(), strict=True):
+        votes = patch[patch < OUTSIDE].bincount(minlength=K)
+        assert label == VOID if not votes.any() else votes[int(label)] == votes.max()

@@ -38,9 +38,9 @@ def test_one_to_one_is_a_permutation():
 @pytest.mark.parametrize(
     ("class_map", "message"),
     [
-        ((0, 1, 1), "class_map has 3 entries for a network of 4 classes"),
-        ((0, 1, 1, 2), r"class_map names the classes \[2\]; expected None or 0\.\.1"),
-        ((0, 0, None, 0), r"class_map gives the classes \[1\] no class of the network"),
+        ((0, 1, 1), "class_map has 3 entries; expected one for each of 4 classes"),
+        ((0, 1, 1, 2), r"class_map has the entries \[2\]; expected None or 0\.\.1"),
+        ((0, 0, None, 0), r"class_map maps no class of the network to the classes \[1\]"),
     ],
 )
 def test_a_map_that_does_not_fit_is_refused(class_map, message):

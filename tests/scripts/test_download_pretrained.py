@@ -106,7 +106,7 @@ def test_whole_file_then_nothing_more_to_do(offer, server, tmp_path, capsys):
     assert (tmp_path / "new" / "folder" / "net.pth").read_bytes() == CONTENT
     assert f"1.0 MB, sha256 {SHA256} (as published)" in capsys.readouterr().out
     main(["net", "--out", str(tmp_path / "new" / "folder")])
-    assert "is there, sha256 as published" in capsys.readouterr().out
+    assert "exists, sha256 as published" in capsys.readouterr().out
     assert server.ranges == [None]
     assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["net.pth"]
 
@@ -138,14 +138,14 @@ def test_a_server_without_ranges_starts_again_and_says_so(offer, server, tmp_pat
     server.knows_ranges = False
     (tmp_path / "net.pth.part").write_bytes(CONTENT[:300_000])
     main(["net", "--out", str(tmp_path)])
-    assert "cannot go on from the middle; starting again" in capsys.readouterr().out
+    assert "cannot resume; starting again" in capsys.readouterr().out
     assert (tmp_path / "net.pth").read_bytes() == CONTENT
 
 
 def test_a_cut_connection_keeps_what_came(offer, server, tmp_path):
     server.closes_after = 400_000
     message = refused(tmp_path)
-    assert "Run the same command again to go on" in message
+    assert "Run the same command again to resume" in message
     assert (tmp_path / "net.pth.part").read_bytes() == CONTENT[:400_000]
     assert not (tmp_path / "net.pth").exists()
     server.closes_after = None
@@ -179,7 +179,7 @@ def test_a_file_without_a_published_hash(offer, server, tmp_path, capsys):
     assert f"sha256 {SHA256} (none is published)" in capsys.readouterr().out
     (tmp_path / "net.pth").write_bytes(b"mine")
     main(["net", "--out", str(tmp_path)])
-    assert "is there, not checked" in capsys.readouterr().out
+    assert "exists, not checked" in capsys.readouterr().out
     assert (tmp_path / "net.pth").read_bytes() == b"mine"
     assert server.ranges == [None]
 
@@ -187,7 +187,7 @@ def test_a_file_without_a_published_hash(offer, server, tmp_path, capsys):
 def test_another_file_in_its_place_is_left_alone(offer, server, tmp_path):
     (tmp_path / "net.pth").write_bytes(b"mine")
     message = refused(tmp_path)
-    assert "another file is there" in message
+    assert "is another file: its sha256" in message
     assert "--out" in message
     assert (tmp_path / "net.pth").read_bytes() == b"mine"
     assert server.ranges == []
@@ -214,7 +214,7 @@ def test_no_network_names_the_link_to_open_elsewhere(offer, server, tmp_path):
 
 def test_a_web_page_is_not_weights(offer, server, tmp_path):
     server.kind = "text/html; charset=utf-8"
-    assert "gives a web page, not a file" in refused(tmp_path)
+    assert "is a web page, not a file" in refused(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -236,7 +236,7 @@ def test_a_full_disk_keeps_what_came(offer, tmp_path, monkeypatch):
     monkeypatch.setattr(download_pretrained, "open", Full, raising=False)
     message = refused(tmp_path)
     assert "No space left on device" in message
-    assert "Run the same command again to go on" in message
+    assert "Run the same command again to resume" in message
     assert (tmp_path / "net.pth.part").stat().st_size == 1000
 
 
@@ -245,7 +245,7 @@ def test_an_interrupt_keeps_what_came(offer, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(download_pretrained.tqdm, "update", interrupt)
-    with pytest.raises(SystemExit, match="run the same command again to go on"):
+    with pytest.raises(SystemExit, match="run the same command again to resume"):
         main(["net", "--out", str(tmp_path)])
     assert CONTENT.startswith((tmp_path / "net.pth.part").read_bytes())
     assert not (tmp_path / "net.pth").exists()

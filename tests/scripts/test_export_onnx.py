@@ -15,8 +15,9 @@ import torch
 from configs.schema import Experiment
 from datasets import build_dataset
 from engine.checkpoint import save_student
+from engine.teacher import build_teacher
 from models import build_model
-from models.inference import predict, predict_logits
+from models.inference import predict, predict_logits, resize
 from models.onnx import OnnxModel
 from scripts import export_onnx
 from utils.config import dump_config, load_config
@@ -91,7 +92,7 @@ def test_every_validation_image_gives_the_networks_classes_and_logits(exported, 
 
 def test_one_file_that_says_what_it_is(exported, students, validation, tmp_path):
     assert [path.name for path in exported.parent.iterdir()] == ["net.onnx"]
-    about = OnnxModel(shutil.copy(exported, tmp_path)).about
+    about = OnnxModel(shutil.copy(exported, tmp_path)).metadata
     config = load_config(students["resnet"][0], Experiment)
     assert about == {
         "class_names": list(validation.class_names),
@@ -143,7 +144,7 @@ def test_half_is_half_the_size_and_takes_the_same_images(exported, students, val
     copy = shutil.copy(weights, tmp_path / "student.safetensors")
     run(config, copy, "--half")
     half = OnnxModel(tmp_path / "student.half.onnx")
-    assert half.about["precision"] == "float16"
+    assert half.metadata["precision"] == "float16"
     dtypes = {tensor.data_type for tensor in onnx.load(half.path).graph.initializer if len(tensor.dims) == 4}
     assert onnx.TensorProto.FLOAT16 in dtypes
     assert half.path.stat().st_size < 0.7 * exported.stat().st_size
@@ -154,17 +155,30 @@ def test_half_is_half_the_size_and_takes_the_same_images(exported, students, val
 def test_the_teacher(experiments, teacher_weights, validation, tmp_path):
     run(experiments["hmkd"], "--teacher", "--out", tmp_path / "teacher.onnx")
     exported, images = OnnxModel(tmp_path / "teacher.onnx"), validation[1]["image"].unsqueeze(0)
-    assert exported.about["network"]["backbone"] == "test_resnet"
+    assert exported.metadata["network"]["backbone"] == "test_resnet"
     model = build_model("test_resnet", "deeplabv3", 11, output_stride=16, width=8)
     export_onnx.load_trained(model, export_onnx.read_weights(teacher_weights), validation.class_names)
     assert (exported(images) == predict(model, images).numpy()).mean() > 0.999
+
+
+def test_the_input_scale_of_a_teacher_is_in_its_file(experiments, validation, tmp_path):
+    options = ["teacher.scale=0.75", "eval.scales=(0.5,)"]
+    run(
+        experiments["hmkd"], "--teacher", "--out", tmp_path / "t.onnx", "--outputs", "logits", "--cfg-options", *options
+    )
+    exported, images = OnnxModel(tmp_path / "t.onnx"), validation[1]["image"].unsqueeze(0)
+    assert exported.about["network"]["scale"] == 0.75
+    config = load_config(experiments["hmkd"], Experiment, options)
+    teacher = build_teacher(config, "x.py", validation.class_names)
+    expected = resize(teacher(resize(images, (24, 32))).logits, (48, 64))  # 48 x 64 pixels, first at eval's scale
+    torch.testing.assert_close(torch.from_numpy(exported.run(images)["logits"]), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
 def test_int8_says_what_it_costs(kind, exported, students, validation, tmp_path, capsys):
     run(*students["resnet"][:2], "--int8", kind, "--out", tmp_path / "int8.onnx")
     out, quantized = capsys.readouterr().out, OnnxModel(tmp_path / "int8.onnx")
-    about = quantized.about
+    about = quantized.metadata
     assert about["precision"] == "int8"
     assert about["quantization"]["kind"] == kind
     assert about["quantization"]["calibration_images"] == (8 if kind == "static" else 0)  # all that there are
@@ -194,7 +208,7 @@ def test_the_configs_scale_is_built_in(students, validation, tmp_path, capsys):
     run(config, weights, "--out", tmp_path / "net.onnx", "--cfg-options", "eval.scales=(0.5,)")
     assert "note:" not in capsys.readouterr().out
     exported, images = OnnxModel(tmp_path / "net.onnx"), validation[0]["image"].unsqueeze(0)
-    assert exported.about["scale"] == 0.5
+    assert exported.metadata["scale"] == 0.5
     assert (exported(images) == predict(model, images, scales=(0.5,)).numpy()).mean() > 0.999
     assert (exported(images) == predict(model, images).numpy()).mean() < 0.99
 
@@ -218,7 +232,7 @@ def test_a_full_disk_leaves_the_old_file_whole(ready, students, tmp_path, monkey
     monkeypatch.setattr(os, "fsync", full)
     message = refused(*students["resnet"][:2], "--out", old)
     assert message.startswith(f"error: cannot write {old} (No space left on device: ")
-    assert message.endswith(" MiB are free); what was there is as it was")
+    assert message.endswith(" MiB are free); an earlier file is unchanged")
     assert old.read_bytes() == b"the old file"
     assert list(tmp_path.iterdir()) == [old]
 
@@ -244,7 +258,7 @@ def test_wrong_checkpoints_and_configs_are_refused(experiments, students, tmp_pa
     assert "teacher is None: there is no teacher to export" in refused(alone, "--teacher", "--out", tmp_path / "t.onnx")
     assert "config gone.py does not exist" in refused("gone.py", weights)
     message = refused(*students["mit"][:2], "--size", 8, 8, "--out", tmp_path / "tiny.onnx")
-    assert message == "error: the image is (8, 8); MiT needs 29 pixels a side"
+    assert message == "error: the image is (8, 8); a MiT needs at least 29 pixels a side"
     assert not list(tmp_path.glob("*.onnx"))
 
 
@@ -285,7 +299,10 @@ def test_other_files_are_refused_by_the_reader(exported, tmp_path):
     for metadata in ({}, {"author": "someone else"}, {"class_names": json.dumps(["road"])}):
         onnx.helper.set_model_props(foreign, metadata)
         onnx.save(foreign, tmp_path / "foreign.onnx")
-        with pytest.raises(ValueError, match="does not say what it predicts .*palette, outputs in its metadata"):
+        with pytest.raises(
+            ValueError,
+            match=r"foreign\.onnx has .*; expected classes, logits or both, and class_names, palette, outputs",
+        ):
             OnnxModel(tmp_path / "foreign.onnx")
 
 
@@ -313,7 +330,7 @@ def test_a_size_at_which_the_file_fails_is_named(exported, tmp_path):
         [helper.make_tensor("length", int64, [3], [3, 48, 64])],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    helper.set_model_props(model, {name: json.dumps(value) for name, value in OnnxModel(exported).about.items()})
+    helper.set_model_props(model, {name: json.dumps(value) for name, value in OnnxModel(exported).metadata.items()})
     onnx.save(model, tmp_path / "broken.onnx")
     broken = OnnxModel(tmp_path / "broken.onnx")
     assert broken(np.zeros((1, 3, 48, 64), np.uint8)).shape == (3, 48, 64)

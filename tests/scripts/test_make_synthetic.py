@@ -27,11 +27,11 @@ def test_again_says_so_and_another_is_an_error(tmp_path, capsys):
     arguments = ["--out", str(tmp_path / "data"), "--train", "1", "--val", "1", "--size", "32", "32"]
     main(arguments)
     main(arguments)
-    assert "already there" in capsys.readouterr().out
+    assert "already exists" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stop:
         main([*arguments, "--seed", "1"])
     assert stop.value.code == 2
-    assert "delete that folder or give another" in capsys.readouterr().err
+    assert "delete that folder or choose another" in capsys.readouterr().err
 
 
 def test_help_shows_examples(capsys):

@@ -58,8 +58,8 @@ def test_runs_as_a_file(experiments, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     out = tmp_path / "out"
     assert done.stdout.splitlines() == [
-        f"{out}/train: 8 samples, 0.09 MiB, of which 0.09 MiB are to be written",
-        f"{out}/val: 5 samples, 0.06 MiB, of which 0.06 MiB are to be written",
+        f"{out}/train: 8 samples, 0.09 MiB, of which 0.09 MiB are missing",
+        f"{out}/val: 5 samples, 0.06 MiB, of which 0.06 MiB are missing",
         f"{out}: train, val verified; read it by data.packed='{out}'",
     ]
     assert sorted(path.name for path in (out / "train").iterdir()) == ["00000.bin", "index.json"]
@@ -94,7 +94,7 @@ def stopped(command, decoded, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(SegDataset, "load", stop)
-        with pytest.raises(SystemExit, match="the same command goes on"):
+        with pytest.raises(SystemExit, match="the same command resumes"):
             command()
     assert decoded == [0, 1, 2, 3, 4]
     decoded.clear()
@@ -124,14 +124,14 @@ def test_a_finished_shard_of_other_samples_or_another_size_is_not_kept(command, 
 def test_a_disk_without_room_is_refused(command, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pack_dataset.shutil, "disk_usage", lambda path: SimpleNamespace(free=8 * 48 * 64 * 4))
     assert command() == 1
-    assert f"{tmp_path / 'out'} has 0.09 MiB free, 0.15 MiB are to be written; make room" in capsys.readouterr().err
+    assert f"{tmp_path / 'out'} has 0.09 MiB free, but 0.15 MiB are needed; free space" in capsys.readouterr().err
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert command("--splits", "train") == 0  # 8 samples just fit
 
 
 def test_what_is_verified(command, data, tmp_path, capsys):
     assert command("--verify") == 1
-    assert "index.json is missing: not packed, or not to the end" in capsys.readouterr().err
+    assert "index.json is missing: not packed, or not completely" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert command() == 0
     label = next((data / "trainannot").iterdir())

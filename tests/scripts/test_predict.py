@@ -100,7 +100,7 @@ def test_a_folder_is_mirrored_and_its_overlays_are_of_the_argmax(student, tmp_pa
     legend = read(out / "legend.png").reshape(-1, 3)
     assert all((legend == color).all(1).sum() > 100 for color in PALETTE)
     said = capsys.readouterr().out.splitlines()
-    assert said[0].endswith("whole at scale 1 (the file does not say how it was validated)")
+    assert said[0].endswith("whole at scale 1 (the file has no settings of a validation)")
     assert said[-1].startswith(f"wrote to {out}: images 2, videos 0")
 
 
@@ -166,7 +166,7 @@ def test_a_video_that_is_cut_off_is_said(student, clip, tmp_path, capsys):
     content = clip.read_bytes()
     clip.write_bytes(content[: len(content) // 2])
     run(student[0], clip, "--out", tmp_path / "out")
-    assert "its header announces 40: is it cut off?" in capsys.readouterr().out
+    assert "its header says 40: is it truncated?" in capsys.readouterr().out
     assert 1 < len(list(Video(tmp_path / "out" / "clip.mp4"))) < 40
 
 
@@ -185,7 +185,7 @@ def test_a_video_is_written_whole_or_not_at_all(student, clip, tmp_path, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(predict.Predictor, "__call__", interrupted)
         assert refused(student[0], clip, "--out", out).startswith("interrupted")
-    with pytest.raises(OSError, match="2 frames of 48 x 64 were to be in it, found 1"):
+    with pytest.raises(OSError, match="expected 2 frames of 48 x 64, found 1"):
         write_video(out / "clip.mp4", [IMAGES[0], IMAGES[1][:32]], 12.5)
     with pytest.raises(ValueError, match="cannot be started as mp4v video of 48 x 64 at 1e\\+06 frames/s"):
         write_video(out / "clip.mp4", IMAGES, 1e6)
@@ -230,14 +230,14 @@ def test_refusals_before_any_work(student, tmp_path):
     Image.fromarray(IMAGES[0]).save(tmp_path / "one" / "c.png")
     a = tmp_path / "a.png"
     assert "input nothing.png does not exist" in refused(weights, "nothing.png", "--out", out)
-    assert "empty holds no image and no video" in refused(weights, tmp_path / "empty", "--out", out)
+    assert "empty contains no image and no video" in refused(weights, tmp_path / "empty", "--out", out)
     assert "would both be written to" in refused(weights, a, tmp_path / "a.jpg", "--out", out)
     assert "would both be written to" in refused(weights, a, a, "--out", out)
     collide = [tmp_path / "b.png", tmp_path / "b_classes.png"]
     assert "b_classes.png" in refused(weights, *collide, "--out", out, "--save-pred")
     assert "the legend and" in refused(weights, tmp_path / "legend.png", "--out", out)
     assert "is an input" in refused(weights, a, "--out", tmp_path)
-    assert "lies in the input folder" in refused(weights, tmp_path / "one", "--out", tmp_path / "one" / "out")
+    assert "is inside the input folder" in refused(weights, tmp_path / "one", "--out", tmp_path / "one" / "out")
     assert not out.exists()
     assert np.array_equal(read(a), IMAGES[0])
 
@@ -282,7 +282,7 @@ def spoil(path, kind):
     ("kind", "message"),
     [
         ("16 bit", "has pixel format 'I;16'"),
-        ("animated", "holds 2 pictures"),
+        ("animated", "has 2 pictures"),
         ("text", "cannot be decoded"),
         ("cut off", "cannot be decoded"),
     ],
@@ -292,7 +292,7 @@ def test_a_broken_image_stops_and_what_was_written_stays(student, tmp_path, kind
     spoil(tmp_path / "b.png", kind)
     error = refused(student[0], tmp_path / "a.png", tmp_path / "b.png", "--out", tmp_path / "out")
     assert f"b.png {message}" in error
-    assert error.endswith(f"stopped at {tmp_path / 'b.png'}: 1 of 2 are done, in {tmp_path / 'out'}")
+    assert error.endswith(f"stopped at {tmp_path / 'b.png'}: 1 of 2 are finished, in {tmp_path / 'out'}")
     assert files(tmp_path / "out") == ["a.png", "legend.png"]
 
 

@@ -172,13 +172,13 @@ def test_frames_of_no_sequence_are_named(tmp_path, capsys):
     picture(tmp_path / "images/holiday_1.png")
     save(tmp_path / "labels/holiday_1_L.png", np.zeros((4, 6, 3)))
     assert main(["camvid", str(tmp_path)]) == 1
-    assert "holiday_1: no frame of CamVid" in capsys.readouterr().err
+    assert "holiday_1: not a frame of CamVid" in capsys.readouterr().err
 
 
 def test_a_list_with_other_lines_is_kept(tmp_path, capsys):
     (segnet(tmp_path) / "val.txt").write_text("by hand\n")
     assert main(["camvid", str(tmp_path)]) == 1
-    assert "val.txt is there with other lines" in capsys.readouterr().err
+    assert "val.txt exists with other lines" in capsys.readouterr().err
     assert (tmp_path / "val.txt").read_text() == "by hand\n"
     assert not (tmp_path / "train.txt").exists()
 
@@ -192,7 +192,7 @@ def test_a_second_run_changes_nothing(tmp_path):
 def test_check_reads_the_lists_and_writes_nothing(tmp_path, capsys):
     segnet(tmp_path)
     assert main(["camvid", str(tmp_path), "--check"]) == 1
-    assert "holds none of train.txt, val.txt, test.txt" in capsys.readouterr().err
+    assert "has none of train.txt, val.txt, test.txt" in capsys.readouterr().err
     (tmp_path / "train.txt").write_text("train/0.png trainannot/0.png\n")
     assert main(["camvid", str(tmp_path), "--check"]) == 0
     assert not (tmp_path / "val.txt").exists()
@@ -256,8 +256,8 @@ def png(header: bytes, data: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("file", "spoil", "message"),
     [
-        ("x/1.png", Path.unlink, "{root}/x/1.png: is missing, or is a link that leads nowhere"),
-        ("y/1.png", loop, "{root}/y/1.png: is missing, or is a link that leads nowhere"),
+        ("x/1.png", Path.unlink, "{root}/x/1.png: is missing, or is a broken link"),
+        ("y/1.png", loop, "{root}/y/1.png: is missing, or is a broken link"),
         ("x/1.png", lambda path: path.write_bytes(b""), "{root}/x/1.png cannot be decoded (it is empty: 0 bytes)"),
         ("x/1.png", cut_off, "{root}/x/1.png cannot be decoded (cut off"),
         ("x/1.png", sixteen_bits, "{root}/x/1.png has pixel format 'I;16'; expected one of RGB, L"),
@@ -271,8 +271,8 @@ def png(header: bytes, data: bytes) -> bytes:
             "y/1.png has pixel format 'RGB'; expected one of L",
         ),
         ("y/1.png", sixteen_bits, "{root}/y/1.png has pixel format 'I;16'"),
-        ("y/1.png", four_bits, "{root}/y/1.png does not keep ids as they are"),
-        ("y/1.png", lambda path: Image.new("L", (6, 4), 5).save(path, "jpeg"), "y/1.png does not keep ids as they are"),
+        ("y/1.png", four_bits, "{root}/y/1.png does not store ids exactly"),
+        ("y/1.png", lambda path: Image.new("L", (6, 4), 5).save(path, "jpeg"), "y/1.png does not store ids exactly"),
     ],
 )
 def test_the_lists_of_any_config_are_checked_and_every_fault_is_named(tmp_path, capsys, file, spoil, message):
@@ -295,7 +295,7 @@ def test_missing_files_do_not_hide_what_is_wrong_with_the_others(tmp_path, capsy
     assert main(["--config", config]) == 1
     errors = capsys.readouterr().err.splitlines()
     for name in [f"x/{index}.png" for index in range(12)] + ["y/3.png"]:
-        assert f"error: {tmp_path}/{name}: is missing, or is a link that leads nowhere" in errors
+        assert f"error: {tmp_path}/{name}: is missing, or is a broken link" in errors
     assert any(f"{tmp_path}/x/14.png cannot be decoded" in line for line in errors)
     assert errors[-1] == "problems: 15"  # the lists' own: train misses 13 and one is cut off, val misses x/0.png
 
@@ -309,8 +309,8 @@ def test_what_is_legal_but_may_be_a_mistake_is_counted(tmp_path, capsys):
     Image.new("RGB", (6, 4)).save(tmp_path / "x/2.png", exif=turned)
     assert main(["--config", config]) == 0
     warnings = capsys.readouterr().err.splitlines()
-    assert f"train: 2 labels void everywhere, which teach nothing; the first is {tmp_path}/y/1.png" in warnings[0]
-    assert "train: 1 images with an EXIF rotation" in warnings[1]
+    assert f"train: 2 labels are void everywhere and teach nothing; the first is {tmp_path}/y/1.png" in warnings[0]
+    assert "train: 1 images have an EXIF rotation" in warnings[1]
     assert len(warnings) == 2
 
 

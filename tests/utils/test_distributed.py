@@ -24,13 +24,13 @@ def rank_0_of_3(monkeypatch):
 def test_the_ranks_that_do_not_answer_are_named(rank_0_of_3):
     rank_0_of_3.set("roll_call/2", "here")
     message = lost_process_message(RuntimeError("[../pair.cc:534] Connection closed by peer [::1]:1234\nframe 1"), 60.0)
-    assert "rank 0: another rank died, or did not answer within 60 s (train.timeout); no word from rank 1." in message
+    assert "rank 0: another rank died, or did not answer within 60 s (train.timeout); no answer from rank 1." in message
     assert message.endswith("(RuntimeError: [../pair.cc:534] Connection closed by peer [::1]:1234)")
 
 
 def test_without_anybody_to_ask_nobody_is_named(rank_0_of_3, monkeypatch):
     monkeypatch.setenv("MASTER_PORT", "1")
-    assert "no word from rank (unknown" in lost_process_message(dist.DistBackendError("NCCL error"), 60.0)
+    assert "no answer from rank (unknown" in lost_process_message(dist.DistBackendError("NCCL error"), 60.0)
 
 
 def test_the_signal_that_ended_a_worker_is_told():
@@ -62,7 +62,7 @@ def life(store, late=None, size=3):
 
 @pytest.mark.parametrize("late", [None, 0, 1])
 def test_ranks_that_are_started_anew_do_not_read_what_the_dead_have_written(rank_0_of_3, late):
-    for name in ("roll_call/1", "word/2"):
+    for name in ("roll_call/1", "token/2"):
         rank_0_of_3.set(name, "of a life that ended before it began")
     first, second = life(rank_0_of_3), life(rank_0_of_3, late)
     for parts in (first, second):
@@ -73,8 +73,8 @@ def test_ranks_that_are_started_anew_do_not_read_what_the_dead_have_written(rank
 
 
 def test_ranks_that_do_not_come_are_named(rank_0_of_3):
-    rank_0_of_3.set("word/1", "of an earlier life")
-    with pytest.raises(dist.DistStoreError, match=r"after 0.1 s, these ranks have not come: \[1, 2\]"):
+    rank_0_of_3.set("token/1", "of an earlier life")
+    with pytest.raises(dist.DistStoreError, match=r"after 0.1 s, these ranks have not joined: \[1, 2\]"):
         fresh_store(rank_0_of_3, 0, 3, timeout=0.1)
 
 

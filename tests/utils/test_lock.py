@@ -31,14 +31,14 @@ def held(tmp_path):
 
 def test_the_second_run_is_refused_with_host_and_process_of_the_first(held):
     folder, process = held
-    expected = rf"another run is at work there \(process {process.pid} on {socket.gethostname()}\)"
+    expected = rf"another run works in this folder \(process {process.pid} on {socket.gethostname()}\)"
     with pytest.raises(ValueError, match=expected), lock_work_dir(folder):
         pass
     assert (folder / LOCK).is_file()
 
 
 def test_a_folder_that_cannot_be_made_is_named():
-    expected = "--work-dir /proc/runs/a cannot be made .No such file"
+    expected = "--work-dir /proc/runs/a cannot be created .No such file"
     with pytest.raises(ValueError, match=expected), lock_work_dir(Path("/proc/runs/a")):
         pass
 
@@ -51,7 +51,7 @@ def test_a_dead_runs_lock_is_recognised_and_its_unfinished_files_go(held, capsys
     (folder / "last.pt").write_bytes(b"a checkpoint")
     with lock_work_dir(folder):
         assert f"process {os.getpid()} on" in (folder / LOCK).read_text()
-    assert f"the run that was here (process {process.pid} on" in capsys.readouterr().out
+    assert f"the last run in this folder (process {process.pid} on" in capsys.readouterr().out
     assert [path.name for path in folder.iterdir()] == ["last.pt"]
 
 

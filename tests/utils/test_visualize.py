@@ -2,7 +2,10 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.visualize import ERROR_COLORS, GAP, LINE, colorize, error_map, overlay, panel, plot_curves, write_png
+from datasets.camvid import GROUPS
+from datasets.cityscapes import CLASSES
+from utils.names import OUTSIDE, VOID
+from utils.visualize import ERROR_COLORS, GAP, LINE, SWATCH, colorize, error_map, overlay, panel, plot_curves, write_png
 
 PALETTE = [(10, 20, 30), (200, 100, 0)]
 LABEL = np.array([[0, 1], [255, 0]], np.uint8)
@@ -15,7 +18,7 @@ def picture(height, width, seed=0):
 def test_colorize_by_hand():
     colors = colorize(LABEL, PALETTE)
     assert colors.dtype == np.uint8
-    assert colors.tolist() == [[[10, 20, 30], [200, 100, 0]], [[0, 0, 0], [10, 20, 30]]]
+    assert colors.tolist() == [[[10, 20, 30], [200, 100, 0]], [[255, 255, 255], [10, 20, 30]]]
 
 
 def test_colorize_refuses_what_it_has_no_colour_for():
@@ -36,6 +39,13 @@ def test_overlay_mixes_and_leaves_void_alone():
     assert np.array_equal(overlay(image, LABEL, PALETTE, alpha=0), image)
 
 
+def test_padding_is_shown_as_void_is():
+    padded, image = np.where(LABEL == VOID, OUTSIDE, LABEL), np.full((2, 2, 3), 100, np.uint8)
+    assert np.array_equal(colorize(padded, PALETTE), colorize(LABEL, PALETTE))
+    assert np.array_equal(overlay(image, padded, PALETTE), overlay(image, LABEL, PALETTE))
+    assert np.array_equal(error_map(LABEL * 0, padded), error_map(LABEL * 0, LABEL))
+
+
 def test_error_map_by_hand():
     errors = error_map(np.array([[0, 0], [1, 0]], np.uint8), LABEL)
     correct, wrong, void = (list(ERROR_COLORS[name]) for name in ("correct", "wrong", "void"))
@@ -46,51 +56,69 @@ def test_error_map_by_hand():
 
 
 def test_panel_places_every_picture_under_its_title():
-    rows = [[picture(40, 60, 0), picture(40, 60, 1)], [picture(40, 50, 2), picture(40, 60, 3)]]
-    out = panel(rows, ["image", "truth"], row_height=40)
-    assert out.shape == (LINE + 2 * (40 + GAP), 2 * 60 + 3 * GAP, 3)
-    tops, lefts = [LINE, LINE + 40 + GAP], [GAP, GAP + 60 + GAP]
-    for row, top in zip(rows, tops, strict=True):
-        for image, left in zip(row, lefts, strict=True):
-            assert np.array_equal(out[top : top + 40, left : left + image.shape[1]], image)
-    for left in lefts:
-        assert out[:LINE, left : left + 60].min() < 128  # there is text above each
-    assert (out[:LINE, :GAP] == 255).all()
-    assert np.array_equal(out, panel(rows, ["image", "truth"], row_height=40))
-    assert not np.array_equal(out[:LINE], panel(rows, ["image", "student"], row_height=40)[:LINE])
+    rows = [[("image", picture(40, 60, 0)), ("truth", picture(40, 60, 1))]]
+    rows += [[("wide", picture(20, 60, 2)), ("tall", picture(70, 60, 3))]]
+    width = 2 * 60 + 3 * GAP
+    out = panel(rows, width=width)
+    assert out.shape == (LINE + 40 + GAP + LINE + 70 + GAP, width, 3)
+    lefts = [GAP, GAP + 60 + GAP]
+    for row, title_top in zip(rows, [0, LINE + 40 + GAP], strict=True):
+        for (_, image), left in zip(row, lefts, strict=True):
+            top = title_top + LINE
+            assert np.array_equal(out[top : top + image.shape[0], left : left + 60], image)
+            assert out[title_top : top - 1, left : left + 60].min() < 128  # there is text above each
+    assert np.array_equal(out, panel(rows, width=width))
+    renamed = panel([[("student", rows[0][0][1]), rows[0][1]], rows[1]], width=width)
+    assert not np.array_equal(out[:LINE], renamed[:LINE])
+    assert np.array_equal(out[LINE:], renamed[LINE:])
 
 
-def test_panel_scales_to_the_row_height_and_keeps_proportions():
-    out = panel([[np.full((100, 300, 3), 7, np.uint8)]], ["image"], row_height=50)
-    assert out.shape == (LINE + 50 + GAP, 150 + 2 * GAP, 3)
+def test_panel_scales_pictures_to_equal_columns_and_keeps_proportions():
+    small, large = np.full((10, 30, 3), 7, np.uint8), np.full((100, 300, 3), 9, np.uint8)
+    out = panel([[("small", small), ("large", large)]], width=2 * 150 + 3 * GAP)
+    assert out.shape == (LINE + 50 + GAP, 2 * 150 + 3 * GAP, 3)
     assert (out[LINE : LINE + 50, GAP : GAP + 150] == 7).all()
+    assert (out[LINE : LINE + 50, GAP + 150 + GAP : -GAP] == 9).all()
 
 
 def test_panel_legend_shows_every_colour_with_a_name():
     names = {f"class {i}": (5 * i, 255 - 5 * i, 77) for i in range(11)}
-    plain = panel([[picture(40, 300)]], ["image"], row_height=40)
-    out = panel([[picture(40, 300)]], ["image"], names, row_height=40)
+    plain = panel([[("image", picture(40, 300))]], width=600)
+    out = panel([[("image", picture(40, 300))]], names, width=600)
     assert np.array_equal(out[: len(plain)], plain)
     strip = out[len(plain) :]
     for color in names.values():
         rows, columns = np.nonzero((strip == color).all(-1))
-        assert len(rows) == 14 * 14
-        beside = strip[rows.min() : rows.max() + 1, columns.max() + 2 : columns.max() + 40]
+        assert len(rows) == SWATCH**2
+        beside = strip[rows.min() : rows.max() + 1, columns.max() + 4 : columns.max() + 80]
         assert (beside.max(-1) < 128).any()  # dark text
 
 
+CAMVID = [next(iter(members.values())) for members in GROUPS.values()]
+CITYSCAPES = [palette for _, _, palette in CLASSES]
+
+
+@pytest.mark.parametrize("palette", [CAMVID, CITYSCAPES], ids=["camvid", "cityscapes"])
+def test_void_and_the_colours_of_errors_are_far_from_each_other_and_from_every_class(palette):
+    special = np.array(list(ERROR_COLORS.values()), int)
+    between = np.abs(special[:, None] - special[None]).max(-1)
+    assert between[~np.eye(3, dtype=bool)].min() >= 60
+    assert np.abs(special[:, None] - np.array(palette, int)[None]).max(-1).min() >= 30
+
+
 @pytest.mark.parametrize(
-    ("rows", "titles", "message"),
+    ("rows", "message"),
     [
-        ([], ["image"], "0 rows"),
-        ([[picture(4, 4)]], ["image", "truth"], "row 0 has 1 images for the 2 titles"),
-        ([[picture(4, 4)], [LABEL]], ["truth"], r"row 1, 'truth': \(2, 2\) uint8"),
-        ([[picture(4, 4) / 255]], ["image"], "float64"),
+        ([], "0 rows"),
+        ([[]], "1 rows and 0 columns"),
+        ([[("a", picture(4, 4)), ("b", picture(4, 4))], [("a", picture(4, 4))]], "row 1 has 1 pictures; expected 2"),
+        ([[("a", picture(4, 4))], [("truth", LABEL)]], r"row 1, 'truth': \(2, 2\) uint8"),
+        ([[("a", picture(4, 4) / 255)]], "float64"),
     ],
 )
-def test_panel_refuses_rows_that_do_not_fit(rows, titles, message):
+def test_panel_refuses_rows_that_do_not_fit(rows, message):
     with pytest.raises(ValueError, match=message):
-        panel(rows, titles)
+        panel(rows)
 
 
 def test_png_round_trip_in_colour_and_as_class_map(tmp_path):

@@ -1,5 +1,5 @@
-# L = L_task + relation * L_relation + pixel * L_pixel: relation is the authors' 9500 in our units (losses/aicsd.py).
-# Their adaptive weights are a curriculum over the whole training, ITERS = schedule.max_iters:
+# L = L_task + relation * L_relation + pixel * L_pixel. The authors' relation weight is 9500, for a term of another
+# scale (losses/aicsd.py). They change the weights during training; ITERS is schedule.max_iters:
 #   curriculum = dict(
 #       task=dict(type="linear", iters=ITERS),
 #       aicsd_relation=dict(type="linear", iters=ITERS),

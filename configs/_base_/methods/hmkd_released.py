@@ -1,3 +1,3 @@
-# HMKD in its released form: all three terms, and the teacher side learns from the distillation loss itself. The
-# release's weight of 1 on its relation's sum, over 4 images of 360 x 480, is this weight on our mean.
+# HMKD as released: all three terms, and the distillation loss itself trains the modules on the teacher's side. The
+# release's weight 1 on the sum of its relation term, over 4 images of 360 x 480, equals this weight on our mean.
 distill = dict(type="hmkd", feature=1.0, logit=1.0, relation=1.3e5, anchor=None)

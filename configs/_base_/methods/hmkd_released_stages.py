@@ -1,3 +1,3 @@
-# HMKD in its released form with a light head on every student stage too, which is to predict the teacher's classes.
+# HMKD as released, with a small head on every stage of the student that predicts the teacher's classes.
 _base_ = ["hmkd_released.py"]
 distill = dict(stage_logit=1.0)

@@ -1,2 +1,2 @@
-# The file itself is named by the experiment: a teacher belongs to a dataset.
+# The experiment names the weights, because a teacher belongs to a dataset.
 teacher = dict(backbone="resnet101", head="deeplabv3", output_stride=8, width=256)

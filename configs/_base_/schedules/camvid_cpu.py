@@ -1,4 +1,4 @@
-# The real CamVid within reach of a CPU: images at half size (data.scale_range, eval.scales), short schedules.
+# The real CamVid on a CPU: images at half size (data.scale_range, eval.scales) and short schedules.
 protocol = "camvid_cpu"
 schedule = dict(type="poly", max_iters=800, power=0.9, warmup_iters=50)
 train = dict(batch_size=8, precision="bf16", aux_weight=0.4)

@@ -1,4 +1,4 @@
-# SegFormer's optimizer on CamVid, for HMKD's number of iterations.
+# SegFormer's optimizer on CamVid, with HMKD's number of iterations.
 protocol = "segformer_camvid"
 optimizer = dict(type="adamw", lr=6e-5, head_lr_mult=10.0, weight_decay=0.01, decay_norm_bias=False)
 schedule = dict(type="poly", max_iters=80000, power=1.0, warmup_iters=1500)

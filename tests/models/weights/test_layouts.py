@@ -508,7 +508,7 @@ def test_the_undilated_convolutions_of_mmsegmentation_s_plain_resnet_18_are_no_o
     theirs = meta(foreign.MMSegDeepLabV3, 18, False, K, 32).state_dict()
     model = meta(build_model, "resnet18", "deeplabv3_mmseg", K, output_stride=8, width=32, aux=True)
     for part in ("all", "backbone"):
-        with pytest.raises(ValueError, match=r"(?s)theirs\.pth .*networks of this layout are not built here: their"):
+        with pytest.raises(ValueError, match=r"(?s)theirs\.pth .*networks of this layout are not supported: their"):
             load(model, theirs, part)
 
 

@@ -79,7 +79,7 @@ def test_a_stopped_comparison_goes_on_and_ends_with_table_figures_and_pictures(
 
     with monkeypatch.context() as patch:
         patch.setattr(comparison, "run_jobs", stopped_in_the_second_run)
-        assert refused(*command(files, tmp_path)) == "stopped; run the same command again to go on"
+        assert refused(*command(files, tmp_path)) == "stopped; run the same command again to resume"
     assert [name.split(",")[0].split(" /")[0] for name in started] == ["teacher", "student alone"]
     first = tmp_path / "runs" / "student_alone" / "seed_0" / "student.safetensors"
     written = first.stat().st_mtime_ns
@@ -157,7 +157,7 @@ def test_unequal_terms_are_refused_and_named(files, started, tmp_path):
     assert not started
 
 
-def test_errors_say_what_to_mend(files, experiments, started, tmp_path, capsys):
+def test_errors_say_what_to_fix(files, experiments, started, tmp_path, capsys):
     more = ["--budget-iters", 2, "--out", tmp_path / "out"]
     missing = ["--cfg-options", "teacher.weights=nowhere.safetensors"]
     assert "teacher.weights: weights file nowhere.safetensors does not exist" in refused(
@@ -226,7 +226,7 @@ def test_a_gain_within_its_interval_is_marked():
 
 @pytest.mark.slow
 def test_as_a_user_runs_it(files, launch, tmp_path):
-    done = launch("scripts/comparison/run.py", "--configs", files["base"], "--seeds", 0, "--budget-iters", 2,
+    done = launch("scripts/compare.py", "--configs", files["base"], "--seeds", 0, "--budget-iters", 2,
                   "--out", tmp_path, "--jobs", 2)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "one seed gives no interval" in (tmp_path / "table.md").read_text()

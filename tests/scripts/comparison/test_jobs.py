@@ -54,11 +54,11 @@ def test_the_running_are_told_to_stop_and_waited_for(tmp_path, monkeypatch):
 
 
 def test_a_run_that_outlives_its_comparison_keeps_the_folder(tmp_path):
-    with alone_in(tmp_path) as lock, pytest.raises(ValueError, match="is at work there"), alone_in(tmp_path):
+    with alone_in(tmp_path) as lock, pytest.raises(ValueError, match="works in this folder"), alone_in(tmp_path):
         pass
     with alone_in(tmp_path) as lock:
         child = subprocess.Popen(["sleep", "30"], pass_fds=[lock])
-    with pytest.raises(ValueError, match="is at work there"), alone_in(tmp_path):
+    with pytest.raises(ValueError, match="works in this folder"), alone_in(tmp_path):
         pass
     child.kill()
     child.wait()

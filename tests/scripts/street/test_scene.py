@@ -154,7 +154,7 @@ def test_another_data_set_is_not_overwritten(tmp_path, change):
     asked = {"train": 1, "val": 1, "size": TINY}
     write_synthetic(tmp_path / "data", **asked)
     before = {path: path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()}
-    with pytest.raises(ValueError, match="delete that folder or give another"):
+    with pytest.raises(ValueError, match="delete that folder or choose another"):
         write_synthetic(tmp_path / "data", **(asked | change))
     assert {path: path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()} == before
 
@@ -169,7 +169,7 @@ def test_another_version_of_the_renderer_is_noticed(tmp_path, monkeypatch):
 def test_foreign_folders_and_files_are_not_touched(tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
-    with pytest.raises(ValueError, match="not ours to replace"):
+    with pytest.raises(ValueError, match="so it is not replaced"):
         write_synthetic(tmp_path / "thesis", train=1, val=1, size=TINY)
     with pytest.raises(ValueError, match="is a file"):
         write_synthetic(tmp_path / "thesis" / "chapter.tex", train=1, val=1, size=TINY)

@@ -1,0 +1,76 @@
+"""What is checked before the first step, and the dry run."""
+
+import pytest
+
+import train_kd
+from tests.runs import metrics, refused
+
+
+def test_dry_run_prints_tables_and_writes_nothing(experiments, tmp_path, capsys):
+    train_kd.main(
+        [
+            experiments["hmkd"],
+            "--work-dir",
+            str(tmp_path / "run"),
+            "--dry-run",
+            "--cfg-options",
+            "teacher.weights=pretrained/absent.safetensors",
+        ]
+    )
+    out = capsys.readouterr().out
+    for word in ("teacher", "student", "GFLOPs at 32x48", "stage3:160@16", "feature", "stage_logit", "peak memory"):
+        assert word in out
+    assert not (tmp_path / "run").exists()
+
+
+def test_teacher_no_better_than_chance_is_refused_unless_allowed(experiments, tmp_path):
+    arguments = [experiments["hmkd"], "--work-dir", tmp_path, "--cfg-options", "train.verify_teacher=True"]
+    assert "no better than chance (0.0909)" in refused(arguments)
+    train_kd.main([str(a) for a in [*arguments, "train.allow_weak_teacher=True", "schedule.max_iters=1"]])
+    assert "teacher_miou" in metrics(tmp_path)[0]
+
+
+def test_missing_files_are_named_with_the_way_to_mend_it(experiments, tmp_path):
+    run = [experiments["hmkd"], "--work-dir", tmp_path / "run", "--cfg-options"]
+    assert "teacher.weights: weights file pretrained/x.pth does not exist" in refused(
+        [*run, "teacher.weights=pretrained/x.pth"]
+    )
+    assert "data root nowhere" in refused([*run, "data.root=nowhere"])
+    assert "train.batch_size: batch_size 4 (global) cannot be shared evenly" in refused([*run, "train.accumulate=3"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_validation_set_without_labels_is_refused(experiments, streets, tmp_path):
+    names = [line.split()[0] for line in (streets / "val.txt").read_text().splitlines()]
+    (streets / "unlabelled.txt").write_text("\n".join(names))
+    message = refused([experiments["alone"], "--work-dir", tmp_path, "--cfg-options", "data.val_list=unlabelled.txt"])
+    assert "data.val_list: unlabelled.txt has images without labels" in message
+
+
+@pytest.mark.parametrize("option", ["normalization=caffe_bgr", "output_stride=8"])
+def test_teacher_trained_with_other_settings_is_refused(whole, experiments, tmp_path, option):
+    """No tensor tells these apart, only what the file says of itself."""
+    config = tmp_path / "config.py"
+    config.write_text(
+        f"_base_ = [{experiments['hmkd']!r}]\n"
+        "student = dict(_delete_=True, backbone='test_resnet', head='deeplabv3', output_stride=16, width=8)\n"
+        "teacher = None\ndistill = None\nschedule = dict(max_iters=1)\n"
+    )
+    train_kd.main([str(config), "--work-dir", str(tmp_path / "teacher")])
+    weights = f"teacher.weights={tmp_path / 'teacher' / 'student.safetensors'}"
+    arguments = [experiments["hmkd"], "--work-dir", tmp_path / "run", "--dry-run", "--cfg-options", weights]
+    train_kd.main([str(argument) for argument in arguments])
+    arguments.remove("--dry-run")
+    message = refused([*arguments, f"teacher.{option}"])
+    assert "teacher.weights" in message
+    assert {"normalization=caffe_bgr": "set normalization='imagenet'", "output_stride=8": "trained with tap"}[
+        option
+    ] in message
+
+
+def test_help_shows_examples(capsys):
+    with pytest.raises(SystemExit):
+        train_kd.parse_arguments(["--help"])
+    out = capsys.readouterr().out
+    assert "torchrun --nproc_per_node=4 train_kd.py" in out
+    assert "--resume" in out
