@@ -1,0 +1,130 @@
+"""How many pixels and images of each class a data set's labels hold, and what that means for training."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from datasets.base import SegDataset
+from utils.names import VOID
+
+ENET = 1.02  # c in ENet's formula for class weights
+
+
+class Census(NamedTuple):
+    """What the labels of one split hold.
+
+    Attributes:
+        images: labelled images that could be read.
+        pixels: K int64, pixels of each class.
+        occurs: K int64, images in which each class occurs.
+        void: pixels without a class.
+    """
+
+    images: int
+    pixels: np.ndarray
+    occurs: np.ndarray
+    void: int
+
+    @property
+    def absent(self) -> list[int]:
+        """Classes without a pixel."""
+        return np.flatnonzero(self.pixels == 0).tolist()
+
+    @property
+    def void_share(self) -> float:
+        """Part of all pixels that have no class, in 0..1."""
+        return self.void / max(1, self.void + int(self.pixels.sum()))
+
+    def class_weights(self) -> list[float]:
+        """K weights for the cross-entropy: 1 / ln(1.02 + p), p the class's share of the labelled pixels.
+
+        Paszke et al., "ENet", arXiv:1606.02147, section 5.2. A class without a pixel gets the largest weight, 50.5.
+        """
+        share = self.pixels / max(1, self.pixels.sum())
+        return (1 / np.log(ENET + share)).tolist()
+
+
+def count_labels(dataset: SegDataset, description: str, skip_bad: bool = False, threads: int = 8) -> Census:
+    """Reads every label of a data set once; draws a bar on a terminal.
+
+    Args:
+        dataset: the split; samples without a label are left out.
+        description: text before the bar.
+        skip_bad: leave out labels that cannot be read, instead of an error.
+        threads: labels read at a time.
+
+    Raises:
+        ValueError, OSError: a label cannot be read, or holds an id that the data set does not know.
+    """
+
+    def histogram(index: int) -> np.ndarray | None:
+        try:
+            label = dataset.load_label(index)
+        except (ValueError, OSError):
+            if skip_bad:
+                return None
+            raise
+        return None if label is None else np.bincount(label.ravel(), minlength=256)
+
+    with ThreadPoolExecutor(threads) as pool:
+        found = pool.map(histogram, range(len(dataset)))
+        bar = tqdm(found, f"{description}: counting labels", len(dataset), leave=False, disable=None)
+        return add_up([counts for counts in bar if counts is not None], dataset.num_classes)
+
+
+def add_up(histograms: Sequence[np.ndarray], num_classes: int) -> Census:
+    """256 counts of each label -> the census of K classes."""
+    counts = np.array(histograms, np.int64).reshape(-1, 256)
+    classes = counts[:, :num_classes]
+    return Census(len(counts), classes.sum(0), (classes > 0).sum(0), int(counts[:, VOID].sum()))
+
+
+def check_census(train: Census, val: Census, class_names: Sequence[str], default_table: bool) -> list[str]:
+    """What is odd about the labels of a training and a validation set, in sentences.
+
+    Args:
+        train, val: of the two splits.
+        class_names: K names.
+        default_table: nobody said which raw id is which class.
+
+    Raises:
+        ValueError: nothing can be learned, or nothing can be measured.
+    """
+    hint = ""
+    if default_table and train.void_share > 0.01:
+        hint = (
+            f"; {100 * train.void_share:.1f} % of the pixels hold 255, which is void unless data.id_table gives it "
+            f"a class: where 255 is {class_names[-1]!r}, set data.id_table={{0: 0, 255: {len(class_names) - 1}}}"
+        )
+    present = [name for name, pixels in zip(class_names, train.pixels, strict=True) if pixels]
+    if not present:
+        raise ValueError(
+            f"data.train_list: all {train.images} labels are void everywhere, so there is nothing to learn; expected "
+            f"labels with two classes or more{hint}"
+        )
+    if len(present) == 1:
+        raise ValueError(
+            f"data.train_list: all labelled pixels are {present[0]!r}, so there is nothing to tell apart; expected two "
+            f"classes or more: give what is not {present[0]!r} a class of its own, such as 'background'{hint}"
+        )
+    if not val.pixels.any():
+        raise ValueError(
+            f"data.val_list: none of the {val.images} labels holds a pixel with a class, so no mIoU can be measured; "
+            "expected labelled images"
+        )
+
+    def named(classes: Sequence[int]) -> str:
+        return ", ".join(repr(class_names[k]) for k in classes)
+
+    notes = []
+    if train.absent:
+        notes.append(f"no pixel in the training labels: {named(train.absent)}; it cannot be learned{hint}")
+    if val.absent:
+        notes.append(
+            f"no pixel in the validation labels: {named(val.absent)}; mIoU is over the other "
+            f"{len(class_names) - len(val.absent)} of {len(class_names)} classes, as long as it is not predicted"
+        )
+    return notes
