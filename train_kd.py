@@ -121,6 +121,8 @@ def write_provenance(run: Run) -> None:
     write_atomically(run.work_dir / "env.txt", "".join(f"{k}: {v}\n" for k, v in run.environment.items()).encode())
     where = f"{run.world.size} process(es) on {run.world.device.type}, {run.config.train.precision}"
     say(f"{run.work_dir}: {run.how_it_started}; {where}")
+    for note in run.notes:
+        say(f"WARNING: {note}")
     for report in run.loaded:
         say(str(report))
 
@@ -170,6 +172,8 @@ def dry_run(run: Run) -> None:
     terms, norms = trainer.train_step(list(run.loader(stop=1)), measure_gradients=True)
     trainer.check()
     if run.world.is_main:
+        for note in run.notes:
+            say(f"WARNING: {note}")
         say(run.overview)
         say(term_table(weights, terms, norms))
         say(f"peak memory {peak_memory_mib():.0f} MiB on {run.world.device.type}")

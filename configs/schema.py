@@ -146,6 +146,12 @@ class DataSection(Component):
         return self
 
     @property
+    def ids_by_default(self) -> bool:
+        """Whether the data set has tables for its labels and the config gives none."""
+        options = self.options
+        return options.get("id_table", 0) is None and options.get("color_table", 0) is None
+
+    @property
     def options(self) -> dict[str, Any]:
         """Arguments of ``datasets.build_dataset``, except the list file."""
         own = self.model_dump(exclude=set(DataSection.model_fields))

@@ -95,9 +95,11 @@ def check_census(train: Census, val: Census, class_names: Sequence[str], default
     """
     hint = ""
     if default_table and train.void_share > 0.01:
+        *first, last = range(len(class_names))
+        table = ", ".join([*(f"{k}: {k}" for k in first), f"255: {last}"])
         hint = (
             f"; {100 * train.void_share:.1f} % of the pixels hold 255, which is void unless data.id_table gives it "
-            f"a class: where 255 is {class_names[-1]!r}, set data.id_table={{0: 0, 255: {len(class_names) - 1}}}"
+            f"a class: where 255 is {class_names[-1]!r}, set data.id_table={{{table}}}"
         )
     present = [name for name, pixels in zip(class_names, train.pixels, strict=True) if pixels]
     if not present:
@@ -108,7 +110,7 @@ def check_census(train: Census, val: Census, class_names: Sequence[str], default
     if len(present) == 1:
         raise ValueError(
             f"data.train_list: all labelled pixels are {present[0]!r}, so there is nothing to tell apart; expected two "
-            f"classes or more: give what is not {present[0]!r} a class of its own, such as 'background'{hint}"
+            "classes or more" + (hint or f": give what is not {present[0]!r} a class of its own, such as 'background'")
         )
     if not val.pixels.any():
         raise ValueError(

@@ -13,6 +13,7 @@ from torch import nn
 from configs.schema import Experiment, Network, SeveralMethods
 from datasets import build_dataset
 from datasets.base import SegDataset, TrainStream
+from datasets.census import check_census, count_labels
 from datasets.transforms import TrainTransform
 from losses import Composed, build_method
 from losses.distiller import Distiller
@@ -48,6 +49,22 @@ def build_train_stream(config: Experiment, source: str) -> TrainStream:
     seed = config.train.seed if data.seed is None else data.seed
     skip_bad = data.on_bad_sample == "skip"
     return TrainStream(dataset, TrainTransform(**data.transform), seed, data.distinct_epochs, skip_bad)
+
+
+def check_labels(config: Experiment, source: str, train: SegDataset, val: SegDataset) -> list[str]:
+    """Reads all labels of both splits; what is odd about them, in sentences (``datasets.census.check_census``).
+
+    Raises:
+        ConfigError: a label cannot be read, nothing can be learned, or no mIoU can be measured.
+    """
+    with config_errors(source, "data.train_list"):
+        of_train = count_labels(train, "train", skip_bad=config.data.on_bad_sample == "skip")
+    with config_errors(source, "data.val_list"):
+        of_val = count_labels(val, "val")
+    try:
+        return check_census(of_train, of_val, train.class_names, config.data.ids_by_default)
+    except ValueError as error:  # it names the key
+        raise ConfigError(f"{source}: {error}") from error
 
 
 def build_student(

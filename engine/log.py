@@ -112,7 +112,8 @@ class RunLog:
         self._scalars(step, "val_iou", per_class)
         self.board.flush()
         teacher = f", teacher {teacher_miou:.4f}" if teacher_miou is not None else ""
-        say(f"step {step}/{self.total} val mIoU {metrics.miou:.4f}, best {best['miou']:.4f} at {best['step']}{teacher}")
+        miou = f"{metrics.miou:.4f} {metrics.coverage}".strip()
+        say(f"step {step}/{self.total} val mIoU {miou}, best {best['miou']:.4f} at {best['step']}{teacher}")
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
         """Adds a picture, H W 3 uint8, to TensorBoard."""

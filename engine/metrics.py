@@ -31,6 +31,13 @@ class SegMetrics:
     macc: float
     pixel_accuracy: float
 
+    @property
+    def coverage(self) -> str:
+        """'over 10 of 11 classes': how many ``miou`` is the mean of; '' for all."""
+        measured = sum(not math.isnan(iou) for iou in self.per_class_iou)
+        total = len(self.per_class_iou)
+        return "" if measured == total else f"over {measured} of {total} classes"
+
     def to_dict(self) -> dict:
         """All metrics for strict JSON: nan, which JSON does not have, becomes None."""
 
@@ -53,8 +60,8 @@ class SegMetrics:
         def percent(value: float) -> str:
             return f"{'-' if math.isnan(value) else f'{100 * value:.2f}':>8}"
 
-        last = "pixel accuracy"
-        width = max(len(name) for name in (*class_names, last))
+        mean, last = f"mean {self.coverage}".strip(), "pixel accuracy"
+        width = max(len(name) for name in (*class_names, mean, last))
         rule = "-" * (width + 16)
         rows = zip(class_names, self.per_class_iou, self.per_class_acc, strict=True)
         return "\n".join(
@@ -63,7 +70,7 @@ class SegMetrics:
                 rule,
                 *(f"{name:<{width}}{percent(iou)}{percent(acc)}" for name, iou, acc in rows),
                 rule,
-                f"{'mean':<{width}}{percent(self.miou)}{percent(self.macc)}",
+                f"{mean:<{width}}{percent(self.miou)}{percent(self.macc)}",
                 f"{last:<{width}}{'':>8}{percent(self.pixel_accuracy)}",
             ]
         )

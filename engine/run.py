@@ -1,5 +1,6 @@
 """One training run: it builds the parts from the config, saves their state and resumes from it."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -7,7 +8,7 @@ import torch
 from configs.schema import Experiment
 from datasets import make_loader
 from datasets.samplers import PositionBatches
-from engine.build import build_distiller, build_split, build_student, build_train_stream
+from engine.build import build_distiller, build_split, build_student, build_train_stream, check_labels
 from engine.checkpoint import checkpoint_to_resume, load_checkpoint, prune_checkpoints, save_checkpoint
 from engine.evaluation import evaluate
 from engine.metrics import SegMetrics
@@ -62,6 +63,7 @@ class Run:
         self.validation = build_split(config, source, "val")
         if any(label is None for _, label in self.validation.files):
             raise ConfigError(f"{source}: data.val_list: {config.data.val_list} has images without labels")
+        self.notes = self.check_labels(source) if resume is None else []
         torch.manual_seed(config.train.seed)
         # The student first: its random weights are the same with and without a teacher.
         class_names, fresh = self.validation.class_names, resume is None and not dry
@@ -102,6 +104,23 @@ class Run:
         if resume is not None:
             self.restore(*resume, force)
 
+    def check_labels(self, source: str) -> list[str]:
+        """What is odd about the labels (``engine.build.check_labels``). Rank 0 reads them.
+
+        Raises:
+            ConfigError: on every rank, as ``engine.build.check_labels``.
+        """
+        found: list[str] | Exception = []
+        if self.world.is_main:
+            try:
+                found = check_labels(self.config, source, self.stream.dataset, self.validation)
+            except (ValueError, OSError) as error:
+                found = error
+        found = broadcast_from_main(found)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
     def positions(self, start: int, stop: int) -> PositionBatches:
         """Positions, in the training stream, of this rank's micro-batches from step ``start`` to ``stop``."""
         train = self.config.train
@@ -118,9 +137,13 @@ class Run:
         )
 
     def evaluate(self, model: SegModel | Teacher, description: str) -> SegMetrics:
-        """Metrics of ``model`` on the whole validation set, which the ranks divide among them."""
+        """Metrics of ``model`` on the whole validation set, which the ranks divide among them.
+
+        Raises:
+            ValueError: the mIoU is nan, because no pixel of the labels has a class.
+        """
         broadcast_buffers(model)  # without SyncBatchNorm the running statistics differ between ranks
-        return evaluate(
+        metrics = evaluate(
             model,
             self.validation,
             device=self.world.device,
@@ -132,6 +155,12 @@ class Run:
             description=description,
             **self.config.eval.protocol,
         )
+        if math.isnan(metrics.miou):
+            raise ValueError(
+                f"data.val_list: none of the {len(self.validation)} labels holds a pixel with a class, so no mIoU can "
+                "be measured; expected labelled images"
+            )
+        return metrics
 
     @property
     def predictors(self) -> dict[str, SegModel | Teacher]:

@@ -65,6 +65,11 @@ def test_labels_that_teach_or_measure_nothing_are_refused(train, val, default, m
         check_census(train, val, ["background", "object"], default)
 
 
+def test_the_suggested_table_has_every_class():
+    with pytest.raises(ValueError, match=r"where 255 is 'c', set data\.id_table=\{0: 0, 1: 1, 255: 2\}$"):
+        check_census(census([5, 0, 0], 5), census([1, 1, 1]), ["a", "b", "c"], True)
+
+
 def test_absent_classes_are_named():
     names = ["road", "car", "sky"]
     assert check_census(census([1, 1, 1]), census([1, 1, 1]), names, True) == []

@@ -155,6 +155,14 @@ def test_dict_is_strict_json():
     }
 
 
+def test_the_mean_says_over_how_many_classes_it_is():
+    truth, prediction = torch.tensor([[0, 1]]), torch.tensor([[0, 0]])
+    assert figures(truth, prediction, classes=3).coverage == "over 2 of 3 classes"
+    whole = figures(truth, prediction, classes=2)
+    assert whole.coverage == ""
+    assert [line.split()[0] for line in whole.table(["a", "b"]).splitlines()[5:]] == ["mean", "pixel"]
+
+
 def test_table_is_aligned_and_in_percent():
     metrics = figures(torch.tensor([[0, 1]]), torch.tensor([[0, 0]]), classes=3)
     lines = metrics.table(["road", "traffic light", "sky"]).splitlines()
@@ -162,7 +170,7 @@ def test_table_is_aligned_and_in_percent():
     assert lines[2].split() == ["road", "50.00", "50.00"]
     assert lines[3].split() == ["traffic", "light", "0.00", "-"]
     assert lines[4].split() == ["sky", "-", "-"]
-    assert lines[6].split() == ["mean", "25.00", "50.00"]
+    assert lines[6].split() == ["mean", "over", "2", "of", "3", "classes", "25.00", "50.00"]
     assert lines[7].split() == ["pixel", "accuracy", "50.00"]
     with pytest.raises(ValueError, match="2 class names for 3 classes"):
         metrics.table(["road", "sky"])

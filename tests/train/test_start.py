@@ -1,6 +1,10 @@
 """What is checked before the first step, and the dry run."""
 
+import shutil
+
+import numpy as np
 import pytest
+from PIL import Image
 
 import train_kd
 from tests.runs import metrics, refused
@@ -45,6 +49,61 @@ def test_validation_set_without_labels_is_refused(experiments, streets, tmp_path
     (streets / "unlabelled.txt").write_text("\n".join(names))
     message = refused([experiments["alone"], "--work-dir", tmp_path, "--cfg-options", "data.val_list=unlabelled.txt"])
     assert "data.val_list: unlabelled.txt has images without labels" in message
+
+
+@pytest.fixture
+def masks(streets, tmp_path):
+    """Binary masks as editors write them: the road is 255, the rest 0. And a config that reads 0 and 1."""
+    for split in ("train", "val"):
+        for line in (streets / f"{split}.txt").read_text().splitlines():
+            image, label = line.split()
+            (tmp_path / label).parent.mkdir(exist_ok=True)
+            (tmp_path / image).parent.mkdir(exist_ok=True)
+            shutil.copy(streets / image, tmp_path / image)
+            Image.fromarray(255 * (np.array(Image.open(streets / label)) == 3).astype(np.uint8)).save(tmp_path / label)
+        shutil.copy(streets / f"{split}.txt", tmp_path)
+    config = tmp_path / "config.py"
+    config.write_text(
+        f"data = dict(type='list', root={str(tmp_path)!r}, class_names=['rest', 'road'], "
+        "crop_size=(32, 48), workers=0)\n"
+        "student = dict(backbone='test_resnet', head='deeplabv3', width=8)\noptimizer = dict(type='sgd', lr=0.01)\n"
+        "schedule = dict(max_iters=1)\ntrain = dict(batch_size=2, precision='fp32')\nlog = dict(panel_images=0)\n"
+    )
+    return config
+
+
+def test_masks_of_0_and_255_are_refused_with_the_table_and_train_with_it(masks, tmp_path, capsys):
+    run = [masks, "--work-dir", tmp_path / "run"]
+    message = refused(run)
+    assert f"{masks}: data.train_list: all labelled pixels are 'rest'" in message
+    assert message.endswith("where 255 is 'road', set data.id_table={0: 0, 255: 1}")
+    assert not (tmp_path / "run/metrics.jsonl").exists()
+    train_kd.main([*map(str, run), "--cfg-options", "data.id_table={0: 0, 255: 1}"])
+    assert "WARNING" not in capsys.readouterr().out
+    assert 0 < metrics(tmp_path / "run")[-1]["miou"] < 1
+
+
+def test_every_rank_refuses_labels_that_teach_nothing(masks, tmp_path, launch):
+    run = launch("train_kd.py", masks, "--work-dir", tmp_path / "run", processes=2)
+    assert run.returncode == 1
+    assert "set data.id_table={0: 0, 255: 1}" in run.stderr
+
+
+def test_a_surplus_class_is_named_at_start_and_beside_the_miou(masks, tmp_path, capsys):
+    options = ["data.id_table={0: 0, 255: 1, 2: 2}", "data.class_names=['rest', 'road', 'rail']", "train.seed=1"]
+    train_kd.main([str(masks), "--work-dir", str(tmp_path / "run"), "--cfg-options", *options])
+    out = capsys.readouterr().out
+    assert "WARNING: no pixel in the training labels: 'rail'; it cannot be learned" in out
+    assert "WARNING: no pixel in the validation labels: 'rail'; mIoU is over the other 2 of 3 classes" in out
+
+
+def test_a_validation_set_that_is_void_is_refused_before_the_first_step(masks, tmp_path):
+    for line in (tmp_path / "val.txt").read_text().splitlines():
+        label = tmp_path / line.split()[1]
+        Image.fromarray(np.full_like(np.array(Image.open(label)), 9)).save(label)
+    options = ["--cfg-options", "data.id_table={0: 0, 255: 1, 9: 255}"]
+    message = refused([masks, "--work-dir", tmp_path / "run", *options])
+    assert "data.val_list: none of the 5 labels holds a pixel with a class" in message
 
 
 @pytest.mark.parametrize("option", ["normalization=caffe_bgr", "output_stride=8"])
