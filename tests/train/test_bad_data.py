@@ -22,12 +22,12 @@ def test_a_bad_file_in_a_worker_process_ends_the_run(experiments, streets, tmp_p
     """Workers outlive signals for a while, but not the run: it must exit, not wait for them."""
     root = tmp_path / "streets"
     shutil.copytree(streets, root)
-    label = root / (root / "train.txt").read_text().split()[1]
-    label.write_bytes(label.read_bytes()[:100])
+    image = root / (root / "train.txt").read_text().split()[0]  # labels are read before the first step
+    image.write_bytes(image.read_bytes()[:100])
     options = ["--cfg-options", f"data.root={root}", "data.workers=2"]
     done = launch("train_kd.py", experiments["alone"], "--work-dir", tmp_path / "run", *options)
     assert done.returncode == 1
-    assert f"error: {label} cannot be decoded" in done.stderr
+    assert f"error: {image} cannot be decoded" in done.stderr
     assert "Traceback" not in done.stderr
 
 
