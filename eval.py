@@ -102,7 +102,7 @@ def run_evaluation(config: Experiment, args: argparse.Namespace, world: World) -
             **metrics.to_dict(), "class_names": list(dataset.class_names), "images": len(dataset), "split": args.split,
             "eval": settings.protocol, "precision": config.train.precision, "protocol": config.protocol,
             "checkpoint": report.source, "sha256": hashlib.sha256(report.path.read_bytes()).hexdigest(),
-            "world_size": world.size, "environment": environment(), "config": config.model_dump(),
+            "world_size": world.size, "environment": environment(), "config": config.model_dump(mode="json"),
         }  # fmt: skip
         write_atomically(args.json, (json.dumps(result, indent=2) + "\n").encode())
     return 0

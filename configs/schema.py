@@ -125,6 +125,9 @@ class DataSection(Component):
     cat_max_ratio: Share = 1.0
     flip: bool = True  # Mirror half of the crops.
     photometric: bool = False  # Random brightness, contrast, saturation and hue.
+    # The values (low, high) that are black and white in images with 16 bits a channel, for example (0, 4095) for 12
+    # bits; what lies outside is cut off. None: such images are errors.
+    image_range: tuple[float, float] | None = None
     workers: Count = 4  # Processes that load and augment, in each rank. 0: the training process does it.
     seed: Seed | None = None  # Seed of order and augmentation. None: train.seed.
     # After this many passes over the data the same augmented samples repeat in the same order, so that the teacher's
@@ -138,12 +141,15 @@ class DataSection(Component):
         low, high = self.scale_range
         if not 0 < low <= high:
             raise ValueError(f"scale_range is {self.scale_range}; expected 0 < low <= high")
+        if self.image_range is not None and not self.image_range[0] < self.image_range[1]:
+            raise ValueError(f"image_range is {self.image_range}; expected (low, high) with low < high")
         return self
 
     @property
     def options(self) -> dict[str, Any]:
         """Arguments of ``datasets.build_dataset``, except the list file."""
-        return {"type": self.type, "root": self.root, **self.model_dump(exclude=set(DataSection.model_fields))}
+        own = self.model_dump(exclude=set(DataSection.model_fields))
+        return {"type": self.type, "root": self.root, "image_range": self.image_range, **own}
 
     @property
     def transform(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ def build_dataset(
     list_file: str | Path,
     packed: str | Path | None = None,
     check_files: bool = True,
+    image_range: tuple[float, float] | None = None,
     **options,
 ) -> SegDataset:
     """Builds a data set by its name.
@@ -31,13 +32,16 @@ def build_dataset(
         list_file: list of ``image label`` lines, relative to ``root`` or absolute.
         packed: folder of the packed data set, from which the pixels are read instead.
         check_files: raise an error if a listed file is missing.
-        **options: further arguments of that data set (``list``: class_names, palette, id_table).
+        image_range: (low, high), the values that are black and white in images with 16 bits a channel; None: such
+            images are errors.
+        **options: further arguments of that data set (``list``: class_names, palette, id_table, color_table).
 
     Raises:
         FileNotFoundError: a listed file is missing, or an error of the data set itself.
         ValueError: ``type`` is unknown, or an error of the data set itself.
     """
     dataset = DATASETS[type](root, list_file, **options)
+    dataset.image_range = image_range
     if check_files and (missing := dataset.missing_files()):
         named = ", ".join(str(path.relative_to(dataset.root)) for path in missing[:10])
         raise FileNotFoundError(

@@ -3,16 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-import cv2
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 
-from datasets.png import PngRows, open_rgb, undecodable
-from utils.names import OUTSIDE, VOID, Registry
-
-UNKNOWN = 254  # in an id table: a raw id that is an error in a label file
+from datasets.ids import Color, check_classes, check_colors, id_table, map_colors, map_ids, raw_ids
+from datasets.pixels import open_image, read_ids
+from datasets.png import PngRows
+from utils.names import VOID, Registry
 
 
 def read_list(root: str | Path, list_file: str | Path) -> list[tuple[str, str | None]]:
@@ -67,52 +65,6 @@ def read_list(root: str | Path, list_file: str | Path) -> list[tuple[str, str | 
     return pairs
 
 
-def read_pixels(path: Path, modes: Mapping[str, str], exact: bool = False) -> np.ndarray:
-    """Decodes an image file completely, or raises an error.
-
-    Pillow instead of OpenCV: for a truncated JPEG it raises an error, where OpenCV fills the rest with grey; for a
-    palette PNG it returns the indices, where OpenCV returns the colours.
-
-    Args:
-        path: the file.
-        modes: accepted pixel formats (Pillow's names) -> the format to convert each to. Of 16 bits a channel the upper
-            8 are read; transparency is ignored.
-        exact: the pixels are ids: raise an error where they are not stored exactly.
-
-    Raises:
-        ValueError: the file cannot be decoded, has another pixel format, or does not fulfil ``exact``.
-    """
-    try:
-        with Image.open(path) as picture:
-            stored = _stored_exactly(picture)
-            picture.load()
-    except Exception as error:  # Pillow raises many types, by format and damage
-        raise undecodable(path, error) from error
-    if picture.mode not in modes:
-        raise ValueError(
-            f"{path} has pixel format {picture.mode!r}; expected one of {', '.join(modes)}: convert it to one of these"
-        )
-    if exact and not stored:
-        raise ValueError(
-            f"{path} does not store ids exactly: its compression is lossy, or its pixels have not 8 bits and would be "
-            "rescaled; expected a PNG with 8 bits or a palette: write the label again from its source"
-        )
-    return np.array(picture if picture.mode == modes[picture.mode] else picture.convert(modes[picture.mode]))
-
-
-def _stored_exactly(picture: Image.Image) -> bool:
-    """Whether decoding an opened file gives exactly the stored numbers; call it before ``load``."""
-    codec, arguments = (picture.tile[0].codec_name, picture.tile[0].args) if picture.tile else (None, ())
-    layout = arguments if isinstance(arguments, str) else arguments[0] if arguments else None
-    stretched = isinstance(layout, str) and ";" in layout and not layout.startswith("P;")  # indices never are
-    lossless = codec in ("zip", "raw", "gif", "libtiff") and picture.info.get("compression") not in ("jpeg", "webp")
-    return lossless and not stretched
-
-
-IMAGE_MODES = {"RGB": "RGB", "L": "RGB", "P": "RGB", "RGBA": "RGB", "LA": "RGB"}
-LABEL_MODES = {"L": "L", "P": "P"}  # the indices of a palette PNG are the ids; its colours are only for display
-
-
 class SegDataset(Dataset):
     """Images with one class a pixel, from a list file.
 
@@ -122,13 +74,17 @@ class SegDataset(Dataset):
         class_names: K names, in train id order.
         palette: K RGB colours.
         ids: raw id (the value in a label file) -> train id in 0..K-1, or 255 for void. All other values are errors.
+        colors: (r, g, b) in a label file -> train id. All other colours are errors. None: labels in colour are errors.
 
     Attributes:
         root: ``Path``.
         class_names: K names.
         num_classes: K.
         palette: K x 3 uint8 RGB.
-        id_table: 256 uint8, raw id -> train id; 255 is void, 254 marks a raw id that is an error.
+        id_table: 256 or 65536 uint8, raw id -> train id; 255 is void, 254 marks a raw id that is an error.
+        colors: as the argument.
+        image_range: (low, high), the values that are black and white in images with 16 bits a channel; None: such
+            images are errors. ``build_dataset`` sets it.
         files: the (image, label or None) paths of each sample.
         names: a unique name of each sample without folder or suffix, for prediction files.
 
@@ -137,6 +93,8 @@ class SegDataset(Dataset):
         ValueError: the list is malformed, two samples have the same name, or the tables do not fit together.
     """
 
+    image_range: tuple[float, float] | None = None
+
     def __init__(
         self,
         root: str | Path,
@@ -144,11 +102,16 @@ class SegDataset(Dataset):
         class_names: Sequence[str],
         palette: Sequence[Sequence[int]],
         ids: Mapping[int, int],
+        colors: Mapping[Color, int] | None = None,
     ):
         self.class_names = tuple(class_names)
         self.num_classes = len(self.class_names)
+        check_classes(self.class_names)
         self.palette = _palette(palette, self.num_classes)
-        self.id_table, self._raw_ids = _id_tables(ids, self.num_classes)
+        self.id_table, self._raw_ids = id_table(ids, self.num_classes), raw_ids(ids)
+        self.colors = colors
+        if colors is not None:
+            check_colors(colors, self.num_classes)
         self.root = Path(root)
         pairs = read_list(root, list_file)
         self.files = [(self.root / image, self.root / label if label else None) for image, label in pairs]
@@ -167,9 +130,7 @@ class SegDataset(Dataset):
 
     def open_image(self, index: int) -> np.ndarray | PngRows:
         """As ``load_image``, but for most PNG files lazily: ``[:n]`` decodes the first n rows."""
-        path = self.files[index][0]
-        rows = open_rgb(path)
-        return read_pixels(path, IMAGE_MODES) if rows is None else rows
+        return open_image(self.files[index][0], self.image_range)
 
     def load_label(self, index: int) -> np.ndarray | None:
         """H x W uint8 train ids, or None where the sample has no label.
@@ -182,7 +143,20 @@ class SegDataset(Dataset):
 
     def read_label(self, path: Path) -> np.ndarray:
         """The H x W uint8 train ids in a label file. A data set with other label formats overrides this."""
-        return map_ids(read_pixels(path, LABEL_MODES, exact=True), self.id_table, path)
+        raw = read_ids(path)
+        if raw.ndim == 2:
+            return map_ids(raw, self.table_of(path), path)
+        if self.colors is None:
+            raise ValueError(
+                f"{path} holds colours; expected ids, in grey or in a palette. For a data set of type 'list' set "
+                "data.color_table={(r, g, b): class, ...} with the class of each colour, 255 for void (converting the "
+                "file to grey would mix the classes)"
+            )
+        return map_colors(raw, self.colors, path)
+
+    def table_of(self, path: Path) -> np.ndarray:
+        """The id table of a label file. A data set with several kinds of label files overrides this."""
+        return self.id_table
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """One sample: image H x W x 3 uint8 RGB and label H x W uint8 train ids (all 255 where there is no label).
@@ -220,7 +194,7 @@ class SegDataset(Dataset):
         if (raw < 0).any():
             bad = np.unique(label[raw < 0]).tolist()
             raise ValueError(f"train ids {bad}; expected 0..{self.num_classes - 1} or {VOID}")
-        return raw.astype(np.uint8)
+        return raw.astype(np.uint8 if self._raw_ids.max() < 256 else np.uint16)
 
 
 # Called with root, list_file and the options of the config's data section.
@@ -316,45 +290,6 @@ def as_sample(image: np.ndarray, label: np.ndarray, name: str) -> dict:
     """H W 3 and H W arrays -> ``image`` 3 H W uint8 tensor, ``label`` H W uint8 tensor, ``name``."""
     planes = image.transpose(2, 0, 1).copy()  # copies, because decoded or mapped memory may be read-only
     return {"image": torch.from_numpy(planes), "label": torch.from_numpy(label.copy()), "name": name}
-
-
-def map_ids(raw: np.ndarray, table: np.ndarray, path: Path) -> np.ndarray:
-    """Raw ids -> train ids by a 256-entry table; ValueError that names the file for an id that is UNKNOWN."""
-    label = cv2.LUT(raw, table)
-    if (label == UNKNOWN).any():
-        bad, known = np.unique(raw[label == UNKNOWN]).tolist(), np.flatnonzero(table != UNKNOWN).tolist()
-        raise ValueError(f"{path} holds the ids {bad}; expected only the ids {known} of this data set")
-    return label
-
-
-def id_table(ids: Mapping[int, int]) -> np.ndarray:
-    """256 uint8: raw id -> train id, 254 (UNKNOWN) for raw ids not in ``ids``."""
-    table = np.full(256, UNKNOWN, np.uint8)
-    for raw, train in ids.items():
-        table[raw] = train
-    return table
-
-
-def _id_tables(ids: Mapping[int, int], num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """The table to train ids, and its inverse (256 int16, -1 where there is none)."""
-    if not 1 <= num_classes <= OUTSIDE:
-        raise ValueError(
-            f"{num_classes} classes; expected 1..{OUTSIDE}: labels are uint8, {OUTSIDE} is padding and {VOID} is void"
-        )
-    for raw, train in ids.items():
-        if not (0 <= raw <= 255 and (0 <= train < num_classes or train == VOID)):
-            raise ValueError(
-                f"id table maps {raw} to {train}; expected a raw id in 0..255 and a train id in "
-                f"0..{num_classes - 1} or {VOID}"
-            )
-    absent = sorted(set(range(num_classes)) - set(ids.values()))
-    if absent:
-        raise ValueError(f"id table has no raw id for the train ids {absent}; expected one for each class")
-    inverse = np.full(256, -1, np.int16)
-    inverse[VOID] = VOID
-    for raw, train in sorted(ids.items(), reverse=True):
-        inverse[train] = raw
-    return id_table(ids), inverse
 
 
 def _palette(colours: Sequence[Sequence[int]], num_classes: int) -> np.ndarray:

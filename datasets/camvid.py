@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-import numpy as np
-
-from datasets.base import DATASETS, LABEL_MODES, UNKNOWN, SegDataset, map_ids, read_pixels
+from datasets.base import DATASETS, SegDataset
 from utils.names import VOID
 
 # Each of SegNet's 11 classes -> the original classes of CamVid in it, with their colours (label_colors.txt). The first
@@ -43,21 +41,9 @@ UNLABELLED = 11  # in SegNet's label files
 IDS = {train: train for train in range(UNLABELLED)} | {UNLABELLED: VOID, VOID: VOID}
 
 
-def _pack(colours: np.ndarray) -> np.ndarray:
-    """... x 3 colours -> 6-bit codes: CamVid's colours are multiples of 64, so two bits a channel are enough."""
-    return colours[..., 0] >> 6 << 4 | colours[..., 1] >> 6 << 2 | colours[..., 2] >> 6
-
-
-def _colour_table() -> np.ndarray:
-    """64 uint8: 6-bit colour code -> train id, 255 for void, 254 for a colour that CamVid does not use."""
-    table = np.full(64, UNKNOWN, np.uint8)
-    table[0] = VOID
-    for train, members in enumerate(GROUPS.values()):
-        table[_pack(np.array(list(members.values()), np.uint8))] = train
-    return table
-
-
-COLOUR_TABLE = _colour_table()
+COLORS = {(0, 0, 0): VOID} | {
+    color: train for train, members in enumerate(GROUPS.values()) for color in members.values()
+}
 
 
 @DATASETS.register("camvid")
@@ -73,18 +59,4 @@ class CamVid(SegDataset):
 
     def __init__(self, root: str | Path, list_file: str | Path):
         palette = [next(iter(members.values())) for members in GROUPS.values()]
-        super().__init__(root, list_file, tuple(GROUPS), palette, IDS)
-
-    def read_label(self, path: Path) -> np.ndarray:
-        raw = read_pixels(path, {**LABEL_MODES, "RGB": "RGB"}, exact=True)
-        if raw.ndim == 2:
-            return map_ids(raw, self.id_table, path)
-        label = COLOUR_TABLE[_pack(raw)]
-        unknown = (label == UNKNOWN) | (raw & 63).any(axis=2)
-        if unknown.any():
-            colours = np.unique(raw[unknown], axis=0)
-            raise ValueError(
-                f"{path}: {unknown.sum()} pixels have {len(colours)} colours that CamVid does not use, such as RGB "
-                f"{tuple(colours[0].tolist())}; paint them black (void), and save without lossy compression"
-            )
-        return label
+        super().__init__(root, list_file, tuple(GROUPS), palette, IDS, COLORS)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.base import DATASETS, LABEL_MODES, SegDataset, id_table, map_ids, read_pixels
+from datasets.base import DATASETS, SegDataset
+from datasets.ids import id_table
 from utils.names import VOID
 
 # (name, labelId, colour) in train id order, from the official table of labels.
@@ -50,11 +51,10 @@ class Cityscapes(SegDataset):
     def __init__(self, root: str | Path, list_file: str | Path):
         names, _, palette = zip(*CLASSES, strict=True)
         super().__init__(root, list_file, names, palette, LABEL_IDS)
-        self._tables = {"_labelIds.png": self.id_table, "_labelTrainIds.png": id_table(TRAIN_IDS)}
+        self._tables = {"_labelIds.png": self.id_table, "_labelTrainIds.png": id_table(TRAIN_IDS, len(CLASSES))}
         for _, label in self.files:
             if label is not None and not label.name.endswith(tuple(self._tables)):
                 raise ValueError(f"{label} in {self.root / list_file}: expected a file *{' or *'.join(self._tables)}")
 
-    def read_label(self, path: Path) -> np.ndarray:
-        table = next(table for suffix, table in self._tables.items() if path.name.endswith(suffix))
-        return map_ids(read_pixels(path, LABEL_MODES, exact=True), table, path)
+    def table_of(self, path: Path) -> np.ndarray:
+        return next(table for suffix, table in self._tables.items() if path.name.endswith(suffix))

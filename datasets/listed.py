@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.base import DATASETS, SegDataset
+from datasets.ids import Color
 from utils.names import VOID
 
 
@@ -20,6 +21,8 @@ class ListedDataset(SegDataset):
         palette: K RGB colours; None: generated.
         id_table: raw id -> train id (255 is void), as a dict, or as a list whose index is the raw id. Raw ids that it
             does not contain are errors, except 255, which is void by default. None: label files hold 0..K-1 and 255.
+        color_table: (r, g, b) -> train id (255 is void), for label files in colour. Colours that it does not contain
+            are errors. None: label files in colour are errors.
     """
 
     def __init__(
@@ -29,12 +32,13 @@ class ListedDataset(SegDataset):
         class_names: Sequence[str],
         palette: Sequence[Sequence[int]] | None = None,
         id_table: Mapping[int, int] | Sequence[int] | None = None,
+        color_table: Mapping[Color, int] | None = None,
     ):
         if id_table is None:
             id_table = range(len(class_names))
         ids = dict(id_table) if isinstance(id_table, Mapping) else dict(enumerate(id_table))
         colours = distinct_colours(len(class_names)) if palette is None else palette
-        super().__init__(root, list_file, class_names, colours, {VOID: VOID} | ids)
+        super().__init__(root, list_file, class_names, colours, {VOID: VOID} | ids, color_table)
 
 
 def distinct_colours(count: int) -> np.ndarray:

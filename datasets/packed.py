@@ -12,7 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, NonNegativeInt, PositiveInt, ValidationError
 
-from datasets.base import UNKNOWN, SegDataset
+from datasets.base import SegDataset
+from datasets.ids import UNKNOWN
 
 INDEX = "index.json"
 VERSION = 1  # of the format; increase it when older folders can no longer be read
@@ -38,11 +39,13 @@ class Shard(BaseModel):
 
 
 class Index(BaseModel):
-    """All that the index holds; ``ids`` are pairs of a value in the label files and its class."""
+    """All that the index holds; ``ids`` and ``colors`` are the values in the label files, each with its class last."""
 
     version: Literal[VERSION]
     class_names: list[str]
     ids: list[list[int]]
+    colors: list[list[int]] | None = None  # None: no label needed them, or an older release packed the folder
+    image_range: list[float] | None = None  # None: no image needed it
     palette: list[list[int]]
     shards: list[Shard]
     samples: list[Sample]
@@ -66,7 +69,8 @@ class PackedDataset(SegDataset):
         self.folder = Path(folder)
         index = _read_index(self.folder)
         for key, value in describe(source).items():
-            self._expect(f"{key} in {INDEX}", index[key], value)
+            if index[key] is not None:
+                self._expect(f"{key} in {INDEX}", index[key], value)
         self._samples, self._shards = index["samples"], index["shards"]
         self._expect(f"number of samples in {INDEX}", len(self._samples), len(source))
         for number, sample in enumerate(self._samples):
@@ -128,9 +132,13 @@ class PackedDataset(SegDataset):
 
 
 def describe(dataset: SegDataset) -> dict[str, Any]:
-    """The meaning of the labels: names of the classes, and (value in a file, class) of all values."""
-    ids = [[raw, train] for raw, train in enumerate(dataset.id_table.tolist()) if train != UNKNOWN]
-    return {"class_names": list(dataset.class_names), "ids": ids}
+    """How the files are read: names of the classes, values in a label file with their class, range of the images."""
+    return {
+        "class_names": list(dataset.class_names),
+        "ids": [[raw, train] for raw, train in enumerate(dataset.id_table.tolist()) if train != UNKNOWN],
+        "colors": dataset.colors and [[*color, train] for color, train in dataset.colors.items()],
+        "image_range": dataset.image_range and list(dataset.image_range),
+    }
 
 
 def describe_sample(dataset: SegDataset, index: int) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from PIL import Image
 from datasets.png import PngRows, open_rgb, undecodable
 
 RGB_MODES = ("RGB", "L", "P", "RGBA", "LA", "1")  # Pillow's pixel formats that become RGB without loss
+LOSSLESS = ("zip", "raw", "gif", "libtiff")  # Pillow's decoders; a TIFF may hold JPEG
+ARRAYS = (".npy", ".npz", ".mat")
 STRETCHED = {"L;2": 85, "L;4": 17}  # grey of 2 and 4 bits, which Pillow multiplies to fill 0..255
 
 
@@ -54,8 +56,8 @@ def read_ids(path: Path) -> np.ndarray:
     picture, layout, lossless = _decode(path)
     if not lossless:
         raise ValueError(
-            f"{path} is compressed with loss, so its ids are no longer those that were written; find the original and "
-            "save that as PNG (converting this file does not bring them back)"
+            f"{path} does not store ids exactly: it is compressed with loss, or its values are stretched when they are "
+            "read; save the original as PNG (converting this file does not bring its ids back)"
         )
     if picture.mode in ("L", "P"):
         return np.array(picture) // np.uint8(STRETCHED.get(layout, 1))
@@ -77,16 +79,18 @@ def _decode(path: Path) -> tuple[Image.Image, str, bool]:
     Pillow rather than OpenCV: it refuses a file that is cut off, where OpenCV fills the rest of a JPEG with grey, and
     it gives the indices of a palette PNG, where OpenCV gives their colours.
     """
+    if path.suffix.lower() in ARRAYS:
+        raise ValueError(
+            f"{path} is a file of arrays; expected an image: in Python, "
+            "PIL.Image.fromarray(array.astype('uint8')).save('NAME.png') writes one (uint16 for ids above 255)"
+        )
     try:
         with Image.open(path) as picture:
             codec, arguments = (picture.tile[0].codec_name, picture.tile[0].args) if picture.tile else ("", ())
-            lossless = codec in ("zip", "raw", "gif", "libtiff") and picture.info.get("compression") not in (
-                "jpeg",
-                "webp",
-            )
+            lossless = codec in LOSSLESS and picture.info.get("compression") not in ("jpeg", "webp")
             picture.load()
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{path}: {error}; cut it into smaller images") from error
+        raise ValueError(f"{path} is too large ({error}); cut it into tiles") from error
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, ... by format and by kind of damage
         raise undecodable(path, error) from error
     layout = arguments if isinstance(arguments, str) else str(arguments[0]) if arguments else ""

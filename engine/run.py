@@ -167,7 +167,7 @@ class Run:
             "class_names": list(dataset.class_names),
             "palette": dataset.palette.tolist(),
             "environment": self.environment,
-            "config": self.config.model_dump(),
+            "config": self.config.model_dump(mode="json"),  # JSON has no tuples as keys
             **self.best,
         }
         return {

@@ -227,7 +227,7 @@ def build_teacher_cache(
     found = {"weights": weights, "normalization": teacher.network.normalization}  # instead of the config's names
     facts = {
         "teacher": {**config.teacher.model_dump(exclude={"cache", "cache_taps", "shard"}), **found},
-        "data": {**config.data.model_dump(exclude=elsewhere), "seed": stream.seed},
+        "data": {**config.data.model_dump(mode="json", exclude=elsewhere), "seed": stream.seed},
         "samples": hashlib.sha256(samples.encode()).hexdigest(),
         "class_names": dataset.class_names,
         "precision": config.train.precision,

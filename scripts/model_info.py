@@ -248,7 +248,7 @@ def run(config: Experiment, args: argparse.Namespace) -> None:
         result = {
             "source": args.config, "image_size": size, "image_size_from": origin, "networks": networks,
             "latency_ms": latency, "meaning": MEANING, "device": device_name(args.device),
-            "environment": environment(), "config": config.model_dump(),
+            "environment": environment(), "config": config.model_dump(mode="json"),
         }  # fmt: skip
         write_atomically(args.json, (json.dumps(result, indent=2) + "\n").encode())
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -23,13 +23,13 @@ if not __package__:  # run as a file: the repository's root is not on the import
     restart_as_module(__file__)
 
 from configs.schema import Eval, Train
-from datasets.base import IMAGE_MODES
+from datasets.pixels import open_image
 from eval import factors
 from models import SegOutput, load_student
 from models.inference import LARGEST_SCALE, predict
 from models.onnx import OnnxModel
 from scripts._device import DEFAULT, usable_device
-from scripts._inputs import VIDEOS, Job, check_outputs, find_jobs
+from scripts._inputs import IMAGES, VIDEOS, Job, check_outputs, find_jobs
 from scripts._video import Video, write_video
 from utils.config import validate
 from utils.console import say
@@ -42,31 +42,28 @@ EXAMPLES = """examples:
 """
 
 
-def read_image(path: Path) -> np.ndarray:
-    """Decodes an image as datasets do, but applies an EXIF rotation -> H W 3 uint8 RGB.
+def read_image(path: Path, image_range: tuple[float, float] | None = None) -> np.ndarray:
+    """Decodes an image as data sets do, but applies an EXIF rotation -> H W 3 uint8 RGB.
 
     Raises:
-        ValueError: the file cannot be decoded completely, has several pictures, or another pixel format.
+        ValueError: the file cannot be decoded completely, has several pictures, or as ``open_image``.
     """
     try:
-        with Image.open(path) as picture:
-            picture.load()
-            # MPO is the JPEG of some phones: its further pictures are previews of the first.
-            several = getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO"
-            upright = ImageOps.exif_transpose(picture)
-    except Exception as error:  # Pillow raises many types, by format and damage
-        raise ValueError(
-            f"{path} cannot be decoded ({error}); expected an undamaged image, or a video named {', '.join(VIDEOS)}"
-        ) from error
+        pixels = open_image(path, image_range)[:]
+    except ValueError as error:
+        hint = "" if path.suffix.lower() in IMAGES else f" (if it is a video, name it {', '.join(VIDEOS)})"
+        raise ValueError(f"{error}{hint}") from error
+    with Image.open(path) as picture:
+        # MPO is the JPEG of some phones: its further pictures are previews of the first.
+        several = getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO"
+        orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
     if several:
         raise ValueError(
             f"{path} has {picture.n_frames} pictures; expected one: save each as a file, or all as a video"
         )
-    if upright.mode not in IMAGE_MODES:
-        raise ValueError(
-            f"{path} has pixel format {upright.mode!r}; expected one of {', '.join(IMAGE_MODES)}: convert it to RGB"
-        )
-    return np.array(upright.convert("RGB"))
+    upright = Image.fromarray(pixels)
+    upright.getexif()[ExifTags.Base.Orientation] = orientation
+    return np.array(ImageOps.exif_transpose(upright))
 
 
 class OnnxNetwork(nn.Module):
@@ -98,6 +95,7 @@ class Predictor:
     Attributes:
         metadata: of the file.
         settings: mode, scales and flip of the prediction.
+        image_range: of the run's data, for images with 16 bits a channel.
 
     Raises:
         FileNotFoundError, ValueError: as ``load_student`` and ``OnnxModel``; and for an ONNX file on another device.
@@ -114,6 +112,7 @@ class Predictor:
             self.model, self.metadata = load_student(path)
             self.device = device or torch.device(DEFAULT)
         config = self.metadata.get("config", {})
+        self.image_range = config.get("data", {}).get("image_range")
         asked = {} if scales is None else {"scales": scales}
         self.settings = validate({**config.get("eval", {}), **asked}, Eval, f"{path}: config.eval")
         self.train = validate(
@@ -148,7 +147,7 @@ def legend(metadata: dict) -> np.ndarray:
 
 
 def predict_image(job: Job, predictor: Predictor, alpha: float, save_pred: bool) -> None:
-    image = read_image(job.source)
+    image = read_image(job.source, predictor.image_range)
     classes = predictor(image)
     write_png(job.overlay, overlay(image, classes, predictor.metadata["palette"], alpha))
     if save_pred:

@@ -137,12 +137,13 @@ def plot_curves(
 
 
 def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
-    """Writes a class map H W or an RGB image H W 3, uint8, whole or not at all; makes the folder where it is missing.
+    """Writes a map H W of ids, uint8 or uint16, or an RGB image H W 3 uint8, whole or not at all; makes the folder.
 
     Raises:
         ValueError: another shape or dtype, or a path that does not end in .png.
     """
-    if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
+    is_map = image.ndim == 2 and image.dtype in (np.uint8, np.uint16)
+    if not (is_map or (image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8)):
         raise ValueError(f"{path}: image is {image.shape} {image.dtype}; expected H x W or H x W x 3, uint8")
     _, data = cv2.imencode(".png", image if image.ndim == 2 else image[..., ::-1])
     _write(path, data.tobytes())

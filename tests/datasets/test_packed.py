@@ -177,6 +177,21 @@ def test_a_folder_of_something_else_is_refused(tmp_path, pack, change, options, 
         PackedDataset(changed, folder)
 
 
+def test_a_folder_packed_by_other_colours_or_another_range_is_refused(tmp_path, pack):
+    colors = {(0, 0, 0): 0, (1, 1, 1): 1, (2, 2, 2): 2}
+    mixed(tmp_path / "data")
+
+    def build(**options):
+        return build_dataset("list", tmp_path / "data", "list.txt", class_names=["x", "y", "z"], **options)
+
+    folder = pack(build(color_table=colors, image_range=(0, 4095))).folder
+    PackedDataset(build(color_table=colors, image_range=(0, 4095)), folder)
+    with pytest.raises(ValueError, match=r"image_range in index.json: \[0.0, 4095.0\]; expected \[0, 1023\]"):
+        PackedDataset(build(color_table=colors, image_range=(0, 1023)), folder)
+    with pytest.raises(ValueError, match="colors in index.json"):
+        PackedDataset(build(color_table=colors | {(3, 3, 3): 255}, image_range=(0, 4095)), folder)
+
+
 def test_damage_that_no_size_tells_is_found_by_reading_all(tmp_path, pack):
     dataset = mixed(tmp_path / "data")
     packed = pack(dataset)

@@ -53,7 +53,10 @@ def test_colours_of_a_label_come_as_they_are(tmp_path):
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda path: Image.new("L", (8, 8), 3).save(path, "jpeg"), "compressed with loss.*find the original"),
+        (
+            lambda path: Image.new("L", (8, 8), 3).save(path, "jpeg"),
+            "does not store ids exactly: it is compressed with loss.*save the original",
+        ),
         (lambda path: Image.new("F", (8, 8)).save(path, "tiff"), "pixel format 'F'.*write it anew from its source"),
         (lambda path: path.write_bytes(b""), "is empty: 0 bytes"),
         (lambda path: np.save(path.open("wb"), np.zeros((4, 4))), "cannot be decoded"),

@@ -281,7 +281,7 @@ def spoil(path, kind):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("16 bit", "has pixel format 'I;16'"),
+        ("16 bit", "has 16 bits a channel"),
         ("animated", "has 2 pictures"),
         ("text", "cannot be decoded"),
         ("cut off", "cannot be decoded"),
@@ -294,6 +294,18 @@ def test_a_broken_image_stops_and_what_was_written_stays(student, tmp_path, kind
     assert f"b.png {message}" in error
     assert error.endswith(f"stopped at {tmp_path / 'b.png'}: 1 of 2 are finished, in {tmp_path / 'out'}")
     assert files(tmp_path / "out") == ["a.png", "legend.png"]
+
+
+def test_16_bits_are_read_as_in_training(student, tmp_path):
+    """12 bits: 16 times the 8-bit image, in the range 0 to 16 x 255, is that image."""
+    about = {"network": NETWORK, "class_names": list("abc"), "palette": PALETTE}
+    save_student(
+        tmp_path / "s.safetensors", student[1].state_dict(), about | {"config": {"data": {"image_range": [0, 4080]}}}
+    )
+    for name, pixels in (("8", IMAGES[0]), ("12", IMAGES[0].astype(np.uint16) * 16)):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), pixels[..., ::-1])
+        run(tmp_path / "s.safetensors", tmp_path / f"{name}.png", "--out", tmp_path / "out")
+    assert (tmp_path / "out/8.png").read_bytes() == (tmp_path / "out/12.png").read_bytes()
 
 
 @pytest.mark.parametrize("content", [b"", b"no video at all\n" * 100])
