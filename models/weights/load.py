@@ -8,7 +8,7 @@ from torch import Tensor
 
 from models.backbones import TimmBackbone, timm_names, timm_normalization
 from models.base import NORMALIZATIONS, SegModel
-from models.weights.layouts import LAYOUTS, OURS, Layout, State
+from models.weights.layouts import LAYOUTS, OURS, Layout, State, find_layout
 from models.weights.sources import Weights, read_weights, timm_weights
 
 
@@ -24,6 +24,7 @@ class LoadReport(NamedTuple):
         skipped: keys of the file that were not loaded, by an exception that ``load_weights`` lists.
         widened: ``'float16'`` or ``'bfloat16'`` where the file has tensors in half precision, or None.
         metadata: of the source (``class_names``, ``normalization``, ``taps``, ...), see ``Weights``.
+        notes: on how it was read, see ``Weights``.
     """
 
     source: str
@@ -34,12 +35,14 @@ class LoadReport(NamedTuple):
     skipped: tuple[str, ...]
     widened: str | None
     metadata: Mapping[str, Any]
+    notes: tuple[str, ...]
 
     def __str__(self) -> str:
         skipped = f", {len(self.skipped)} skipped ({_list(self.skipped)})" if self.skipped else ""
         widened = f", {self.widened} converted to float32" if self.widened else ""
         where = "network" if self.part == "all" else "backbone"
-        return f"{self.source}: {self.layout} layout, {self.loaded} tensors loaded into the {where}{widened}{skipped}"
+        loaded = f"{self.loaded} tensors loaded into the {where}{widened}{skipped}"
+        return "; ".join([f"{self.source}: {self.layout} layout, {loaded}", *self.notes])
 
 
 def load_weights(model: SegModel, source: str | Path, part: str = "all") -> LoadReport:
@@ -93,17 +96,12 @@ def load_read_weights(model: SegModel, weights: Weights, part: str = "all") -> L
     halves = {str(tensor.dtype).removeprefix("torch.") for tensor in state.values()} & {"float16", "bfloat16"}
     return LoadReport(
         weights.source, weights.path, layout.name, part, len(state), (*skipped, *extra), next(iter(halves), None),
-        weights.metadata,
+        weights.metadata, weights.notes,
     )  # fmt: skip
 
 
-def known_layout(weights: Weights) -> Layout | None:
-    """The layout whose markers are among the tensors; None where there is none (such as timm's names)."""
-    return next((layout for layout in LAYOUTS if layout.markers <= weights.tensors.keys()), None)
-
-
 def _detect(model: SegModel, weights: Weights) -> Layout:
-    layout = known_layout(weights)
+    layout = find_layout(weights.tensors)
     if layout is not None:
         return layout
     if isinstance(model.backbone, TimmBackbone):
@@ -115,7 +113,7 @@ def _detect(model: SegModel, weights: Weights) -> Layout:
     known = ", ".join(layout.name for layout in LAYOUTS)
     raise ValueError(
         f"{weights.source} has no known layout: its keys are {_list(weights.tensors)}; known are {known}, and timm's "
-        f"names of the backbone itself"
+        f"names of the backbone itself; FILE#NAME reads only the keys that begin with NAME"
     )
 
 
@@ -175,7 +173,7 @@ def _check_settings(model: SegModel, weights: Weights, layout: Layout, part: str
 
 def source_settings(weights: Weights, layout: Layout | None = None) -> dict[str, Any]:
     """The metadata of a source (see ``Weights``), with the normalisation of its layout where it has none."""
-    layout = layout or known_layout(weights)
+    layout = layout or find_layout(weights.tensors)
     if layout is None or layout.normalization is None:
         return weights.metadata
     return {"normalization": layout.normalization._asdict(), **weights.metadata}
