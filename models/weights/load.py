@@ -90,7 +90,7 @@ def load_read_weights(model: SegModel, weights: Weights, part: str = "all") -> L
         extra = [key for key in state if key.startswith("aux_head.") and model.aux_head is None]
     state = {key: tensor for key, tensor in state.items() if key not in extra}
 
-    _check_strict(wanted, state, weights, layout)
+    _check_strict(wanted, state, weights, layout, part)
     _check_settings(model, weights, layout, part)
     model.load_state_dict(state, strict=False)  # _check_strict has checked, with the exceptions
     halves = {str(tensor.dtype).removeprefix("torch.") for tensor in state.values()} & {"float16", "bfloat16"}
@@ -186,7 +186,7 @@ def _lists(value: Any) -> Any:
     return [_lists(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
-def _check_strict(wanted: State, state: State, weights: Weights, layout: Layout) -> None:
+def _check_strict(wanted: State, state: State, weights: Weights, layout: Layout, part: str) -> None:
     def shape(tensor: Tensor) -> str:
         return "x".join(map(str, tensor.shape)) or "scalar"
 
@@ -206,8 +206,23 @@ def _check_strict(wanted: State, state: State, weights: Weights, layout: Layout)
     lines = [f"  {len(keys)} {kind}: {_list(keys)}" for kind, keys in problems.items() if keys]
     if lines:
         first = f"{weights.source} ({layout.name} layout) does not fit the network, which stays unchanged"
+        if "network" in weights.metadata:
+            first = f"{first}: {_describe(weights.metadata['network'], part)}"
+            if sum(map(len, problems.values())) > 10:  # another network, not a damaged one
+                lines = [f"  tensors: {', '.join(f'{len(keys)} {kind}' for kind, keys in problems.items() if keys)}"]
         hint = [f"  networks of this layout are {layout.expects}"] if layout.expects else []
         raise ValueError("\n".join([first, *lines, *hint]))
+
+
+def _describe(network: Mapping[str, Any], part: str) -> str:
+    """What a file says of its network, and the config's keys that make it fit."""
+    names = ("backbone",) if part == "backbone" else ("backbone", "head", "width", "output_stride")
+    settings = " ".join(f"{name}={network[name]!r}" for name in names if network.get(name) is not None)
+    said = f"by its metadata, this file holds a network of {settings}"
+    if part == "backbone":
+        return f"{said}: set student.{settings}"
+    nothing = " ".join(f"teacher.{name}=None" for name in names)
+    return f"{said}. Of a teacher set {nothing}, or drop these keys; of a student, give the config of its run"
 
 
 def _list(keys: Iterable[str]) -> str:

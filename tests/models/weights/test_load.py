@@ -250,6 +250,23 @@ def test_what_no_tensor_shows_is_compared(tmp_path, network, message):
         load_weights(model, save(tmp_path / "x.pt", {"student": model.state_dict(), "about": about}))
 
 
+def test_a_students_file_that_is_another_network_says_which(tmp_path, segformer, segformer_state):
+    about = {"network": {"backbone": "mit_b0", "head": "segformer", "width": 16}}
+    path = save(tmp_path / "x.pt", {"student": segformer_state, "about": about})
+    resnet18 = build_model("resnet18", "deeplabv3", 5, width=8)
+    with pytest.raises(
+        ValueError, match=r"network of backbone='mit_b0' head='segformer' width=16\..* of its run\n  ten"
+    ):
+        load_weights(resnet18, path)
+    with pytest.raises(
+        ValueError, match=r"network of backbone='mit_b0': set student\.backbone='mit_b0'\n  tensors: 100 missing"
+    ):
+        load_weights(resnet18, path, part="backbone")
+    damaged = {key: tensor for key, tensor in segformer_state.items() if key != "backbone.norm4.weight"}
+    with pytest.raises(ValueError, match=r"1 missing in the file: backbone\.norm4\.weight"):
+        load_weights(segformer, save(tmp_path / "x.pt", {"student": damaged, "about": about}))
+
+
 def test_a_prefix_that_only_some_names_have_is_refused(tmp_path, segformer, segformer_state):
     both = {**segformer_state, "module.head.classifier.weight": torch.zeros(5, 16, 1, 1)}
     with pytest.raises(ValueError, match=r"1 unknown to the network: module\.head\.classifier\.weight"):
