@@ -13,14 +13,13 @@ import hashlib
 import json
 from pathlib import Path
 
-import torch
-
 from configs.schema import Eval, Experiment
 from engine.build import build_split, build_student, load_trained
 from engine.evaluation import evaluate
 from engine.launch import launch
 from engine.teacher import build_teacher
 from models import read_weights
+from models.placement import place
 from utils.config import ConfigError, validate
 from utils.console import environment, say
 from utils.distributed import World, barrier
@@ -68,8 +67,7 @@ def run_evaluation(config: Experiment, args: argparse.Namespace, world: World) -
     else:
         model, _ = build_student(config, args.config, dataset.class_names, pretrained=False)
         report = load_trained(model, read_weights(args.checkpoint), dataset.class_names)
-        layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
-        model = model.to(world.device, memory_format=layout)
+        place(model, world.device, config.train.channels_last)
     if world.is_main:
         say(str(report))
 

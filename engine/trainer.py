@@ -23,6 +23,7 @@ from engine.optim import (
 from engine.sharding import compile_in_place
 from engine.teacher import Teacher
 from losses.labels import Labels
+from models.placement import place
 from utils.distributed import World, all_reduce_sum
 
 # In float16 the loss scale is halved whenever a gradient overflows. A gradient that overflows even below this scale is
@@ -96,8 +97,7 @@ class Trainer:
         if world.size > 1 and world.device.type == "cuda":
             # timm's conversion: PyTorch's drops the activation that timm fuses into some of its norms.
             distiller = convert_sync_batchnorm(distiller)
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.distiller = distiller.to(world.device, memory_format=layout)
+        self.distiller = place(distiller, world.device, channels_last)
         if compile_blocks:
             compile_in_place(self.student)
         self.wrapped = self.distiller

@@ -28,6 +28,7 @@ from eval import factors
 from models import SegOutput, load_student
 from models.inference import LARGEST_SCALE, predict
 from models.onnx import OnnxModel
+from models.placement import place
 from scripts._device import DEFAULT, usable_device
 from scripts._inputs import IMAGES, VIDEOS, Job, check_outputs, find_jobs
 from scripts._video import Video, write_video
@@ -118,8 +119,7 @@ class Predictor:
         self.train = validate(
             config.get("train", {"batch_size": 1, "precision": "fp32"}), Train, f"{path}: config.train"
         )
-        layout = torch.channels_last if self.train.channels_last else torch.contiguous_format
-        self.model.to(self.device, memory_format=layout)
+        place(self.model, self.device, self.train.channels_last)
 
     def __str__(self) -> str:
         scale = self.metadata.get("scale", 1)

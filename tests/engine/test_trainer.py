@@ -6,6 +6,7 @@ import torch
 from timm.layers import convert_sync_batchnorm
 
 from engine.crash import NonFiniteError
+from engine.teacher import Teacher
 from engine.trainer import Trainer
 from models import build_model
 from utils.distributed import World
@@ -21,6 +22,20 @@ def test_synchronised_norms_compute_the_same_network():
         after = convert_sync_batchnorm(model)(images).logits
     assert sum(isinstance(module, torch.nn.SyncBatchNorm) for module in model.modules()) > 20
     assert torch.equal(before, after)
+
+
+def narrow_convolution():
+    return torch.nn.Conv2d(3, 8, 1, 2)
+
+
+def test_on_a_cpu_trainer_and_teacher_keep_narrow_strided_convolutions_contiguous():
+    """channels_last, their gradient ends the process (``models.placement``); their one stride tells the layout."""
+    toy = Toy()
+    toy.backbone.narrow = narrow_convolution()
+    toy_trainer(toy=toy, channels_last=True)
+    teacher = Teacher(narrow_convolution())
+    teacher.prepare(World(0, 1, torch.device("cpu")), channels_last=True)
+    assert toy.backbone.narrow.weight.stride() == teacher.network.weight.stride() == (3, 1, 1, 1)
 
 
 class Toy(torch.nn.Module):
@@ -44,16 +59,16 @@ class Toy(torch.nn.Module):
         return {"task": (self.backbone.weight * images.mean(0)).sum()}
 
 
-def toy_trainer(kind="sgd", dtype=None):
+def toy_trainer(kind="sgd", dtype=None, toy=None, channels_last=False):
     optimizer = {"type": kind, "lr": 0.5, "head_lr_mult": 1.0, "weight_decay": 0.0, "decay_norm_bias": True}
     return Trainer(
-        Toy(),
+        toy or Toy(),
         None,
         World(0, 1, torch.device("cpu")),
         optimizer=optimizer | {"momentum": 0.5, "betas": (0.9, 0.999)},
         schedule={"max_iters": 100, "power": 0.0},
         autocast_dtype=dtype,
-        channels_last=False,
+        channels_last=channels_last,
         grad_clip=None,
         curriculum={},
         seed=0,
