@@ -224,8 +224,14 @@ class Run:
                 f"{path} was made with another config; resume with the config.py of its folder, start a new run in "
                 f"another --work-dir, or resume anyway with --force. Changed:{changed}"
             )
+        if old.optimizer.type != self.config.optimizer.type:
+            raise ValueError(
+                f"{path} was made with optimizer.type={old.optimizer.type!r}; the config has "
+                f"{self.config.optimizer.type!r}, which cannot use the state of the other: set optimizer.type="
+                f"{old.optimizer.type!r}, or start a new run in another --work-dir"
+            )
         try:
-            self.trainer.restore(state)
+            self.trainer.restore(state, old.optimizer.model_dump())
         except (RuntimeError, ValueError, KeyError) as error:
             raise ValueError(f"{path} does not fit this config's networks, method and optimizer: {error}") from error
         self.how_it_started = f"resumed from {path} at step {self.trainer.step}"

@@ -353,6 +353,25 @@ def test_resuming_with_another_config_shows_what_changed_and_is_refused_unless_f
     assert [line["step"] for line in metrics(run)][len(metrics(whole)) :] == [10, 10]
 
 
+def test_what_is_forced_is_what_the_resumed_run_uses(tiny, whole, run):
+    """Half the rate from step 4 on: the log shows it, beside the same schedule."""
+    run.mkdir()
+    shutil.copy(whole / "step_7.pt", run)
+    options = ["optimizer.lr=5e-4", "optimizer.decay_norm_bias=True", "optimizer.betas=(0.5,0.9)"]
+    train_kd.main([tiny, "--work-dir", str(run), "--resume", "auto", "--force", "--cfg-options", *options])
+    rate, before = (next(line["lr"] for line in metrics(each) if line["step"] == 8) for each in (run, whole))
+    assert rate == before / 2
+    groups = torch.load(run / "last.pt", weights_only=True)["optimizer"]["param_groups"]
+    assert {(group["weight_decay"], group["betas"]) for group in groups} == {(0.01, (0.5, 0.9))}
+
+
+def test_another_type_of_optimizer_cannot_be_forced(tiny, whole, run):
+    shutil.copytree(whole, run)
+    options = ["--force", "--cfg-options", "optimizer.type=sgd"]
+    message = refused([tiny, "--work-dir", run, "--resume", *options])
+    assert "was made with optimizer.type='adamw'; the config has 'sgd'" in message
+
+
 def test_what_does_not_fit_cannot_be_forced(tiny, whole, run):
     shutil.copytree(whole, run)
     options = ["--force", "--cfg-options", "student.width=16"]
