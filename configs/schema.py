@@ -263,11 +263,21 @@ class Schedule(Section):
     power: PositiveFloat = 0.9  # Exponent of the decay.
     warmup_iters: Count = 0  # Steps of linear warm-up; at most max_iters.
     warmup_ratio: Share = 1e-6  # Factor on the learning rate at step 0 of the warm-up.
+    # Step at which the schedule starts again, over the steps that are left; the steps before it are a schedule of their
+    # own. To train a finished run longer: the old max_iters (docs/training.md). None: one schedule.
+    restart_at: Positive | None = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of ``engine.optim.learning_rate_factor``, except the step."""
+        return self.model_dump(exclude={"type"})
 
     @model_validator(mode="after")
     def _check(self) -> "Schedule":
         if self.warmup_iters > self.max_iters:
             raise ValueError(f"warmup_iters {self.warmup_iters} is more than max_iters {self.max_iters}")
+        if self.restart_at is not None and self.restart_at >= self.max_iters:
+            raise ValueError(f"restart_at is {self.restart_at}; expected less than max_iters {self.max_iters}")
         return self
 
 

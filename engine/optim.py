@@ -9,17 +9,22 @@ from torch import Tensor, nn
 
 
 def learning_rate_factor(
-    step: int, *, max_iters: int, power: float, warmup_iters: int = 0, warmup_ratio: float = 1e-6
-) -> float:
+    step: int, *, max_iters: int, power: float, warmup_iters: int = 0, warmup_ratio: float = 1e-6,
+    restart_at: int | None = None,
+) -> float:  # fmt: skip
     """Factor on the base learning rate at ``step`` (0-based): linear warm-up times polynomial decay.
 
     factor = (1 - step / max_iters)^power * (warmup_ratio + (1 - warmup_ratio) * min(1, step / warmup_iters))
+
+    With ``restart_at``, the first ``restart_at`` steps are a whole schedule, and the steps after them are another.
 
     Raises:
         ValueError: if ``step`` is outside 0..max_iters.
     """
     if not 0 <= step <= max_iters:
         raise ValueError(f"step {step} is outside 0..{max_iters} (schedule.max_iters)")
+    if restart_at is not None:
+        step, max_iters = (step, restart_at) if step < restart_at else (step - restart_at, max_iters - restart_at)
     decay = (1 - step / max_iters) ** power
     warmup = warmup_ratio + (1 - warmup_ratio) * min(1.0, step / warmup_iters) if warmup_iters else 1.0
     return decay * warmup

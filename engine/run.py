@@ -11,6 +11,7 @@ from engine.build import build_distiller, build_split, build_student, build_trai
 from engine.checkpoint import checkpoint_to_resume, load_checkpoint, prune_checkpoints, save_checkpoint
 from engine.evaluation import evaluate
 from engine.metrics import SegMetrics
+from engine.optim import learning_rate_factor
 from engine.report import network_table
 from engine.teacher import Teacher, build_teacher, build_teacher_cache
 from engine.trainer import Trainer
@@ -85,7 +86,7 @@ class Run:
             teacher,
             world,
             optimizer=config.optimizer.model_dump(),
-            schedule=config.schedule.model_dump(exclude={"type"}),
+            schedule=config.schedule.arguments,
             autocast_dtype=config.train.autocast_dtype,
             channels_last=config.train.channels_last,
             grad_clip=config.train.grad_clip,
@@ -230,6 +231,12 @@ class Run:
                 f"{self.config.optimizer.type!r}, which cannot use the state of the other: set optimizer.type="
                 f"{old.optimizer.type!r}, or start a new run in another --work-dir"
             )
+        step, total = state["step"], self.config.schedule.max_iters
+        if step > total:
+            raise ValueError(
+                f"{path} is at step {step}, and schedule.max_iters is {total}: set schedule.max_iters={step} or "
+                "more, or resume from an earlier checkpoint in another --work-dir"
+            )
         try:
             self.trainer.restore(state, old.optimizer.model_dump())
         except (RuntimeError, ValueError, KeyError) as error:
@@ -237,6 +244,13 @@ class Run:
         self.how_it_started = f"resumed from {path} at step {self.trainer.step}"
         if changed:
             self.how_it_started += f" with a changed config:{changed}"
+        rates = [
+            each.optimizer.lr * learning_rate_factor(step, **each.schedule.arguments)
+            for each in (old, self.config)
+            if step <= each.schedule.max_iters
+        ]
+        if rates[0] != rates[-1]:
+            self.how_it_started += f"\n  the learning rate of step {step} is {rates[-1]:.2e} instead of {rates[0]:.2e}"
         micro_batches = self.world.size * self.config.train.accumulate
         if state["micro_batches"] != micro_batches:
             self.how_it_started += (

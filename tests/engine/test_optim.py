@@ -23,6 +23,15 @@ def test_warmup_rises_linearly_from_its_ratio():
     assert factor == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0], abs=1e-6)
 
 
+def test_a_restarted_schedule_is_two_schedules_by_hand():
+    """Four steps with one of warm-up from 0.5, then eight of the same kind."""
+    factor = [
+        learning_rate_factor(s, max_iters=12, power=1.0, warmup_iters=1, warmup_ratio=0.5, restart_at=4)
+        for s in range(13)
+    ]
+    assert factor == pytest.approx([0.5, 3 / 4, 2 / 4, 1 / 4, 0.5, *(k / 8 for k in range(7, -1, -1))])
+
+
 def test_a_step_outside_the_schedule_is_refused():
     with pytest.raises(ValueError, match="step 11 is outside 0..10"):
         learning_rate_factor(11, max_iters=10, power=0.9)
