@@ -157,9 +157,9 @@ def finish(run: Run) -> None:
     """Writes ``student.safetensors``: the best student and the metadata to rebuild it. Prints the summary."""
     best = load_checkpoint(run.work_dir / "best.pt")
     save_student(run.work_dir / "student.safetensors", best["student"], best["about"])
-    rows = [["student, best", str(run.best["step"]), f"{run.best['miou']:.4f}"]]
+    rows = [["student, best", str(run.best["step"]), f"{run.best['miou']:.2%}"]]
     if run.teacher_miou is not None:
-        rows.insert(0, ["teacher", "", f"{run.teacher_miou:.4f}"])
+        rows.insert(0, ["teacher", "", f"{run.teacher_miou:.2%}"])
     say(table(["validation", "step", "mIoU"], rows))
     say(f"{run.work_dir / 'student.safetensors'} holds the best student")
 

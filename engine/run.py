@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from configs.schema import Experiment
+from configs.schema import Experiment, autocast_dtype
 from datasets import make_loader
 from datasets.samplers import PositionBatches
 from engine.build import build_distiller, build_split, build_student, build_train_stream
@@ -121,11 +121,13 @@ class Run:
     def evaluate(self, model: SegModel | Teacher, description: str) -> SegMetrics:
         """Metrics of ``model`` on the whole validation set, which the ranks divide among them."""
         broadcast_buffers(model)  # without SyncBatchNorm the running statistics differ between ranks
+        as_it_teaches = isinstance(model, Teacher)  # its weights have the precision of the training
+        precision = self.config.train.precision if as_it_teaches else self.config.eval_precision
         return evaluate(
             model,
             self.validation,
             device=self.world.device,
-            autocast_dtype=self.config.train.autocast_dtype,
+            autocast_dtype=autocast_dtype(precision),
             rank=self.world.rank,
             world_size=self.world.size,
             workers=self.config.data.workers,
@@ -153,8 +155,8 @@ class Run:
         chance = 1 / self.validation.num_classes
         if not self.teacher_miou > chance and not self.config.train.allow_weak_teacher:
             raise ValueError(
-                f"the teacher {self.config.teacher.weights} has mIoU {self.teacher_miou:.4f} on the validation set, "
-                f"no better than chance ({chance:.4f}): check its weights, class order and normalization, "
+                f"the teacher {self.config.teacher.weights} has mIoU {self.teacher_miou:.2%} on the validation set, "
+                f"no better than chance ({chance:.2%}): check its weights, class order and normalization, "
                 "or set train.allow_weak_teacher=True"
             )
 
