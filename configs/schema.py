@@ -324,8 +324,8 @@ class Eval(Section):
     # Sizes of the image, as factors; the class probabilities are averaged.
     scales: Annotated[tuple[Annotated[float, Field(gt=0, le=LARGEST_SCALE)], ...], Field(min_length=1)] = (1.0,)
     flip: bool = False  # Average with the mirrored image.
-    # Number format of the evaluated network; half precision changes the mIoU by some hundredths of a point. A teacher in
-    # training is evaluated as it teaches, in train.precision. None: train.precision.
+    # Number format of the evaluated network; half precision changes the mIoU by some hundredths of a point. None:
+    # train.precision. A teacher in training is always evaluated in train.precision, as it teaches.
     precision: Precision | None = "fp32"
 
     @model_validator(mode="after")

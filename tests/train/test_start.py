@@ -36,7 +36,7 @@ def test_missing_files_are_named_with_the_way_to_mend_it(experiments, tmp_path):
         [*run, "teacher.weights=pretrained/x.pth"]
     )
     assert "data root nowhere" in refused([*run, "data.root=nowhere"])
-    assert "train.batch_size: batch_size 4 (global) cannot be shared evenly" in refused([*run, "train.accumulate=3"])
+    assert "train.batch_size: batch_size 4 (global) cannot be divided evenly" in refused([*run, "train.accumulate=3"])
     assert not (tmp_path / "run").exists()
 
 
