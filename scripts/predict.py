@@ -22,7 +22,7 @@ if not __package__:  # run as a file: the repository's root is not on the import
 
     restart_as_module(__file__)
 
-from configs.schema import Eval, Train
+from configs.schema import Eval, Train, autocast_dtype
 from datasets.pixels import open_image
 from eval import factors
 from models import SegOutput, load_student
@@ -132,7 +132,7 @@ class Predictor:
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """H W 3 uint8 RGB -> class map H W uint8."""
-        dtype = self.train.autocast_dtype
+        dtype = autocast_dtype(self.settings.precision or self.train.precision)
         pixels = torch.from_numpy(image).permute(2, 0, 1).contiguous().to(self.device)
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
             return predict(self.model, pixels, **self.settings.protocol)[0].cpu().numpy()

@@ -25,7 +25,7 @@ def test_dry_run_prints_tables_and_writes_nothing(experiments, tmp_path, capsys)
 
 def test_teacher_no_better_than_chance_is_refused_unless_allowed(experiments, tmp_path):
     arguments = [experiments["hmkd"], "--work-dir", tmp_path, "--cfg-options", "train.verify_teacher=True"]
-    assert "no better than chance (0.0909)" in refused(arguments)
+    assert "no better than chance (9.09%)" in refused(arguments)
     train_kd.main([str(a) for a in [*arguments, "train.allow_weak_teacher=True", "schedule.max_iters=1"]])
     assert "teacher_miou" in metrics(tmp_path)[0]
 
