@@ -70,7 +70,7 @@ class SKD(FeatureMethod):
       long as ours, mostly along the vectors, where a cosine has no gradient; the factor is another at other sizes.
     - Weights there: 10 and 1 by default, 10 and .5 in its script. github.com/winycg/CIRKD pools 2 x 2 cells instead of
       n x n regions, at 10, beside a pixel-wise term of 1. On even sides its value is that of ours with as many nodes;
-      on odd sides the regions differ as above: on random 65 x 65 features ours with 33 nodes was about 0.19 of its value.
+      on odd sides the regions differ as above: on random 65 x 65 features ours with 33 nodes was 0.19 of its value.
 
     Args:
         student, teacher: what the two networks declare.
