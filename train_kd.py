@@ -130,7 +130,7 @@ def write_provenance(run: Run) -> None:
 def validate(run: Run, log: RunLog) -> None:
     """Evaluates the student, saves it if it is the best so far, logs metrics and pictures."""
     trainer = run.trainer
-    metrics = run.evaluate(trainer.student, "student")
+    metrics = run.evaluate(trainer.student, "validation")
     run.validated = trainer.step
     before = run.best
     if metrics.miou > before["miou"]:

@@ -157,7 +157,7 @@ class Run:
         """
         if "teacher" not in self.predictors:
             return
-        self.teacher_miou = self.evaluate(self.trainer.teacher, "teacher").miou
+        self.teacher_miou = self.evaluate(self.trainer.teacher, "validation of the teacher").miou
         chance = 1 / self.validation.num_classes
         if not self.teacher_miou > chance and not self.config.train.allow_weak_teacher:
             raise ValueError(
