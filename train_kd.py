@@ -3,7 +3,7 @@
 python train_kd.py configs/demo/hmkd.py                                 one GPU, or the CPU
 torchrun --nproc_per_node=4 train_kd.py configs/hmkd/camvid_b4_r18.py   four GPUs, or four CPU processes
 python train_kd.py CONFIG --resume auto                                 resumes the run in the work dir
-python train_kd.py CONFIG --dry-run                                     builds all, runs one step, prints tables
+python train_kd.py CONFIG --dry-run                                     checks all, runs one step, prints tables
 python train_kd.py CONFIG --cfg-options train.batch_size=8 data.root=/data/camvid
 """
 
@@ -175,13 +175,16 @@ def finish(run: Run) -> None:
 def dry_run(run: Run) -> None:
     """One step on one batch; prints networks, terms and memory."""
     trainer, weights = run.trainer, run.trainer.weights
+    run.announce(f"step: one batch of {run.config.train.batch_size} images")
     terms, norms = trainer.train_step(list(run.loader(stop=1)), measure_gradients=True)
     trainer.check()
     if run.world.is_main:
+        for report in run.loaded:
+            say(str(report))
         say(run.overview)
         say(term_table(weights, terms, norms))
         say(f"peak memory {peak_memory_mib():.0f} MiB on {run.world.device.type}")
-        say("a dry run loads no weights and writes nothing")
+        say("a dry run writes nothing")
 
 
 def main(arguments: list[str] | None = None) -> None:

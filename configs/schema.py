@@ -386,6 +386,13 @@ class Experiment(Section):
     protocol: str | None = None  # Name of the published recipe, written into every result.
 
     @property
+    def methods(self) -> tuple[MethodSection, ...]:
+        """The distillation methods; none if the student is trained alone."""
+        if self.distill is None:
+            return ()
+        return self.distill.methods if isinstance(self.distill, SeveralMethods) else (self.distill,)
+
+    @property
     def eval_precision(self) -> str:
         return self.eval.precision or self.train.precision
 

@@ -39,7 +39,7 @@ class Run:
         world: this process and its peers.
         resume: path and state of the checkpoint to resume from; None: a new run.
         force: resume even if the config has changed.
-        dry: for a dry run: no weights are loaded.
+        dry: for a dry run: each stage is printed before it begins, and the folder of ``teacher.cache`` is not used.
 
     Raises:
         ConfigError: data, networks, method or weights do not fit the config.
@@ -56,24 +56,29 @@ class Run:
         force: bool = False,
         dry: bool = False,
     ):
-        self.config, self.work_dir, self.world = config, work_dir, world
+        self.config, self.work_dir, self.world, self.dry = config, work_dir, world, dry
         with config_errors(source, "train.batch_size"):
             self.positions(start=0, stop=0)
+        self.announce(f"data: {config.data.root}, {config.data.train_list} and {config.data.val_list}")
         self.stream = build_train_stream(config, source)
         self.validation = build_split(config, source, "val")
         if any(label is None for _, label in self.validation.files):
             raise ConfigError(f"{source}: data.val_list: {config.data.val_list} has images without labels")
         torch.manual_seed(config.train.seed)
         # The student first: its random weights are the same with and without a teacher.
-        class_names, fresh = self.validation.class_names, resume is None and not dry
-        student, loaded = build_student(config, source, class_names, pretrained=fresh)
-        teacher = build_teacher(config, source, class_names, pretrained=not dry)
+        class_names = self.validation.class_names
+        self.announce(f"student: {config.student.backbone}, weights {config.student.pretrained}")
+        student, loaded = build_student(config, source, class_names, pretrained=resume is None)
+        self.announce(f"teacher: {config.teacher and config.teacher.weights}")
+        teacher = build_teacher(config, source, class_names)
         self.loaded = [report for report in (loaded, teacher and teacher.loaded) if report is not None]
         networks = {"student": student} if teacher is None else {"teacher": teacher, "student": student}
         self.overview = network_table(networks, config.data.crop_size) if dry else ""
+        self.announce(f"method: {', '.join(each.type for each in config.methods) or None}")
         distiller = build_distiller(config, source, student, teacher)
         if teacher is not None:  # after the table, which copies the networks: a sharded one cannot be copied
-            teacher.cache = build_teacher_cache(config, source, self.stream, teacher, world)
+            if not dry:
+                teacher.cache = build_teacher_cache(config, source, self.stream, teacher, world)
             teacher.prepare(
                 world,
                 autocast_dtype=config.train.autocast_dtype,
@@ -108,6 +113,11 @@ class Run:
         self.how_it_started = "new run"
         if resume is not None:
             self.restore(*resume, force)
+
+    def announce(self, stage: str) -> None:
+        """Prints, in a dry run, the stage that begins."""
+        if self.dry and self.world.is_main:
+            say(stage)
 
     def positions(self, start: int, stop: int) -> PositionBatches:
         """Positions, in the training stream, of this rank's micro-batches from step ``start`` to ``stop``."""

@@ -3,6 +3,8 @@
 import pytest
 
 import train_kd
+from engine.checkpoint import save_student
+from models import build_model
 from tests.runs import metrics, refused
 
 
@@ -13,13 +15,30 @@ def test_dry_run_prints_tables_and_writes_nothing(experiments, tmp_path, capsys)
             "--work-dir",
             str(tmp_path / "run"),
             "--dry-run",
-            "--cfg-options",
-            "teacher.weights=pretrained/absent.safetensors",
         ]
     )
     out = capsys.readouterr().out
+    stages = [line.partition(":")[0] for line in out.splitlines()[:5]]
+    assert stages == ["data", "student", "teacher", "method", "step"]
     for word in ("teacher", "student", "GFLOPs at 32x48", "stage3:160@16", "feature", "stage_logit", "peak memory"):
         assert word in out
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("key", ["teacher.weights", "student.pretrained"])
+def test_a_dry_run_fails_without_weights_or_with_wrong_ones(experiments, tmp_path, key):
+    """No file, a network of other classes, a network of another layout."""
+    dry_run = [experiments["hmkd"], "--work-dir", tmp_path / "run", "--dry-run", "--cfg-options"]
+    assert f"{key}: weights file nowhere.pth does not exist" in refused([*dry_run, f"{key}=nowhere.pth"])
+    others = {"classes": ("test_resnet", 3, "trained on 3 classes"), "layout": ("resnet18", 11, "does not fit")}
+    for name, (backbone, classes, message) in others.items():
+        model = build_model(backbone, "deeplabv3", classes, output_stride=16, width=8)
+        save_student(tmp_path / name, model.state_dict(), {})
+        (tmp_path / name).rename(tmp_path / f"{name}.safetensors")
+        if (name, key) != ("classes", "student.pretrained"):  # only the backbone is loaded, which has no classes
+            found = refused([*dry_run, f"{key}={tmp_path / name}.safetensors"])
+            assert key in found
+            assert message in found
     assert not (tmp_path / "run").exists()
 
 
