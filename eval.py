@@ -11,16 +11,16 @@ torchrun --nproc_per_node=4 eval.py CONFIG CHECKPOINT                    the sam
 import argparse
 import hashlib
 import json
+import math
 from pathlib import Path
 
-import torch
-
-from configs.schema import Eval, Experiment
+from configs.schema import Eval, Experiment, autocast_dtype
 from engine.build import build_split, build_student, load_trained
 from engine.evaluation import evaluate
 from engine.launch import launch
 from engine.teacher import build_teacher
 from models import read_weights
+from models.placement import place
 from utils.config import ConfigError, validate
 from utils.console import environment, say
 from utils.distributed import World, barrier
@@ -52,8 +52,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def describe(settings: Eval) -> str:
+    """How the images are seen: mode, scales, flip."""
+    windows = "" if settings.mode == "whole" else f" (windows {settings.crop_size}, stride {settings.stride})"
+    scales = ", ".join(f"{scale:g}" for scale in settings.scales)
+    return f"mode {settings.mode}{windows}, scales {scales}, {'flip' if settings.flip else 'no flip'}"
+
+
 def run_evaluation(config: Experiment, args: argparse.Namespace, world: World) -> int:
-    dataset = build_split(config, args.config, args.split)
+    dataset, precision = build_split(config, args.config, args.split), config.eval_precision
     if args.teacher:
         model = build_teacher(config, args.config, dataset.class_names)
         if model is None:
@@ -61,15 +68,14 @@ def run_evaluation(config: Experiment, args: argparse.Namespace, world: World) -
         report = model.loaded
         model.prepare(
             world,
-            autocast_dtype=config.train.autocast_dtype,
+            autocast_dtype=autocast_dtype(precision),
             channels_last=config.train.channels_last,
             shard=config.teacher.shard,
         )
     else:
         model, _ = build_student(config, args.config, dataset.class_names, pretrained=False)
         report = load_trained(model, read_weights(args.checkpoint), dataset.class_names)
-        layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
-        model = model.to(world.device, memory_format=layout)
+        place(model, world.device, config.train.channels_last)
     if world.is_main:
         say(str(report))
 
@@ -90,17 +96,22 @@ def run_evaluation(config: Experiment, args: argparse.Namespace, world: World) -
             write_png(args.save_vis / f"{name}.png", picture)
 
     metrics = evaluate(
-        model, dataset, device=world.device, autocast_dtype=config.train.autocast_dtype, rank=world.rank,
+        model, dataset, device=world.device, autocast_dtype=autocast_dtype(precision), rank=world.rank,
         world_size=world.size, workers=config.data.workers, timeout=config.train.timeout, description=args.split,
         on_sample=save_pictures if args.save_pred or args.save_vis else None, **settings.protocol,
     )  # fmt: skip
     if not world.is_main:
         return 0
     say(metrics.table(dataset.class_names))
+    counted = sum(not math.isnan(iou) for iou in metrics.per_class_iou)
+    say(
+        f"{args.split} split, {len(dataset)} images, mean IoU over {counted} of {dataset.num_classes} classes; "
+        f"{precision}, {describe(settings)}"
+    )
     if args.json:
         result = {
             **metrics.to_dict(), "class_names": list(dataset.class_names), "images": len(dataset), "split": args.split,
-            "eval": settings.protocol, "precision": config.train.precision, "protocol": config.protocol,
+            "eval": settings.protocol, "precision": precision, "protocol": config.protocol,
             "checkpoint": report.source, "sha256": hashlib.sha256(report.path.read_bytes()).hexdigest(),
             "world_size": world.size, "environment": environment(), "config": config.model_dump(mode="json"),
         }  # fmt: skip

@@ -3,7 +3,7 @@
 python train_kd.py configs/demo/hmkd.py                                 one GPU, or the CPU
 torchrun --nproc_per_node=4 train_kd.py configs/hmkd/camvid_b4_r18.py   four GPUs, or four CPU processes
 python train_kd.py CONFIG --resume auto                                 resumes the run in the work dir
-python train_kd.py CONFIG --dry-run                                     builds all, runs one step, prints tables
+python train_kd.py CONFIG --dry-run                                     checks all, runs one step, prints tables
 python train_kd.py CONFIG --cfg-options train.batch_size=8 data.root=/data/camvid
 """
 
@@ -73,6 +73,8 @@ def train(config: Experiment, args: argparse.Namespace, world: World) -> int:
     if trainer.teacher is not None and run.teacher_miou is None and config.train.verify_teacher:
         run.verify_teacher()
         log.teacher(trainer.step, run.teacher_miou)
+    if run.best_is_outdated:
+        run.measure_best()
 
     signals = StopSignals()
     bar = progress_bar(total, trainer.step, args.work_dir.name, active=world.is_main)
@@ -120,7 +122,7 @@ def write_provenance(run: Run) -> None:
     write_atomically(run.work_dir / "config.py", dump_config(run.config).encode())
     write_atomically(run.work_dir / "env.txt", "".join(f"{k}: {v}\n" for k, v in run.environment.items()).encode())
     where = f"{run.world.size} process(es) on {run.world.device.type}, {run.config.train.precision}"
-    say(f"{run.work_dir}: {run.how_it_started}; {where}")
+    say(f"{run.work_dir}: {where}; {run.how_it_started}")
     for note in run.notes:
         say(f"WARNING: {note}")
     for report in run.loaded:
@@ -130,7 +132,7 @@ def write_provenance(run: Run) -> None:
 def validate(run: Run, log: RunLog) -> None:
     """Evaluates the student, saves it if it is the best so far, logs metrics and pictures."""
     trainer = run.trainer
-    metrics = run.evaluate(trainer.student, "student")
+    metrics = run.evaluate(trainer.student, "validation")
     run.validated = trainer.step
     before = run.best
     if metrics.miou > before["miou"]:
@@ -147,6 +149,12 @@ def record_validation(run: Run, log: RunLog, metrics: SegMetrics, before: dict) 
     if run.best != before and not run.write("best.pt", tolerate_errors=run.tolerate_errors):
         run.best = before  # best.pt still holds it
     log.validation(trainer.step, metrics, dataset.class_names, run.best, run.teacher_miou)
+    if run.teacher_miou is not None and before["miou"] <= run.teacher_miou < metrics.miou:  # for the first time
+        say(
+            f"the student ({metrics.miou:.2%}) is better than its teacher ({run.teacher_miou:.2%}) in this validation; "
+            "a teacher that is worse than its student cannot help it much: compare with the student alone "
+            "(teacher=None distill=None), or train a better teacher"
+        )
     shown = range(min(run.config.log.panel_images, len(dataset)))
     if shown:
         protocols = dict.fromkeys(run.predictors, run.config.eval.protocol)
@@ -159,9 +167,9 @@ def finish(run: Run) -> None:
     """Writes ``student.safetensors``: the best student and the metadata to rebuild it. Prints the summary."""
     best = load_checkpoint(run.work_dir / "best.pt")
     save_student(run.work_dir / "student.safetensors", best["student"], best["about"])
-    rows = [["student, best", str(run.best["step"]), f"{run.best['miou']:.4f}"]]
+    rows = [["student, best", str(run.best["step"]), f"{run.best['miou']:.2%}"]]
     if run.teacher_miou is not None:
-        rows.insert(0, ["teacher", "", f"{run.teacher_miou:.4f}"])
+        rows.insert(0, ["teacher", "", f"{run.teacher_miou:.2%}"])
     say(table(["validation", "step", "mIoU"], rows))
     say(f"{run.work_dir / 'student.safetensors'} holds the best student")
 
@@ -169,15 +177,18 @@ def finish(run: Run) -> None:
 def dry_run(run: Run) -> None:
     """One step on one batch; prints networks, terms and memory."""
     trainer, weights = run.trainer, run.trainer.weights
+    run.announce(f"step: one batch of {run.config.train.batch_size} images")
     terms, norms = trainer.train_step(list(run.loader(stop=1)), measure_gradients=True)
     trainer.check()
     if run.world.is_main:
         for note in run.notes:
             say(f"WARNING: {note}")
+        for report in run.loaded:
+            say(str(report))
         say(run.overview)
         say(term_table(weights, terms, norms))
         say(f"peak memory {peak_memory_mib():.0f} MiB on {run.world.device.type}")
-        say("a dry run loads no weights and writes nothing")
+        say("a dry run writes nothing")
 
 
 def main(arguments: list[str] | None = None) -> None:

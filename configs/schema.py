@@ -42,6 +42,12 @@ Weight = Annotated[float, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+def autocast_dtype(precision: str) -> torch.dtype | None:
+    """The dtype of mixed precision; None: float32 only."""
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def one_of(choices: Collection[str], kind: str) -> AfterValidator:
@@ -275,11 +281,21 @@ class Schedule(Section):
     power: PositiveFloat = 0.9  # Exponent of the decay.
     warmup_iters: Count = 0  # Steps of linear warm-up; at most max_iters.
     warmup_ratio: Share = 1e-6  # Factor on the learning rate at step 0 of the warm-up.
+    # Step at which the schedule starts again, over the steps that are left; the steps before it are a schedule of their
+    # own. To train a finished run longer: the old max_iters (docs/training.md). None: one schedule.
+    restart_at: Positive | None = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of ``engine.optim.learning_rate_factor``, except the step."""
+        return self.model_dump(exclude={"type"})
 
     @model_validator(mode="after")
     def _check(self) -> "Schedule":
         if self.warmup_iters > self.max_iters:
             raise ValueError(f"warmup_iters {self.warmup_iters} is more than max_iters {self.max_iters}")
+        if self.restart_at is not None and self.restart_at >= self.max_iters:
+            raise ValueError(f"restart_at is {self.restart_at}; expected less than max_iters {self.max_iters}")
         return self
 
 
@@ -288,7 +304,7 @@ class Train(Section):
 
     batch_size: Positive  # Images in one step, over all ranks and accumulated batches.
     accumulate: Positive = 1  # Batches whose gradients are added in one step, to save memory.
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # Number format of the networks' forward and backward pass.
+    precision: Precision = "bf16"  # Number format of the networks' forward and backward pass.
     channels_last: bool = True  # Memory layout of images and weights; usually faster.
     grad_clip: PositiveFloat | None = None  # Largest gradient norm. None: no clipping.
     aux_weight: Weight = 0.4  # Loss weight of the auxiliary head, if student.aux is True.
@@ -307,7 +323,7 @@ class Train(Section):
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:
-        return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+        return autocast_dtype(self.precision)
 
 
 class Eval(Section):
@@ -320,6 +336,9 @@ class Eval(Section):
     # Sizes of the image, as factors; the class probabilities are averaged.
     scales: Annotated[tuple[Annotated[float, Field(gt=0, le=LARGEST_SCALE)], ...], Field(min_length=1)] = (1.0,)
     flip: bool = False  # Average with the mirrored image.
+    # Number format of the evaluated network; half precision changes the mIoU by some hundredths of a point. None:
+    # train.precision. A teacher in training is always evaluated in train.precision, as it teaches.
+    precision: Precision | None = "fp32"
 
     @model_validator(mode="after")
     def _check(self) -> "Eval":
@@ -371,6 +390,17 @@ class Experiment(Section):
     checkpoint: Checkpoint = Checkpoint()  # Checkpoints.
     log: Log = Log()  # Logging.
     protocol: str | None = None  # Name of the published recipe, written into every result.
+
+    @property
+    def methods(self) -> tuple[MethodSection, ...]:
+        """The distillation methods; none if the student is trained alone."""
+        if self.distill is None:
+            return ()
+        return self.distill.methods if isinstance(self.distill, SeveralMethods) else (self.distill,)
+
+    @property
+    def eval_precision(self) -> str:
+        return self.eval.precision or self.train.precision
 
     @model_validator(mode="after")
     def _check(self) -> "Experiment":

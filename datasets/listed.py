@@ -42,11 +42,12 @@ class ListedDataset(SegDataset):
 
 
 def distinct_colours(count: int) -> np.ndarray:
-    """Up to 255 different colours, count x 3 uint8: Pascal VOC's without black, which is the colour of void here.
+    """Up to 255 different colours, count x 3 uint8: Pascal VOC's, with black for class 0, which is often background.
 
-    Bits 0, 1, 2 of the class number are the top bits of red, green, blue; bits 3, 4, 5 the next ones; and so on.
+    Bits 0, 1, 2 of the class number are the top bits of red, green, blue; bits 3, 4, 5 the next ones; and so on. None
+    is white, the colour of void in pictures.
     """
-    numbers = np.arange(1, count + 1)
+    numbers = np.arange(count)
     colours = np.zeros((count, 3), np.uint8)
     for level in range(3):
         for channel in range(3):

@@ -72,7 +72,7 @@ def build_student(
 ) -> tuple[SegModel, LoadReport | None]:
     """The student, and what was loaded from ``student.pretrained`` (None: it starts from random weights).
 
-    ``pretrained=False`` does not read that file: for a dry run, or when other weights are loaded afterwards.
+    ``pretrained=False`` does not read that file: when other weights are loaded afterwards.
     """
     with config_errors(source, "student"):
         student = build_model(num_classes=len(class_names), aux=config.student.aux, **network_settings(config.student))
@@ -91,11 +91,11 @@ def build_distiller(config: Experiment, source: str, student: SegModel, teacher:
     method: nn.Module | None = None
     if teacher is not None:
         with config_errors(source, "distill"):
-            several = isinstance(config.distill, SeveralMethods)
             methods = {
                 each.type: build_method(student=student.spec, teacher=teacher.spec, **each.model_dump())
-                for each in (config.distill.methods if several else (config.distill,))
+                for each in config.methods
             }
+            several = isinstance(config.distill, SeveralMethods)
             method = Composed(methods) if several else methods[config.distill.type]
     weights = config.train.class_weights
     if weights is not None and len(weights) != student.num_classes:

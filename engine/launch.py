@@ -10,13 +10,15 @@ from configs.schema import Experiment
 from engine.crash import write_crash_dump
 from utils.config import load_config
 from utils.console import error_message
-from utils.distributed import World, close_world, init_world, lost_process_message, make_deterministic
+from utils.distributed import World, close_world, init_world, lost_process_message, make_deterministic, print_first
 
 
 def launch(
     command: Callable[[Experiment, Namespace, World], int], args: Namespace, work_dir: Path | None = None
 ) -> None:
     """Loads the config, joins the other ranks and runs the command; exits with its code or with an error message.
+
+    Of the ranks that have the same error, only the first prints it.
 
     Args:
         command: takes the config, ``args`` and this process; returns the exit code.
@@ -35,8 +37,10 @@ def launch(
             outcome += " --resume auto resumes from the last checkpoint"
     except (ValueError, OSError, FloatingPointError) as error:
         # The process group is not closed: that would wait for ranks that have no error.
-        outcome = f"error: {error_message(error)}" + ("" if work_dir is None else write_crash_dump(error, work_dir))
+        message = f"error: {error_message(error)}"
+        dumped = "" if work_dir is None else write_crash_dump(error, work_dir)
         clear_frames(error.__traceback__)  # a worker's error refers to itself and would keep the workers alive
+        outcome = message + dumped if print_first(message) else dumped.strip() or 1
     except KeyboardInterrupt:
         outcome = "interrupted"
         if work_dir is not None:

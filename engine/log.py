@@ -97,7 +97,7 @@ class RunLog:
             say("teacher: it has features and no logits, so there is no mIoU to verify")
         elif self.active:
             self._write(step, teacher_miou=miou)
-            say(f"teacher: val mIoU {miou:.4f}")
+            say(f"teacher: val mIoU {miou:.2%}")
 
     def validation(
         self, step: int, metrics: SegMetrics, class_names: Sequence[str], best: Mapping, teacher_miou: float | None
@@ -111,9 +111,9 @@ class RunLog:
         self._scalars(step, "val", overall)
         self._scalars(step, "val_iou", per_class)
         self.board.flush()
-        teacher = f", teacher {teacher_miou:.4f}" if teacher_miou is not None else ""
-        miou = f"{metrics.miou:.4f} {metrics.coverage}".strip()
-        say(f"step {step}/{self.total} val mIoU {miou}, best {best['miou']:.4f} at {best['step']}{teacher}")
+        teacher = f", teacher {teacher_miou:.2%}" if teacher_miou is not None else ""
+        miou = f"{metrics.miou:.2%} {metrics.coverage}".strip()
+        say(f"step {step}/{self.total} val mIoU {miou}, best {best['miou']:.2%} at {best['step']}{teacher}")
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
         """Adds a picture, H W 3 uint8, to TensorBoard."""

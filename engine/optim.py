@@ -1,24 +1,30 @@
 """The optimizer, the learning rate as a pure function of the step, and the gradient norm of each loss term."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
 def learning_rate_factor(
-    step: int, *, max_iters: int, power: float, warmup_iters: int = 0, warmup_ratio: float = 1e-6
-) -> float:
+    step: int, *, max_iters: int, power: float, warmup_iters: int = 0, warmup_ratio: float = 1e-6,
+    restart_at: int | None = None,
+) -> float:  # fmt: skip
     """Factor on the base learning rate at ``step`` (0-based): linear warm-up times polynomial decay.
 
     factor = (1 - step / max_iters)^power * (warmup_ratio + (1 - warmup_ratio) * min(1, step / warmup_iters))
+
+    With ``restart_at``, the first ``restart_at`` steps are a whole schedule, and the steps after them are another.
 
     Raises:
         ValueError: if ``step`` is outside 0..max_iters.
     """
     if not 0 <= step <= max_iters:
         raise ValueError(f"step {step} is outside 0..{max_iters} (schedule.max_iters)")
+    if restart_at is not None:
+        step, max_iters = (step, restart_at) if step < restart_at else (step - restart_at, max_iters - restart_at)
     decay = (1 - step / max_iters) ** power
     warmup = warmup_ratio + (1 - warmup_ratio) * min(1.0, step / warmup_iters) if warmup_iters else 1.0
     return decay * warmup
@@ -71,13 +77,47 @@ def build_optimizer(
     """Fused SGD with momentum or fused AdamW; ``groups`` have their own learning rates and weight decay."""
     if type == "sgd":
         optimizer = torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=True)
-        # If the optimizer creates the buffer itself and a scaler skips the first step, it stays uninitialised.
-        for parameter in [each for group in groups for each in group["params"]] if momentum else []:
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        _start_momentum(optimizer)
         return optimizer
     if type == "adamw":
         return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
     raise ValueError(f"unknown optimizer {type!r}; choices: adamw, sgd")
+
+
+def _start_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Gives each parameter of an SGD with momentum a buffer of zeros, where it has none.
+
+    If the optimizer creates the buffer itself and a scaler skips the first step, it stays uninitialised.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("momentum") else ():
+            optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], saved_groups: Sequence[Mapping[str, Any]]
+) -> None:
+    """Loads the state of each parameter (moments, momentum). The groups and their hyperparameters stay as they are.
+
+    Args:
+        optimizer: of the same type as the saved one; it may group the parameters in another way.
+        saved: the ``state_dict()`` of the saved optimizer.
+        saved_groups: the groups of the saved optimizer, with the parameters of ``optimizer``.
+
+    Raises:
+        ValueError: the saved optimizer has another number of parameters.
+    """
+    parameters = [parameter for group in saved_groups for parameter in group["params"]]
+    indices = [index for group in saved["param_groups"] for index in group["params"]]
+    if len(indices) != len(parameters):
+        raise ValueError(f"its optimizer has {len(indices)} parameters; this one has {len(parameters)}")
+    index_of = dict(zip(map(id, parameters), indices, strict=True))
+    groups = [
+        {**group, "params": [index_of[id(parameter)] for parameter in group["params"]]}
+        for group in optimizer.param_groups
+    ]
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+    _start_momentum(optimizer)  # a saved optimizer without momentum has no buffers
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

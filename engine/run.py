@@ -5,13 +5,14 @@ from pathlib import Path
 
 import torch
 
-from configs.schema import Experiment
+from configs.schema import Experiment, autocast_dtype
 from datasets import make_loader
 from datasets.samplers import PositionBatches
 from engine.build import build_distiller, build_split, build_student, build_train_stream, check_labels
 from engine.checkpoint import checkpoint_to_resume, load_checkpoint, prune_checkpoints, save_checkpoint
-from engine.evaluation import evaluate
+from engine.evaluation import describe_samples, evaluate
 from engine.metrics import SegMetrics
+from engine.optim import learning_rate_factor
 from engine.report import network_table
 from engine.teacher import Teacher, build_teacher, build_teacher_cache
 from engine.trainer import Trainer
@@ -39,7 +40,7 @@ class Run:
         world: this process and its peers.
         resume: path and state of the checkpoint to resume from; None: a new run.
         force: resume even if the config has changed.
-        dry: for a dry run: no weights are loaded.
+        dry: for a dry run: each stage is printed before it begins, and the folder of ``teacher.cache`` is not used.
 
     Raises:
         ConfigError: data, networks, method or weights do not fit the config.
@@ -56,9 +57,10 @@ class Run:
         force: bool = False,
         dry: bool = False,
     ):
-        self.config, self.work_dir, self.world = config, work_dir, world
+        self.config, self.work_dir, self.world, self.dry = config, work_dir, world, dry
         with config_errors(source, "train.batch_size"):
             self.positions(start=0, stop=0)
+        self.announce(f"data: {config.data.root}, {config.data.train_list} and {config.data.val_list}")
         self.stream = build_train_stream(config, source)
         self.validation = build_split(config, source, "val")
         if any(label is None for _, label in self.validation.files):
@@ -66,15 +68,19 @@ class Run:
         self.notes = self.check_labels(source) if resume is None else []
         torch.manual_seed(config.train.seed)
         # The student first: its random weights are the same with and without a teacher.
-        class_names, fresh = self.validation.class_names, resume is None and not dry
-        student, loaded = build_student(config, source, class_names, pretrained=fresh)
-        teacher = build_teacher(config, source, class_names, pretrained=not dry)
+        class_names = self.validation.class_names
+        self.announce(f"student: {config.student.backbone}, weights {config.student.pretrained}")
+        student, loaded = build_student(config, source, class_names, pretrained=resume is None)
+        self.announce(f"teacher: {config.teacher and config.teacher.weights}")
+        teacher = build_teacher(config, source, class_names)
         self.loaded = [report for report in (loaded, teacher and teacher.loaded) if report is not None]
         networks = {"student": student} if teacher is None else {"teacher": teacher, "student": student}
         self.overview = network_table(networks, config.data.crop_size) if dry else ""
+        self.announce(f"method: {', '.join(each.type for each in config.methods) or None}")
         distiller = build_distiller(config, source, student, teacher)
         if teacher is not None:  # after the table, which copies the networks: a sharded one cannot be copied
-            teacher.cache = build_teacher_cache(config, source, self.stream, teacher, world)
+            if not dry:
+                teacher.cache = build_teacher_cache(config, source, self.stream, teacher, world)
             teacher.prepare(
                 world,
                 autocast_dtype=config.train.autocast_dtype,
@@ -87,7 +93,7 @@ class Run:
             teacher,
             world,
             optimizer=config.optimizer.model_dump(),
-            schedule=config.schedule.model_dump(exclude={"type"}),
+            schedule=config.schedule.arguments,
             autocast_dtype=config.train.autocast_dtype,
             channels_last=config.train.channels_last,
             grad_clip=config.train.grad_clip,
@@ -95,8 +101,14 @@ class Run:
             seed=config.train.seed,
             compile_blocks=config.train.compile,
         )
+        self.protocol = {
+            "eval": {**config.eval.protocol, "precision": config.eval_precision},
+            "validation": broadcast_from_main(describe_samples(self.validation)),
+            "data": {name: value for name, value in config.data.options.items() if name != "root"},
+        }
         self.validated = 0  # the last step at which the student was validated
         self.best = NONE_YET
+        self.best_is_outdated = False  # it was measured under another protocol
         self.teacher_miou: float | None = None  # None: not verified yet, or it has no logits
         self.environment = environment()
         self.tolerate_errors = config.checkpoint.on_save_error == "continue"
@@ -121,6 +133,11 @@ class Run:
             raise found
         return found
 
+    def announce(self, stage: str) -> None:
+        """Prints, in a dry run, the stage that begins."""
+        if self.dry and self.world.is_main:
+            say(stage)
+
     def positions(self, start: int, stop: int) -> PositionBatches:
         """Positions, in the training stream, of this rank's micro-batches from step ``start`` to ``stop``."""
         train = self.config.train
@@ -143,11 +160,13 @@ class Run:
             ValueError: the mIoU is nan, because no pixel of the labels has a class.
         """
         broadcast_buffers(model)  # without SyncBatchNorm the running statistics differ between ranks
+        as_it_teaches = isinstance(model, Teacher)  # its weights have the precision of the training
+        precision = self.config.train.precision if as_it_teaches else self.config.eval_precision
         metrics = evaluate(
             model,
             self.validation,
             device=self.world.device,
-            autocast_dtype=self.config.train.autocast_dtype,
+            autocast_dtype=autocast_dtype(precision),
             rank=self.world.rank,
             world_size=self.world.size,
             workers=self.config.data.workers,
@@ -177,14 +196,31 @@ class Run:
         """
         if "teacher" not in self.predictors:
             return
-        self.teacher_miou = self.evaluate(self.trainer.teacher, "teacher").miou
+        self.teacher_miou = self.evaluate(self.trainer.teacher, "validation of the teacher").miou
         chance = 1 / self.validation.num_classes
         if not self.teacher_miou > chance and not self.config.train.allow_weak_teacher:
             raise ValueError(
-                f"the teacher {self.config.teacher.weights} has mIoU {self.teacher_miou:.4f} on the validation set, "
-                f"no better than chance ({chance:.4f}): check its weights, class order and normalization, "
+                f"the teacher {self.config.teacher.weights} has mIoU {self.teacher_miou:.2%} on the validation set, "
+                f"no better than chance ({chance:.2%}): check its weights, class order and normalization, "
                 "or set train.allow_weak_teacher=True"
             )
+
+    def measure_best(self) -> None:
+        """Validates the best student again, under this run's protocol; ``best.pt`` gets the new mIoU."""
+        path, student, before = self.work_dir / "best.pt", self.trainer.student, self.best
+        state = load_checkpoint(path)
+        current = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+        student.load_state_dict(state["student"])
+        self.best = {**before, "miou": self.evaluate(student, "best student").miou}
+        student.load_state_dict(current)
+        if self.world.is_main:
+            config = {**state["about"]["config"], "eval": self.config.eval.model_dump()}
+            about = {**state["about"], **self.best, "config": config}
+            save_checkpoint({**state, "best": self.best, "protocol": self.protocol, "about": about}, path)
+            measured = f"val mIoU {self.best['miou']:.2%} instead of {before['miou']:.2%}"
+            say(f"the best student, of step {before['step']}, measured again: {measured}")
+        self.best_is_outdated = False
+        barrier()
 
     def state(self) -> dict:
         """All that is needed to resume, and the metadata of the student's file."""
@@ -204,6 +240,7 @@ class Run:
             "validated": self.validated,
             "best": self.best,
             "teacher_miou": self.teacher_miou,
+            "protocol": self.protocol,
             "micro_batches": self.world.size * self.config.train.accumulate,
             "config": self.config.model_dump(),
             "about": metadata,
@@ -248,18 +285,38 @@ class Run:
         old = validate(state["config"], Experiment, path)  # keys that are newer than the checkpoint get their defaults
         lines = changed_values(old.model_dump(), self.config.model_dump())
         changed = "".join(f"\n  {line}" for line in lines if not line.startswith(FREE_TO_CHANGE))
+        free = "".join(f"\n  {line}" for line in lines if line.startswith(FREE_TO_CHANGE))
         if changed and not force:
             raise ValueError(
                 f"{path} was made with another config; resume with the config.py of its folder, start a new run in "
                 f"another --work-dir, or resume anyway with --force. Changed:{changed}"
             )
+        if old.optimizer.type != self.config.optimizer.type:
+            raise ValueError(
+                f"{path} was made with optimizer.type={old.optimizer.type!r}; the config has "
+                f"{self.config.optimizer.type!r}, which cannot use the state of the other: set optimizer.type="
+                f"{old.optimizer.type!r}, or start a new run in another --work-dir"
+            )
+        step, total = state["step"], self.config.schedule.max_iters
+        if step > total:
+            raise ValueError(
+                f"{path} is at step {step}, and schedule.max_iters is {total}: set schedule.max_iters={step} or "
+                "more, or resume from an earlier checkpoint in another --work-dir"
+            )
         try:
-            self.trainer.restore(state)
+            self.trainer.restore(state, old.optimizer.model_dump())
         except (RuntimeError, ValueError, KeyError) as error:
             raise ValueError(f"{path} does not fit this config's networks, method and optimizer: {error}") from error
         self.how_it_started = f"resumed from {path} at step {self.trainer.step}"
-        if changed:
-            self.how_it_started += f" with a changed config:{changed}"
+        if changed or free:
+            self.how_it_started += f" with a changed config:{changed}{free}"
+        rates = [
+            each.optimizer.lr * learning_rate_factor(step, **each.schedule.arguments)
+            for each in (old, self.config)
+            if step <= each.schedule.max_iters
+        ]
+        if rates[0] != rates[-1]:
+            self.how_it_started += f"\n  the learning rate of step {step} is {rates[-1]:.2e} instead of {rates[0]:.2e}"
         micro_batches = self.world.size * self.config.train.accumulate
         if state["micro_batches"] != micro_batches:
             self.how_it_started += (
@@ -267,15 +324,24 @@ class Run:
                 f"{state['micro_batches']}: batch statistics and dropout differ from now on"
             )
         self.validated, self.teacher_miou = state["validated"], state["teacher_miou"]
+        # Older checkpoints do not say how they were validated.
+        protocol = changed_values(state.get("protocol", self.protocol), self.protocol)
+        if protocol:
+            self.teacher_miou = None
+            self.how_it_started += (
+                "\n  the validation is another one, so the best student and the teacher are measured again:"
+                + "".join(f"\n  {line}" for line in protocol)
+            )
         # After a crash in a validation, or in another folder, best.pt does not hold the best student of the state.
         best = self.work_dir / "best.pt"
         try:
-            kept = best.is_file() and load_checkpoint(best)["step"] == state["best"]["step"]
+            measured = load_checkpoint(best) if best.is_file() else None
         except ValueError as error:
             say(f"WARNING: {error}; the best student so far is lost, the last student is validated again")
-            kept = False
-        if kept:
-            self.best = state["best"]
+            measured = None
+        if measured is not None and measured["step"] == state["best"]["step"]:
+            self.best = measured["best"]
+            self.best_is_outdated = measured.get("protocol", state.get("protocol", self.protocol)) != self.protocol
         else:
             self.validated = min(self.validated, self.trainer.step - 1)
 

@@ -17,7 +17,7 @@ from utils.distributed import World, all_reduce_max
 DUMMY_SIDE = 64  # pixels: two cells at stride 32, the largest stride of any network
 
 
-def shard_network(network: nn.Module, world: World, layout: torch.memory_format) -> None:
+def shard_network(network: nn.Module, world: World, channels_last: bool) -> None:
     """Moves a frozen network to the devices of all ranks, in place: a part of each weight to each rank (FSDP2).
 
     A forward pass gathers the weights of one repeated block at a time; the weights outside these blocks stay gathered
@@ -26,11 +26,12 @@ def shard_network(network: nn.Module, world: World, layout: torch.memory_format)
     Args:
         network: on the host, without gradients; its weights are gathered in the dtypes that they have now.
         world: this process and its peers.
-        layout: memory format of the images, and so of all maps. Gathered weights are always contiguous.
+        channels_last: memory layout of the images, and so of all maps. Gathered weights are always contiguous.
     """
     mesh = init_device_mesh(world.device.type, (world.size,))
     for block in (*repeated_blocks(network), network):
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
     network.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(memory_format=layout),))
 
 

@@ -27,6 +27,7 @@ from models import (
     source_settings,
 )
 from models.inference import resize, scaled_size, sharded_part
+from models.placement import place
 from utils.config import config_errors
 from utils.distributed import World, all_reduce_max
 from utils.names import unknown_name
@@ -85,13 +86,12 @@ class Teacher(nn.Module):
             compile_blocks: ``torch.compile`` of its repeated blocks (``engine.sharding``).
         """
         self.world = world
-        layout = torch.channels_last if channels_last else torch.contiguous_format
         if autocast_dtype is not None:
             cast_weights(self.network, autocast_dtype)
         if shard and world.size > 1:
-            shard_network(self.network, world, layout)
+            shard_network(self.network, world, channels_last)
         else:
-            self.network.to(world.device, memory_format=layout)
+            place(self.network, world.device, channels_last)
         if compile_blocks:
             compile_in_place(self.network)
 

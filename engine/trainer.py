@@ -17,12 +17,14 @@ from engine.optim import (
     gradient_norms,
     learning_rate_factor,
     parameter_groups,
+    restore_optimizer,
     set_learning_rate,
     weight_factor,
 )
 from engine.sharding import compile_in_place
 from engine.teacher import Teacher
 from losses.labels import Labels
+from models.placement import place
 from utils.distributed import World, all_reduce_sum
 
 # In float16 the loss scale is halved whenever a gradient overflows. A gradient that overflows even below this scale is
@@ -96,8 +98,7 @@ class Trainer:
         if world.size > 1 and world.device.type == "cuda":
             # timm's conversion: PyTorch's drops the activation that timm fuses into some of its norms.
             distiller = convert_sync_batchnorm(distiller)
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.distiller = distiller.to(world.device, memory_format=layout)
+        self.distiller = place(distiller, world.device, channels_last)
         if compile_blocks:
             compile_in_place(self.student)
         self.wrapped = self.distiller
@@ -108,10 +109,8 @@ class Trainer:
             option = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
             self.wrapped = DistributedDataParallel(self.distiller, gradient_as_bucket_view=True, **{option: False})
 
-        names = ("lr", "head_lr_mult", "weight_decay", "decay_norm_bias")
-        groups = parameter_groups(self.student.backbone, self.distiller, **{name: optimizer[name] for name in names})
         self.optimizer = build_optimizer(
-            optimizer["type"], groups, momentum=optimizer["momentum"], betas=optimizer["betas"]
+            optimizer["type"], self.groups(optimizer), momentum=optimizer["momentum"], betas=optimizer["betas"]
         )
         # The scaler skips a step whose gradient is not finite. It decides on the device, so nothing waits for the GPU.
         # Without float16 this is all it does: its scale is 1.
@@ -137,6 +136,11 @@ class Trainer:
         """Weight of each term in the total, in the next step."""
         factors = {term: weight_factor(self.step, **schedule) for term, schedule in self.curriculum.items()}
         return {term: weight * factors.get(term, 1.0) for term, weight in self.distiller.weights.items()}
+
+    def groups(self, optimizer: Mapping[str, Any]) -> list[dict]:
+        """The trained parameters in groups, by these settings of the optimizer."""
+        names = ("lr", "head_lr_mult", "weight_decay", "decay_norm_bias")
+        return parameter_groups(self.student.backbone, self.distiller, **{name: optimizer[name] for name in names})
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.world.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
@@ -275,13 +279,19 @@ class Trainer:
             "step": self.step,
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Resumes from what ``state`` returned."""
+    def restore(self, state: Mapping[str, Any], optimizer: Mapping[str, Any]) -> None:
+        """Resumes from what ``state`` returned. The hyperparameters stay those of this trainer.
+
+        Args:
+            state: of the trainer that was interrupted.
+            optimizer: its settings, of the same type.
+        """
         self.student.load_state_dict(state["student"])
         if self.distiller.method is not None:
             self.distiller.method.load_state_dict(state["method"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if state["scaler"]:  # empty in older checkpoints, which had a scaler in float16 only
+        restore_optimizer(self.optimizer, state["optimizer"], self.groups(optimizer))
+        # Not the scale of another precision. Older checkpoints have a scaler's state in float16 only.
+        if state["scaler"].get("growth_interval") == self.scaler.get_growth_interval():
             self.scaler.load_state_dict(state["scaler"])
         self.skipped.fill_(state.get("skipped_steps", 0))
         self.step = state["step"]

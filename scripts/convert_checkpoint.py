@@ -45,7 +45,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if args.out.exists():
             raise ValueError(f"{args.out} exists already: remove it, or choose another name")
-        tensors, metadata = read_tensors(args.checkpoint, args.trust)
+        weights = read_tensors(args.checkpoint, args.trust)
+        tensors, metadata = weights.tensors, weights.metadata
         if args.normalization:
             metadata = {**metadata, "normalization": NORMALIZATIONS[args.normalization]._asdict()}
         # Clones, because two names may share one tensor, which .safetensors cannot store.
@@ -54,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"error: {args.checkpoint}: its metadata cannot be written as JSON: {error}")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(f"{args.out}: {len(tensors)} tensors of {args.checkpoint}")
+    print("; ".join([f"{args.out}: {len(tensors)} tensors of {args.checkpoint}", *weights.notes]))
 
 
 if __name__ == "__main__":

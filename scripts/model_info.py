@@ -31,6 +31,7 @@ from models import MappedModel, SegModel, count_parameters
 from models.deploy import Deployable
 from models.inference import scaled_size
 from models.onnx import require_extra
+from models.placement import place
 from scripts._device import DEFAULT, usable_device
 from scripts.benchmarks.timing import seconds_of_each
 from scripts.export_onnx import export
@@ -133,7 +134,7 @@ def measure_latency(
 
     yield "eager fp32", time_pytorch()
     for module in modules.values():
-        module.to(memory_format=torch.channels_last)
+        place(module, device, channels_last=True)
     yield "channels_last fp32", time_pytorch()
     yield "channels_last bf16", time_pytorch(torch.bfloat16)
 

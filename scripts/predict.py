@@ -22,12 +22,13 @@ if not __package__:  # run as a file: the repository's root is not on the import
 
     restart_as_module(__file__)
 
-from configs.schema import Eval, Train
+from configs.schema import Eval, Train, autocast_dtype
 from datasets.pixels import open_image
 from eval import factors
 from models import SegOutput, load_student
 from models.inference import LARGEST_SCALE, predict
 from models.onnx import OnnxModel
+from models.placement import place
 from scripts._device import DEFAULT, usable_device
 from scripts._inputs import IMAGES, VIDEOS, Job, check_outputs, find_jobs
 from scripts._video import Video, write_video
@@ -118,8 +119,7 @@ class Predictor:
         self.train = validate(
             config.get("train", {"batch_size": 1, "precision": "fp32"}), Train, f"{path}: config.train"
         )
-        layout = torch.channels_last if self.train.channels_last else torch.contiguous_format
-        self.model.to(self.device, memory_format=layout)
+        place(self.model, self.device, self.train.channels_last)
 
     def __str__(self) -> str:
         scale = self.metadata.get("scale", 1)
@@ -132,7 +132,7 @@ class Predictor:
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """H W 3 uint8 RGB -> class map H W uint8."""
-        dtype = self.train.autocast_dtype
+        dtype = autocast_dtype(self.settings.precision or self.train.precision)
         pixels = torch.from_numpy(image).permute(2, 0, 1).contiguous().to(self.device)
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
             return predict(self.model, pixels, **self.settings.protocol)[0].cpu().numpy()

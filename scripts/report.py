@@ -7,6 +7,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 if not __package__:  # run as a file: its own folder is on the import path, the repository's root is not
     from _as_module import restart_as_module
@@ -14,6 +15,7 @@ if not __package__:  # run as a file: its own folder is on the import path, the 
     restart_as_module(__file__)
 
 from configs.schema import Experiment, Network
+from datasets.base import SegDataset
 from engine.build import build_split, build_student, load_trained
 from engine.report import prediction_panel
 from engine.teacher import Teacher, build_teacher
@@ -43,6 +45,29 @@ def describe(settings: Network, network: SegModel | Teacher) -> list[str]:
     return [f"{settings.backbone} {settings.head}", f"{count_parameters(network) / 1e6:.1f} M"]
 
 
+def check_same_data(first: SegDataset, other: SegDataset, runs: tuple[Path, Path]) -> None:
+    """Figures are comparable, and one panel has the right colours, only on the same files, classes and colours.
+
+    Raises:
+        ValueError: the validation sets of two runs differ; names in what.
+    """
+
+    def facts(dataset: SegDataset) -> dict[str, Any]:
+        return {
+            "data.class_names": list(dataset.class_names),
+            "data.palette": dataset.palette.tolist(),
+            "data.id_table": dataset.id_table.tolist(),
+            "data.root or data.val_list": [path.resolve() for pair in dataset.files for path in pair if path],
+        }
+
+    one, two = facts(first), facts(other)
+    if differ := [key for key in one if one[key] != two[key]]:
+        raise ValueError(
+            f"{runs[0]} and {runs[1]} were validated on other data: they differ in {', '.join(differ)}, so one table "
+            "and one panel would mislead: make one report for each data set"
+        )
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         "report.py", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -59,6 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"{len(args.runs)} runs but {len(titles)} titles")
 
     try:
+        first: SegDataset | None = None
         teachers, students, protocols, curves, teacher_rows, rows = {}, {}, {}, {}, [], []
         for title, run in zip(titles, args.runs, strict=True):
             source = str(run / "config.py")
@@ -66,6 +92,8 @@ def main(arguments: list[str] | None = None) -> None:
             if not (run / "student.safetensors").is_file():
                 raise ValueError(f"{run} holds no student.safetensors: the run is not finished")
             dataset = build_split(config, source, "val")
+            first = first or dataset
+            check_same_data(first, dataset, (args.runs[0], run))
             network, _ = build_student(config, source, dataset.class_names, pretrained=False)
             load_trained(network, read_weights(run / "student.safetensors"), dataset.class_names)
             log = read_metrics(run)

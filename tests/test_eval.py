@@ -50,6 +50,11 @@ def test_table_json_and_pictures_agree(experiments, student, streets, tmp_path, 
     )
     out, result = capsys.readouterr().out, json.loads((tmp_path / "r.json").read_text())
     assert "Bicyclist" in out
+    counted = sum(iou is not None for iou in result["per_class_iou"])
+    assert out.splitlines()[-1] == (
+        f"val split, 5 images, mean IoU over {counted} of 11 classes; fp32, mode whole, scales 1, no flip"
+    )
+    assert result["precision"] == "fp32"
     assert f"{100 * result['miou']:.2f}" in out
     assert result["sha256"] == hashlib.sha256(student.read_bytes()).hexdigest()
     assert result["split"] == "val"

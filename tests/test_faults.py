@@ -90,11 +90,19 @@ def test_a_gradient_that_is_not_finite_on_one_rank_stops_both_and_is_kept_there(
     code, _, err = finish(start("nan 2 1", experiments["alone"], tmp_path))
     assert code == 1
     said = [line for line in err.splitlines() if line.startswith("error: step 2: not finite: the gradient of task; ")]
-    assert len(said) == 2
-    assert said[0] == said[1]
+    assert len(said) == 1  # of two ranks with the same error
     assert "(rank 1); no optimizer step was taken" in said[0]
+    assert err.count("step_2_rank_1.pt holds the batch") == 1
     assert [path.name for path in (tmp_path / "crash").iterdir()] == ["step_2_rank_1.pt"]
     dump = torch.load(tmp_path / "crash" / "step_2_rank_1.pt", weights_only=True)
     assert dump["micro_batches"][0]["position"].tolist() == [10, 11]  # of the third step's 8..11
     assert ", ".join(dump["micro_batches"][0]["name"]) + " (rank 1)" in said[0]
     assert last(tmp_path)["step"] == 2
+
+
+def test_an_error_of_all_ranks_is_printed_once(experiments, tmp_path):
+    """In the config, before the ranks have met; and in the start of the run, after it."""
+    for option, message in (("train.batch_sizes=3", "unknown key"), ("teacher.weights=nowhere.pth", "does not exist")):
+        code, _, err = finish(start("none 0 0", experiments["hmkd"], tmp_path, option))
+        assert code == 1
+        assert [message in line for line in err.splitlines() if line.startswith("error: ")] == [True]

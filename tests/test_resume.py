@@ -353,6 +353,51 @@ def test_resuming_with_another_config_shows_what_changed_and_is_refused_unless_f
     assert [line["step"] for line in metrics(run)][len(metrics(whole)) :] == [10, 10]
 
 
+def test_what_is_forced_is_what_the_resumed_run_uses(tiny, whole, run):
+    """Half the rate from step 4 on: the log shows it, beside the same schedule."""
+    run.mkdir()
+    shutil.copy(whole / "step_7.pt", run)
+    options = ["optimizer.lr=5e-4", "optimizer.decay_norm_bias=True", "optimizer.betas=(0.5,0.9)"]
+    train_kd.main([tiny, "--work-dir", str(run), "--resume", "auto", "--force", "--cfg-options", *options])
+    rate, before = (next(line["lr"] for line in metrics(each) if line["step"] == 8) for each in (run, whole))
+    assert rate == before / 2
+    groups = torch.load(run / "last.pt", weights_only=True)["optimizer"]["param_groups"]
+    assert {(group["weight_decay"], group["betas"]) for group in groups} == {(0.01, (0.5, 0.9))}
+
+
+def test_fewer_iterations_than_are_done_are_refused(tiny, whole, run):
+    shutil.copytree(whole, run)
+    options = ["--force", "--cfg-options", "schedule.max_iters=4"]
+    message = refused([tiny, "--work-dir", run, "--resume", *options])
+    assert "last.pt is at step 8, and schedule.max_iters is 4: set schedule.max_iters=8 or more" in message
+
+
+def test_a_finished_run_is_trained_longer_as_asked(tiny, whole, run, capsys):
+    """On the longer schedule, or on a new one: (1 - 8 / 12)^0.9 or 1 of the rate 0.001; the warm-up is of one step.
+
+    With the restart, the run equals one that had it from the start.
+    """
+    shutil.copytree(whole, run)
+    arguments = ["--resume", "--force", "--cfg-options", "schedule.max_iters=12"]
+    train_kd.main([tiny, "--work-dir", str(run), *arguments])
+    assert "the learning rate of step 8 is 3.72e-04 instead of 0.00e+00" in capsys.readouterr().out
+    rates = {line["step"]: line["lr"] for line in metrics(run) if "lr" in line}
+    assert rates[9] == pytest.approx(1e-3 * (1 - 8 / 12) ** 0.9)
+    assert rates[8] == pytest.approx(1e-3 * (1 - 7 / 8) ** 0.9)
+    again, at_once = run.with_name("again"), run.with_name("at_once")
+    shutil.copytree(whole, again)
+    train_kd.main([tiny, "--work-dir", str(again), *arguments, "schedule.restart_at=8"])
+    train_kd.main([tiny, "--work-dir", str(at_once), "--cfg-options", "schedule.max_iters=12", "schedule.restart_at=8"])
+    assert_same_run(again, at_once)
+
+
+def test_another_type_of_optimizer_cannot_be_forced(tiny, whole, run):
+    shutil.copytree(whole, run)
+    options = ["--force", "--cfg-options", "optimizer.type=sgd"]
+    message = refused([tiny, "--work-dir", run, "--resume", *options])
+    assert "was made with optimizer.type='adamw'; the config has 'sgd'" in message
+
+
 def test_what_does_not_fit_cannot_be_forced(tiny, whole, run):
     shutil.copytree(whole, run)
     options = ["--force", "--cfg-options", "student.width=16"]

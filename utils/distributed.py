@@ -1,5 +1,6 @@
 """The process group: ranks, their devices, collectives, lost processes and stop signals."""
 
+import hashlib
 import multiprocessing
 import os
 import re
@@ -115,6 +116,27 @@ def fresh_store(store: dist.Store, rank: int, size: int, timeout: float) -> dist
         time.sleep(0.01)
         missing = {other for other in missing if not store.check([f"confirmed/{token}/{other}"])}
     return dist.PrefixStore(token, store)
+
+
+def print_first(message: str) -> bool:
+    """Whether this rank is the first under torchrun that asks to print ``message``; True without torchrun.
+
+    It asks torchrun's own store, so it works before the process group is there and after an error. The other ranks
+    wait a second: torchrun ends all ranks when one has ended, and the first must print before.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return True
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT")
+    key = f"printed/{attempt}/{hashlib.sha256(message.encode()).hexdigest()}"
+    try:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(address, port, timeout=timedelta(seconds=ROLL_CALL), wait_for_workers=False)
+        first = store.add(key, 1) == 1
+    except dist.DistError:
+        return True
+    if not first:
+        time.sleep(1)
+    return first
 
 
 def lost_process_message(error: RuntimeError | ConnectionError, timeout: float) -> str:

@@ -127,6 +127,7 @@ def plot_curves(
     axes.set_xlabel("iteration")
     axes.set_ylabel(ylabel)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    axes.set_xlim(left=0)  # where training starts, however late the first point
     axes.grid(axis="y", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     # Beside the axes: a legend inside would hide points sooner or later.

@@ -410,3 +410,8 @@ LAYOUTS = (
         skip=("classifier.",),
     ),
 )
+
+
+def find_layout(state: State) -> Layout | None:
+    """The layout whose markers are among the tensors; None where there is none (such as timm's names)."""
+    return next((layout for layout in LAYOUTS if layout.markers <= state.keys()), None)

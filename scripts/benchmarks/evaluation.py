@@ -12,6 +12,7 @@ from engine.evaluation import evaluate
 from engine.metrics import ConfusionMatrix
 from models import build_model
 from models.inference import class_map
+from models.placement import place
 from scripts.benchmarks.metric import CLASSES, SIZE, PublishedMetric, random_maps, without_void
 from scripts.benchmarks.published import as_published
 from scripts.benchmarks.timing import peak_memory, time_each
@@ -97,7 +98,7 @@ def network_row(backbone: str, head: str, quick: bool, device: torch.device) -> 
     images, rounds = (20, 5) if device.type == "cuda" else (1, 3)
     torch.manual_seed(0)
     model = as_published(build_model(backbone, head, CLASSES)).eval().to(device)
-    fast = build_model(backbone, head, CLASSES).eval().to(device, memory_format=torch.channels_last)
+    fast = place(build_model(backbone, head, CLASSES).eval(), device, channels_last=True)
     fast.load_state_dict(model.state_dict())
     data = Noise(images, size)
     image, label = data.image.float()[None], without_void(data.label)[None]

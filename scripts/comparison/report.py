@@ -15,7 +15,8 @@ from scripts.report import markdown_table
 from utils.files import write_atomically
 from utils.visualize import CURVE_COLORS
 
-NEGATIVE_TRANSFER = 0.01  # a class with a larger loss of IoU than this against the student alone is marked
+# A class with a larger mean loss of IoU than this against the student alone is marked, unless it may be chance.
+NEGATIVE_TRANSFER = 0.01
 MARKERS = "osD^vPX<>"  # nine markers and seven colours: their pairs repeat after 63 methods
 LINES = ("-", "--", "-.", ":")
 Runs = Mapping[int, Mapping[str, Any]]  # figures of a run by seed, see ``read_run``
@@ -48,7 +49,9 @@ def summarize(runs: Runs, alone: Runs) -> dict[str, Any]:
                 **miou,
                 "class_gains": classes,
                 "negative_transfer": [
-                    name for name, gain in classes.items() if gain and gain.mean < -NEGATIVE_TRANSFER
+                    name
+                    for name, gain in classes.items()
+                    if gain and gain.mean < -NEGATIVE_TRANSFER and not gain.holds_zero
                 ],
             }
     found["step_seconds"] = fmean(run["step_seconds"] for run in runs.values())
@@ -101,10 +104,11 @@ def report_text(result: Mapping[str, Any]) -> str:
         ]  # fmt: skip
         text += f"\nGain in {split} IoU over the {alone}:\n\n" + markdown_table(["class", *compared], rows)
         text += (
-            f"\nNegative transfer on {split} (a mean loss of more than {100 * NEGATIVE_TRANSFER:g} point, **!**):\n\n"
+            f"\nNegative transfer on {split} (**!**: a mean loss of more than {100 * NEGATIVE_TRANSFER:g} point, whose "
+            "interval, where there is one, does not hold 0):\n\n"
         )
         for name in compared:
-            lost = [f"{label} {gain(gains[name]['class_gains'][label])}"
+            lost = [f"{label} {points(gains[name]['class_gains'][label], signed=True)}"
                     for label in gains[name]["negative_transfer"]]  # fmt: skip
             text += f"- {name}: {', '.join(lost) or 'none'}\n"
     return text + "\n" + "".join(f"- {note}\n" for note in notes(result))

@@ -160,8 +160,8 @@ def verify_teachers(methods: Sequence[Method], args: argparse.Namespace, hashes:
         miou, chance = found[name]["miou"], 1 / len(found[name]["class_names"])
         if config.train.verify_teacher and not config.train.allow_weak_teacher and miou <= chance:
             raise ValueError(
-                f"{source}: the teacher {config.teacher.weights} has mIoU {miou:.4f} on the validation set, no better "
-                f"than chance ({chance:.4f}): check its weights, class order and normalization, or set "
+                f"{source}: the teacher {config.teacher.weights} has mIoU {miou:.2%} on the validation set, no better "
+                f"than chance ({chance:.2%}): check its weights, class order and normalization, or set "
                 "train.allow_weak_teacher=True"
             )
     return found

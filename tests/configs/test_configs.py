@@ -143,7 +143,7 @@ def test_a_teacher_is_built_as_its_weights_say(described):
 @pytest.mark.parametrize(
     ("teacher", "message"),
     [
-        ({"width": 16}, r"teacher.weights: .*does not fit the network"),
+        ({"width": 16}, r"teacher.weights: .*does not fit the network.*: by its metadata, .*width=24"),
         ({"normalization": "imagenet"}, r"teacher.weights: .*set normalization='caffe_bgr'"),
         ({"backbone": "test_resnet", "head": "deeplabv3", "output_stride": 16}, r"teacher.weights: .*does not fit"),
     ],
@@ -151,6 +151,21 @@ def test_a_teacher_is_built_as_its_weights_say(described):
 def test_what_the_config_says_of_a_teacher_is_not_overruled(described, teacher, message):
     with pytest.raises(ConfigError, match=message):
         build_teacher(teacher_config(weights=described[0], **teacher), "x.py", CLASSES["camvid"])
+
+
+def test_a_teachers_file_that_is_another_network_than_the_configs_says_which_and_what_to_set(described):
+    """Ten of hundreds of missing tensors would not tell the user what to do."""
+    teacher = {"backbone": "mit_b0", "head": "segformer"}
+    with pytest.raises(ConfigError) as error:
+        build_teacher(teacher_config(weights=described[0], **teacher), "x.py", CLASSES["camvid"])
+    message = str(error.value)
+    assert (
+        "this file holds a network of backbone='test_resnet' head='pspnet' width=24 output_stride=16. Of a " in message
+    )
+    assert (
+        "set teacher.backbone=None teacher.head=None teacher.width=None teacher.output_stride=None, or drop" in message
+    )
+    assert len(message.splitlines()) == 2  # no list of keys
 
 
 def test_a_teacher_of_which_nobody_says_how_it_is_built(tmp_path):

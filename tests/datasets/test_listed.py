@@ -3,6 +3,7 @@ import pytest
 from PIL import Image
 
 from datasets.listed import ListedDataset, distinct_colours
+from utils.visualize import VOID_COLOR
 
 
 def make(root, label, **options) -> ListedDataset:
@@ -85,10 +86,11 @@ def test_one_class_alone_is_refused(tmp_path):
 def test_palette_is_taken_or_made(tmp_path):
     given = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
     assert make(tmp_path, [[0]], palette=given).palette.tolist() == given
-    assert make(tmp_path, [[0]]).palette.tolist() == [[128, 0, 0], [0, 128, 0], [128, 128, 0]]
+    assert make(tmp_path, [[0]]).palette.tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0]]
 
 
-def test_generated_colours_are_all_different_and_none_is_black():
-    colours = distinct_colours(254)
-    assert len(np.unique(colours, axis=0)) == 254
-    assert colours.any(axis=1).all()
+def test_generated_colours_are_all_different_the_first_is_black_and_none_is_that_of_void():
+    colours = distinct_colours(255)
+    assert len(np.unique(colours, axis=0)) == 255
+    assert colours[0].tolist() == [0, 0, 0]
+    assert VOID_COLOR not in {tuple(colour) for colour in colours.tolist()}

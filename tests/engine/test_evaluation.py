@@ -220,7 +220,7 @@ def test_shrinking_is_low_pass_filtered():
         ({"mode": "slide", "crop_size": (4, 4), "stride": (0, 4)}, "stride <= crop_size"),
         ({"scales": ()}, "scales are"),
         ({"scales": (1.0, -0.5)}, "scales are"),
-        ({"scales": (1e9,)}, r"scales are \(1000000000.0,\); expected one or more factors, above 0 to 8"),
+        ({"scales": (1e9,)}, r"scales are \(1000000000.0,\); expected one or more factors above 0, at most 8"),
     ],
 )
 def test_bad_views_are_refused(images, options, message):

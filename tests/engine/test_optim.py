@@ -7,6 +7,7 @@ from engine.optim import (
     gradient_norms,
     learning_rate_factor,
     parameter_groups,
+    restore_optimizer,
     set_learning_rate,
     weight_factor,
 )
@@ -20,6 +21,15 @@ def test_poly_decay_by_hand():
 def test_warmup_rises_linearly_from_its_ratio():
     factor = [learning_rate_factor(s, max_iters=10**9, power=1.0, warmup_iters=4, warmup_ratio=0.2) for s in range(6)]
     assert factor == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0], abs=1e-6)
+
+
+def test_a_restarted_schedule_is_two_schedules_by_hand():
+    """Four steps with one of warm-up from 0.5, then eight of the same kind."""
+    factor = [
+        learning_rate_factor(s, max_iters=12, power=1.0, warmup_iters=1, warmup_ratio=0.5, restart_at=4)
+        for s in range(13)
+    ]
+    assert factor == pytest.approx([0.5, 3 / 4, 2 / 4, 1 / 4, 0.5, *(k / 8 for k in range(7, -1, -1))])
 
 
 def test_a_step_outside_the_schedule_is_refused():
@@ -89,3 +99,33 @@ def test_weight_factor(type, expected):
     """From 2 to 0 in four steps from step 2 on."""
     found = [weight_factor(step, type=type, iters=4, start=2.0, end=0.0, begin=2) for step in range(8)]
     assert found == pytest.approx(expected)
+
+
+def adam_with_marks(model, **options):
+    """An AdamW in whose state each parameter's first moment is the number of the parameter."""
+    groups = parameter_groups(model.backbone, model, lr=0.1, weight_decay=0.01, **options)
+    optimizer = build_optimizer("adamw", groups, momentum=0.9, betas=(0.9, 0.999))
+    for number, parameter in enumerate(model.parameters()):
+        moments = {name: torch.full_like(parameter, number) for name in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[parameter] = {"step": torch.tensor(3.0), **moments}
+    return optimizer
+
+
+def test_each_parameter_keeps_its_state_when_the_groups_change():
+    """One group becomes four, in another order; their rates and decays stay those of the new optimizer."""
+    model, same = Tiny(), {"head_lr_mult": 1.0, "decay_norm_bias": True}
+    saved = adam_with_marks(model, **same).state_dict()
+    other = adam_with_marks(model, head_lr_mult=10.0, decay_norm_bias=False)
+    wanted = [(group["lr"], group["weight_decay"]) for group in other.param_groups]
+    other.state.clear()
+    restore_optimizer(other, saved, parameter_groups(model.backbone, model, lr=0.1, weight_decay=0.01, **same))
+    assert [(group["lr"], group["weight_decay"]) for group in other.param_groups] == wanted
+    assert len(wanted) == 4
+    assert [other.state[p]["exp_avg"].unique().tolist() for p in model.parameters()] == [[n] for n in range(6)]
+
+
+def test_an_optimizer_of_other_parameters_is_refused():
+    model = Tiny()
+    optimizer = adam_with_marks(model, head_lr_mult=1.0, decay_norm_bias=True)
+    with pytest.raises(ValueError, match="its optimizer has 6 parameters; this one has 0"):
+        restore_optimizer(optimizer, optimizer.state_dict(), [])

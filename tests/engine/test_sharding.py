@@ -61,7 +61,7 @@ def both_ranks(rank: int, store: str) -> None:
         if dtype is not None:
             cast_weights(whole, dtype)
         sharded = copy.deepcopy(whole)
-        shard_network(sharded, world, torch.channels_last)
+        shard_network(sharded, world, channels_last=True)
         whole.to(memory_format=torch.channels_last)
 
         def same(whole=whole, sharded=sharded, dtype=dtype) -> None:

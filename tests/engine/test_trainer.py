@@ -6,6 +6,7 @@ import torch
 from timm.layers import convert_sync_batchnorm
 
 from engine.crash import NonFiniteError
+from engine.teacher import Teacher
 from engine.trainer import Trainer
 from models import build_model
 from utils.distributed import World
@@ -21,6 +22,20 @@ def test_synchronised_norms_compute_the_same_network():
         after = convert_sync_batchnorm(model)(images).logits
     assert sum(isinstance(module, torch.nn.SyncBatchNorm) for module in model.modules()) > 20
     assert torch.equal(before, after)
+
+
+def narrow_convolution():
+    return torch.nn.Conv2d(3, 8, 1, 2)
+
+
+def test_on_a_cpu_trainer_and_teacher_keep_narrow_strided_convolutions_contiguous():
+    """channels_last, their gradient ends the process (``models.placement``); their one stride tells the layout."""
+    toy = Toy()
+    toy.backbone.narrow = narrow_convolution()
+    toy_trainer(toy=toy, channels_last=True)
+    teacher = Teacher(narrow_convolution())
+    teacher.prepare(World(0, 1, torch.device("cpu")), channels_last=True)
+    assert toy.backbone.narrow.weight.stride() == teacher.network.weight.stride() == (3, 1, 1, 1)
 
 
 class Toy(torch.nn.Module):
@@ -44,16 +59,20 @@ class Toy(torch.nn.Module):
         return {"task": (self.backbone.weight * images.mean(0)).sum()}
 
 
-def toy_trainer(kind="sgd", dtype=None):
-    optimizer = {"type": kind, "lr": 0.5, "head_lr_mult": 1.0, "weight_decay": 0.0, "decay_norm_bias": True}
+def optimizer(kind="sgd", **changed):
+    settings = {"type": kind, "lr": 0.5, "head_lr_mult": 1.0, "weight_decay": 0.0, "decay_norm_bias": True}
+    return settings | {"momentum": 0.5, "betas": (0.9, 0.999)} | changed
+
+
+def toy_trainer(kind="sgd", dtype=None, toy=None, channels_last=False, **changed):
     return Trainer(
-        Toy(),
+        toy or Toy(),
         None,
         World(0, 1, torch.device("cpu")),
-        optimizer=optimizer | {"momentum": 0.5, "betas": (0.9, 0.999)},
+        optimizer=optimizer(kind, **changed),
         schedule={"max_iters": 100, "power": 0.0},
         autocast_dtype=dtype,
-        channels_last=False,
+        channels_last=channels_last,
         grad_clip=None,
         curriculum={},
         seed=0,
@@ -111,7 +130,7 @@ def test_float16_skips_counts_and_goes_on(uninitialised_is_nan):
     assert trainer.scaling() == {"loss_scale": 32768.0, "skipped_steps": 1}
     assert trainer.student.backbone.weight.tolist() == [0.5] * 4  # 1 - lr * (0.5 * 0 + 1)
     other = toy_trainer(dtype=torch.float16)
-    other.restore(trainer.state())
+    other.restore(trainer.state(), optimizer())
     assert other.scaling() == trainer.scaling()
     assert toy_trainer().scaling() == {}
 
@@ -136,7 +155,47 @@ def test_a_checkpoint_of_before_the_scaler_was_always_there_is_gone_on_from():
     state = copy.deepcopy(trainer.state()) | {"scaler": {}}
     del state["skipped_steps"]
     other = toy_trainer()
-    other.restore(state)
+    other.restore(state, optimizer())
     for each in (trainer, other):
         each.train_step([batch(1.0)])
     assert other.student.backbone.weight.tolist() == trainer.student.backbone.weight.tolist()
+
+
+def test_a_resumed_sgd_has_the_momentum_the_rate_and_the_decay_of_the_config():
+    """Two steps by hand, gradient 1: weight 1 - 0.5 * 1 = 0.5; then momentum 0.2 * 1 + 1 + 0.1 * 0.5 = 1.25."""
+    trainer = toy_trainer()
+    trainer.train_step([batch(1.0)])
+    other = toy_trainer(lr=0.2, momentum=0.2, weight_decay=0.1)
+    other.restore(trainer.state(), optimizer())
+    other.train_step([batch(1.0)])
+    assert other.learning_rate == 0.2
+    assert other.student.backbone.weight.tolist() == pytest.approx([0.5 - 0.2 * 1.25] * 4)
+
+
+def test_a_resumed_adam_has_the_betas_of_the_config():
+    """The moments after one gradient of 1: 0.1 and 0.001. The next gradient is 1 too, with betas 0.5 and 0.9."""
+    trainer = toy_trainer("adamw")
+    trainer.train_step([batch(1.0)])
+    other = toy_trainer("adamw", betas=(0.5, 0.9))
+    other.restore(trainer.state(), optimizer("adamw"))
+    other.train_step([batch(1.0)])
+    found = optimizer_state(other)
+    assert found["exp_avg"] == pytest.approx([0.5 * 0.1 + 0.5] * 4)
+    assert found["exp_avg_sq"] == pytest.approx([0.9 * 0.001 + 0.1] * 4)
+
+
+def test_momentum_that_a_resumed_run_adds_starts_from_zero():
+    trainer = toy_trainer(momentum=0.0)
+    trainer.train_step([batch(1.0)])
+    other = toy_trainer(momentum=0.5)
+    other.restore(trainer.state(), optimizer(momentum=0.0))
+    assert optimizer_state(other) == {"momentum_buffer": [0.0] * 4}
+
+
+@pytest.mark.parametrize(("before", "now"), [(torch.float16, None), (None, torch.float16)])
+def test_a_run_resumed_in_another_precision_has_its_own_loss_scale(before, now):
+    """Not float16's 65536 without float16, and not 1, which never grows, in float16."""
+    trainer, other = toy_trainer(dtype=before), toy_trainer(dtype=now)
+    fresh = other.scaler.get_scale()
+    other.restore(trainer.state(), optimizer())
+    assert other.scaler.get_scale() == fresh

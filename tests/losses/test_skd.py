@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.autograd import gradcheck
 
 from losses.labels import Labels
@@ -148,6 +149,28 @@ def test_doubling_the_resolution_does_not_matter():
 def test_wrong_arguments_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         SKD(SMALL, LARGE, **options)
+
+
+def released_pairwise(student, teacher, k):
+    """As the releases describe it: k x k max-pooling whose last row and column hold what is left over."""
+    sims = []
+    for x in (student, teacher):
+        nodes = F.normalize(F.max_pool2d(x, k, k, ceil_mode=True).flatten(2), dim=1)
+        sims.append(nodes.transpose(1, 2) @ nodes)
+    return (sims[0] - sims[1]).square().mean()
+
+
+@pytest.mark.parametrize(
+    ("side", "k", "nodes", "ratio"), [(64, 32, 2, 1), (64, 2, 32, 1), (65, 32, 2, 0), (65, 2, 33, 0.19)]
+)
+def test_against_the_releases_even_sides_agree_and_odd_ones_do_not(side, k, nodes, ratio):
+    """The ratios of the docstring: 2 x 2 regions (SKD's release) and cells (CIRKD's)."""
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(2, channels, side, side, generator=generator) for channels in (16, 32))
+    valid = torch.ones(2, side, side, dtype=torch.bool)
+    S, T = (pool_nodes(x, valid, nodes) for x in (student, teacher))
+    ours = pairwise_distance(S, T, valid_nodes(valid, nodes))
+    assert ours / released_pairwise(student, teacher, k) == pytest.approx(ratio, abs=1e-4 if ratio == 1 else 1e-2)
 
 
 def test_several_pairs_share_the_weight_and_terms_of_weight_zero_are_not_built():

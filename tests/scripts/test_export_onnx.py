@@ -167,7 +167,7 @@ def test_the_input_scale_of_a_teacher_is_in_its_file(experiments, validation, tm
         experiments["hmkd"], "--teacher", "--out", tmp_path / "t.onnx", "--outputs", "logits", "--cfg-options", *options
     )
     exported, images = OnnxModel(tmp_path / "t.onnx"), validation[1]["image"].unsqueeze(0)
-    assert exported.about["network"]["scale"] == 0.75
+    assert exported.metadata["network"]["scale"] == 0.75
     config = load_config(experiments["hmkd"], Experiment, options)
     teacher = build_teacher(config, "x.py", validation.class_names)
     expected = resize(teacher(resize(images, (24, 32))).logits, (48, 64))  # 48 x 64 pixels, first at eval's scale

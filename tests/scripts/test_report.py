@@ -1,12 +1,16 @@
+import shutil
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 import torch
 
 import train_kd
+from datasets.listed import ListedDataset
 from engine import report
 from models.base import SegOutput
-from scripts.report import main
+from scripts.report import check_same_data, main
 from utils.visualize import GAP, LINE, WIDTH
 
 KINDS = [["correct", "wrong"], ["correct", "void"]]
@@ -81,6 +85,37 @@ def test_each_error_map_of_the_panel_is_titled_with_the_miou_of_its_image(monkey
     assert [title for title, _ in below] == ["truth", "errors (mIoU 50.0)"]
     assert below[1][1].tolist() == [[list(legend[kind]) for kind in row] for row in KINDS]
     assert below[0][1][1, 1].tolist() == list(legend["void"])
+
+
+def test_runs_that_were_validated_on_other_data_are_refused(runs, streets, tmp_path):
+    shutil.copytree(streets, tmp_path / "moved")
+    shutil.copytree(runs / "alone", tmp_path / "other")
+    config = tmp_path / "other" / "config.py"
+    config.write_text(config.read_text().replace(str(streets), str(tmp_path / "moved")))
+    with pytest.raises(SystemExit, match=r"alone and .*other were validated on other data: .* data\.root or"):
+        main([str(runs / "alone"), str(tmp_path / "other"), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"class_names": ["cat", "bird"]}, "class_names"),
+        ({"palette": [[1, 2, 3], [4, 5, 6]]}, "palette"),
+        ({"id_table": {0: 0, 255: 1}}, "id_table"),
+        ({"list_file": "b.txt"}, "root or data.val_list"),
+    ],
+)
+def test_other_classes_colours_ids_or_files_are_other_data(tmp_path, change, key):
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(f"{name}.png {name}_label.png\n")
+        for file in (f"{name}.png", f"{name}_label.png"):
+            cv2.imwrite(str(tmp_path / file), np.zeros((4, 4), np.uint8))
+    given = {"root": tmp_path, "list_file": "a.txt", "class_names": ["cat", "dog"]}
+    first, other, names = ListedDataset(**given), ListedDataset(**given | change), (Path("x"), Path("y"))
+    check_same_data(first, ListedDataset(**given), names)
+    with pytest.raises(ValueError, match=rf"x and y were validated on other data: they differ in data\.{key}, so"):
+        check_same_data(first, other, names)
 
 
 def test_a_folder_without_a_run_is_named(tmp_path):

@@ -42,7 +42,8 @@ def hang():
 @pytest.mark.parametrize(
     ("fault", "seconds", "said"),
     [
-        (die, 60, r"DataLoader worker \(pid \d+\) is killed by signal: Killed"),
+        # Its connection may close before PyTorch sees the signal.
+        (die, 60, r"(DataLoader worker \(pid \d+\) is killed by signal: Killed|Connection reset by peer)"),
         (hang, 2, "DataLoader timed out"),
     ],
 )

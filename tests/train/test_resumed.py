@@ -1,14 +1,23 @@
 """An interrupted run that is resumed equals the uninterrupted one, bit for bit."""
 
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import train_kd
+from configs.schema import Experiment
+from engine.build import build_split, build_student
 from engine.checkpoint import save_checkpoint
+from engine.evaluation import evaluate
 from engine.log import RunLog
+from engine.run import Run
+from engine.teacher import build_teacher
 from engine.trainer import Trainer
+from scripts.street.scene import write_synthetic
 from tests.runs import PowerCutError, assert_same, losses, metrics, refused, weights
+from utils.config import load_config
 
 
 @pytest.mark.parametrize(("where", "step"), [("train_step", 1), ("train_step", 5), ("validation", 3)])
@@ -80,3 +89,66 @@ def test_a_checkpoint_from_before_a_key_was_there_has_its_default(whole, experim
     assert "data.seed: None -> 1" in refused([*arguments, "--cfg-options", "data.seed=1"])
     train_kd.main(arguments)
     assert losses(tmp_path / "run") == losses(whole)[5:]
+
+
+def assert_measured_again(folder, config, said, options):
+    """The best student and the teacher have the mIoU that eval.py's function gives under the new protocol."""
+    state, log = torch.load(folder / "best.pt", weights_only=True), metrics(folder)
+    config = load_config(config, Experiment, options)
+    dataset = build_split(config, "", "val")
+    student, _ = build_student(config, "", dataset.class_names, pretrained=False)
+    student.load_state_dict(state["student"])
+    expected = evaluate(student, dataset, device="cpu", **config.eval.protocol).miou
+    assert state["best"]["miou"] == state["about"]["miou"] == expected
+    teacher = build_teacher(config, "", dataset.class_names)
+    expected = evaluate(teacher, dataset, device="cpu", **config.eval.protocol).miou
+    assert [line["teacher_miou"] for line in log if "teacher_miou" in line][-1] == expected
+    assert "so the best student and the teacher are measured again:" in said
+
+
+@pytest.mark.parametrize("change", ["eval.scales=(1.5,)", "data.root", "data.val_list"])
+def test_another_validation_is_said_and_the_best_and_the_teacher_are_measured_again(
+    experiments, streets, tmp_path, capsys, change
+):
+    """Other scales; another folder with the same names; fewer images. The run ends with the best student it had."""
+    config, old, new = experiments["hmkd"], tmp_path / "old", tmp_path / "new"
+    options = ["train.verify_teacher=True", "train.allow_weak_teacher=True", "log.panel_images=0"]
+    train_kd.main([config, "--work-dir", str(old), "--cfg-options", *options, "schedule.max_iters=3"])
+    best = torch.load(old / "best.pt", weights_only=True)
+    if change == "data.root":
+        write_synthetic(tmp_path / "other", train=8, val=5, size=(48, 64), seed=5)
+        change = f"data.root={tmp_path / 'other'}"
+    elif change == "data.val_list":
+        (streets / "two.txt").write_text("".join((streets / "val.txt").read_text().splitlines(keepends=True)[:2]))
+        change = "data.val_list=two.txt"
+    shutil.copytree(old, new)
+    options += ["schedule.max_iters=3", change]
+    capsys.readouterr()
+    train_kd.main([config, "--work-dir", str(new), "--resume", "--force", "--cfg-options", *options])
+    said = capsys.readouterr().out
+    assert change.partition("=")[0] + ": " in said
+    assert_measured_again(new, config, said, options)
+    again = torch.load(new / "best.pt", weights_only=True)
+    assert again["best"]["miou"] != best["best"]["miou"]
+    assert_same(again["student"], best["student"])
+    assert_same(weights(new / "last.pt"), weights(old / "last.pt"))
+    train_kd.main([config, "--work-dir", str(new), "--resume", "--force", "--cfg-options", *options])
+    assert "measured again" not in capsys.readouterr().out
+
+
+def test_the_same_data_in_another_folder_are_the_same_validation(whole, experiments, streets, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    shutil.copytree(streets, tmp_path / "moved")
+    options = [f"data.root={tmp_path / 'moved'}"]
+    train_kd.main([experiments["hmkd"], "--work-dir", str(tmp_path / "run"), "--resume", "--cfg-options", *options])
+    said = capsys.readouterr().out
+    assert f"with a changed config:\n  data.root: '{streets}' -> '{tmp_path / 'moved'}'" in said
+    assert "measured again" not in said
+
+
+@pytest.mark.parametrize(("teacher", "times"), [(-0.5, 1), (2.0, 0)])
+def test_a_teacher_behind_its_student_is_said_once(experiments, tmp_path, monkeypatch, capsys, teacher, times):
+    monkeypatch.setattr(Run, "verify_teacher", lambda self: setattr(self, "teacher_miou", teacher))
+    options = ["train.verify_teacher=True", "eval.interval=1", "schedule.max_iters=2", "log.panel_images=0"]
+    train_kd.main([experiments["hmkd"], "--work-dir", str(tmp_path), "--cfg-options", *options])
+    assert capsys.readouterr().out.count("is better than its teacher") == times

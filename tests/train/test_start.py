@@ -7,6 +7,8 @@ import pytest
 from PIL import Image
 
 import train_kd
+from engine.checkpoint import save_student
+from models import build_model
 from tests.runs import metrics, refused
 
 
@@ -17,19 +19,36 @@ def test_dry_run_prints_tables_and_writes_nothing(experiments, tmp_path, capsys)
             "--work-dir",
             str(tmp_path / "run"),
             "--dry-run",
-            "--cfg-options",
-            "teacher.weights=pretrained/absent.safetensors",
         ]
     )
     out = capsys.readouterr().out
+    stages = [line.partition(":")[0] for line in out.splitlines()[:5]]
+    assert stages == ["data", "student", "teacher", "method", "step"]
     for word in ("teacher", "student", "GFLOPs at 32x48", "stage3:160@16", "feature", "stage_logit", "peak memory"):
         assert word in out
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("key", ["teacher.weights", "student.pretrained"])
+def test_a_dry_run_fails_without_weights_or_with_wrong_ones(experiments, tmp_path, key):
+    """No file, a network of other classes, a network of another layout."""
+    dry_run = [experiments["hmkd"], "--work-dir", tmp_path / "run", "--dry-run", "--cfg-options"]
+    assert f"{key}: weights file nowhere.pth does not exist" in refused([*dry_run, f"{key}=nowhere.pth"])
+    others = {"classes": ("test_resnet", 3, "trained on 3 classes"), "layout": ("resnet18", 11, "does not fit")}
+    for name, (backbone, classes, message) in others.items():
+        model = build_model(backbone, "deeplabv3", classes, output_stride=16, width=8)
+        save_student(tmp_path / name, model.state_dict(), {})
+        (tmp_path / name).rename(tmp_path / f"{name}.safetensors")
+        if (name, key) != ("classes", "student.pretrained"):  # only the backbone is loaded, which has no classes
+            found = refused([*dry_run, f"{key}={tmp_path / name}.safetensors"])
+            assert key in found
+            assert message in found
+    assert not (tmp_path / "run").exists()
+
+
 def test_teacher_no_better_than_chance_is_refused_unless_allowed(experiments, tmp_path):
     arguments = [experiments["hmkd"], "--work-dir", tmp_path, "--cfg-options", "train.verify_teacher=True"]
-    assert "no better than chance (0.0909)" in refused(arguments)
+    assert "no better than chance (9.09%)" in refused(arguments)
     train_kd.main([str(a) for a in [*arguments, "train.allow_weak_teacher=True", "schedule.max_iters=1"]])
     assert "teacher_miou" in metrics(tmp_path)[0]
 
@@ -40,7 +59,7 @@ def test_missing_files_are_named_with_the_way_to_mend_it(experiments, tmp_path):
         [*run, "teacher.weights=pretrained/x.pth"]
     )
     assert "data root nowhere" in refused([*run, "data.root=nowhere"])
-    assert "train.batch_size: batch_size 4 (global) cannot be shared evenly" in refused([*run, "train.accumulate=3"])
+    assert "train.batch_size: batch_size 4 (global) cannot be divided evenly" in refused([*run, "train.accumulate=3"])
     assert not (tmp_path / "run").exists()
 
 

@@ -1,4 +1,5 @@
 import pytest
+import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
@@ -249,10 +250,102 @@ def test_what_no_tensor_shows_is_compared(tmp_path, network, message):
         load_weights(model, save(tmp_path / "x.pt", {"student": model.state_dict(), "about": about}))
 
 
-def test_one_name_with_and_without_a_prefix(tmp_path, segformer, segformer_state):
+def test_a_students_file_that_is_another_network_says_which(tmp_path, segformer, segformer_state):
+    about = {"network": {"backbone": "mit_b0", "head": "segformer", "width": 16}}
+    path = save(tmp_path / "x.pt", {"student": segformer_state, "about": about})
+    resnet18 = build_model("resnet18", "deeplabv3", 5, width=8)
+    with pytest.raises(
+        ValueError, match=r"network of backbone='mit_b0' head='segformer' width=16\..* of its run\n  ten"
+    ):
+        load_weights(resnet18, path)
+    with pytest.raises(
+        ValueError, match=r"network of backbone='mit_b0': set student\.backbone='mit_b0'\n  tensors: 100 missing"
+    ):
+        load_weights(resnet18, path, part="backbone")
+    damaged = {key: tensor for key, tensor in segformer_state.items() if key != "backbone.norm4.weight"}
+    with pytest.raises(ValueError, match=r"1 missing in the file: backbone\.norm4\.weight"):
+        load_weights(segformer, save(tmp_path / "x.pt", {"student": damaged, "about": about}))
+
+
+def test_a_prefix_that_only_some_names_have_is_refused(tmp_path, segformer, segformer_state):
     both = {**segformer_state, "module.head.classifier.weight": torch.zeros(5, 16, 1, 1)}
-    with pytest.raises(ValueError, match=r"x\.pt holds tensors of one name with and without 'module\.'"):
+    with pytest.raises(ValueError, match=r"1 unknown to the network: module\.head\.classifier\.weight"):
         load_weights(segformer, save(tmp_path / "x.pt", both))
+
+
+def named(state, prefix):
+    return {prefix + key: tensor for key, tensor in state.items()}
+
+
+@pytest.mark.parametrize("prefix", ["model.", "net.", "module._orig_mod.", "student.", "architecture.", "any.other."])
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_prefix_of_all_names_is_stripped_and_reported(tmp_path, segformer, segformer_state, prefix, nested):
+    state = named(segformer_state, prefix)
+    report = load_weights(segformer, save(tmp_path / "x.pt", {"state_dict": state} if nested else state))
+    assert_same(segformer.state_dict(), segformer_state)
+    assert str(report).endswith(f"; {prefix!r} stripped from all names")
+
+
+def test_a_prefix_of_another_layout_and_of_timms_names_is_stripped(tmp_path, resnet):
+    model = build_model("resnet18", "deeplabv3", 5, width=8)
+    report = load_weights(
+        model, save(tmp_path / "x.pt", {"state_dict": named(resnet.state_dict(), "model.")}), "backbone"
+    )
+    assert torch.equal(model.backbone.net.conv1.weight, resnet.conv1.weight)
+    assert "stripped" in str(report)
+    own = timm.create_model("mobilenetv3_small_050")
+    model = build_model("mobilenetv3_small_050", "deeplabv3", 5, width=8)
+    report = load_weights(model, save(tmp_path / "y.pt", named(own.state_dict(), "net.")), "backbone")
+    assert torch.equal(model.backbone.net.conv_stem.weight, own.conv_stem.weight)
+    assert "'net.' stripped" in str(report)
+
+
+SETS = [("model", "model_ema"), ("state_dict", "state_dict_ema"), ("state_dict", "ema"), ("student", "ema")]
+
+
+@pytest.mark.parametrize(("raw", "ema"), SETS)
+def test_of_several_sets_of_weights_the_choice_is_said_and_the_other_can_be_chosen(
+    tmp_path, segformer, segformer_state, raw, ema
+):
+    averaged = {key: tensor + 1 if tensor.is_floating_point() else tensor for key, tensor in segformer_state.items()}
+    optimizer = {"state": {0: {"exp_avg": torch.zeros(1)}}}
+    file = {ema: named(averaged, "module."), raw: segformer_state, "optimizer": optimizer}
+    path = save(tmp_path / "x.pt", file)
+    text = str(load_weights(segformer, path))
+    assert text.endswith(f"; the weights under {raw!r} of x.pt (it also holds {ema}: choose one with {path}#{ema})")
+    assert_same(segformer.state_dict(), segformer_state)
+    for name in ("ema", ema):
+        report = load_weights(segformer, f"{path}#{name}")
+        assert_same(segformer.state_dict(), averaged)
+        assert (report.path, report.source) == (path, f"{path}#{name}")
+        assert f"the weights under {ema!r} of x.pt" in str(report)
+    with pytest.raises(ValueError, match=rf"no set of weights.* 'swa'; its sets are: {ema}, {raw}$"):
+        load_weights(segformer, f"{path}#swa")
+
+
+def test_one_set_of_weights_needs_no_choice(tmp_path, segformer, segformer_state):
+    file = {"student": segformer_state, "method": {"a.weight": torch.zeros(1), "b.weight": torch.zeros(1)}}
+    assert load_weights(segformer, save(tmp_path / "x.pt", file)).notes == ()
+    with pytest.raises(ValueError, match=r"or choose one of its sets of weights, such as .*y\.pt#ema"):
+        load_weights(segformer, save(tmp_path / "y.pt", {"ema": segformer_state}))
+
+
+def test_one_of_the_networks_of_a_file_is_chosen_by_the_beginning_of_its_names(tmp_path, segformer, segformer_state):
+    both = {
+        **named(segformer_state, "student."),
+        "teacher.conv.weight": torch.zeros(1),
+        "criterion.weight": torch.zeros(5),
+    }
+    path = save(tmp_path / "x.ckpt", {"state_dict": both})
+    with pytest.raises(ValueError, match="no known layout: .*FILE#NAME reads only the keys that begin with NAME"):
+        load_weights(segformer, path)
+    load_weights(segformer, f"{path}#student")
+    assert_same(segformer.state_dict(), segformer_state)
+
+
+def test_a_file_whose_name_has_a_number_sign_is_read(tmp_path, segformer, segformer_state):
+    load_weights(segformer, save(tmp_path / "run#3.pt", segformer_state))
+    assert_same(segformer.state_dict(), segformer_state)
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
