@@ -157,7 +157,7 @@ def test_list_file(fuzz, tmp_path):
         (tmp_path / "list.txt").write_bytes(content)
         pairs = read_list(tmp_path, "list.txt")
         assert pairs
-        build_dataset("list", tmp_path, "list.txt", class_names=["x"])
+        build_dataset("list", tmp_path, "list.txt", class_names=["x", "y"])
 
     fuzz(attempt, str(tmp_path))
 
