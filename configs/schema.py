@@ -8,28 +8,17 @@ The comment at a key, above it or on its line, is the key's description in ``doc
 (``scripts/document_config.py`` writes it).
 """
 
-import inspect
-from collections.abc import Callable, Collection, Mapping
-from functools import cache
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    PydanticUserError,
-    SerializeAsAny,
-    create_model,
-    model_validator,
-)
+from pydantic import Field, SerializeAsAny, model_validator
 
 from datasets import DATASETS
 from losses import METHODS
 from models import HEADS, NORMALIZATIONS
 from models.inference import LARGEST_SCALE
-from utils.names import Registry, unknown_name
+from utils.config import Component, Section, one_of
 
 Positive = Annotated[int, Field(gt=0, lt=2**63)]  # fits 64 bits, as tensors and generators need
 Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -48,68 +37,6 @@ Precision = Literal["fp32", "bf16", "fp16"]
 def autocast_dtype(precision: str) -> torch.dtype | None:
     """The dtype of mixed precision; None: float32 only."""
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-
-
-def one_of(choices: Collection[str], kind: str) -> AfterValidator:
-    """Allows only the strings in ``choices``; the error names the nearest one."""
-
-    def check(name: str) -> str:
-        if name not in choices:
-            raise unknown_name(kind, name, choices)
-        return name
-
-    return AfterValidator(check)
-
-
-class Section(BaseModel):
-    """Strict types, finite numbers, no unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
-
-
-class Component(Section):
-    """A section for one registered component. ``type`` names it; the other keys are its constructor's arguments.
-
-    The registry is read when a config is validated, so modules may register components until then.
-    """
-
-    registry: ClassVar[Registry]
-    passed: ClassVar[frozenset[str]]  # arguments that the code passes, which are no keys
-
-    type: str
-
-    @classmethod
-    def variant(cls, values: Any) -> type[Section]:
-        """The section with the keys of the component that ``values`` names."""
-        choice = Annotated[str, one_of(cls.registry, cls.registry.kind)]
-        name = create_model(cls.__name__, type=(choice, ...), __config__=ConfigDict(strict=True)).model_validate(values)
-        return component_section(cls, name.type, cls.registry[name.type])
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _validate_variant(cls, values: Any, handler: Callable) -> Section:
-        is_variant = cls.model_fields["type"].annotation is not str
-        return handler(values) if is_variant else cls.variant(values).model_validate(values)
-
-
-@cache
-def component_section(base: type[Component], name: str, component: Callable) -> type[Component]:
-    """``base`` and the arguments of the component's constructor, with its names, annotations and defaults.
-
-    Raises:
-        ValueError: an argument has no annotation, or one that no config value can have.
-    """
-    fields: dict[str, Any] = {"type": (Literal[name], ...)}
-    for argument in inspect.signature(component, eval_str=True).parameters.values():
-        if argument.name in base.passed or argument.kind in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD):
-            continue
-        if argument.annotation is argument.empty:
-            raise ValueError(f"{component.__module__}: argument {argument.name!r} of {name!r} needs a type annotation")
-        fields[argument.name] = argument.annotation, ... if argument.default is argument.empty else argument.default
-    try:
-        return create_model(name, __base__=base, **fields)
-    except PydanticUserError as error:
-        raise ValueError(f"{component.__module__}: the arguments of {name!r} cannot be config keys: {error}") from error
 
 
 class DataSection(Component):

@@ -21,9 +21,9 @@ if not __package__:  # run as a file: its own folder is on the import path, the 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from configs.schema import Component, DistillSection, Experiment, SeveralMethods, component_section
+from configs.schema import DistillSection, Experiment, SeveralMethods
 from models import BACKBONES, HEADS, NORMALIZATIONS
-from utils.config import models_in
+from utils.config import Component, component_section, models_in
 from utils.files import write_atomically
 
 OUT = Path(__file__).resolve().parents[1] / "docs/config.md"

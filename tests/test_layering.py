@@ -13,7 +13,7 @@ ALLOWED = {
     "models": {"utils.names"},
     "losses": {"utils.names", "models.base"},
     "datasets": {"utils.names"},
-    "configs": {"utils.names", "models", "losses", "datasets"},
+    "configs": {"utils.names", "utils.config", "models", "losses", "datasets"},
     "engine": {"utils", "models", "losses", "datasets", "configs.schema"},
 }
 # Only these read configs.

@@ -1,24 +1,34 @@
 """Reads a Python config file, applies ``--cfg-options``, imports its ``custom_imports`` and validates the values.
 
 mmengine's ``Config`` reads the file (``_base_``, ``_delete_``) and pydantic validates it. Every error names the file,
-the key and the nearest valid choice.
+the key and the nearest valid choice. ``Section`` and ``Component`` are what a schema is made of.
 """
 
 import ast
+import inspect
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from pprint import pformat
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from mmengine.config import Config
-from pydantic import BaseModel, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    PydanticUserError,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
-from utils.names import did_you_mean
+from utils.names import Registry, did_you_mean, unknown_name
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -200,3 +210,65 @@ def _explain(problem: dict[str, Any], schema: type[BaseModel], values: dict[str,
         message = str(problem["ctx"]["error"])
         return f"{key}: {message}" if key else message
     return f"{key}: {message}; found {found!r} ({type(found).__name__})"
+
+
+def one_of(choices: Collection[str], kind: str) -> AfterValidator:
+    """Allows only the strings in ``choices``; the error names the nearest one."""
+
+    def check(name: str) -> str:
+        if name not in choices:
+            raise unknown_name(kind, name, choices)
+        return name
+
+    return AfterValidator(check)
+
+
+class Section(BaseModel):
+    """Strict types, finite numbers, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Component(Section):
+    """A section for one registered component. ``type`` names it; the other keys are its constructor's arguments.
+
+    The registry is read when a config is validated, so modules may register components until then.
+    """
+
+    registry: ClassVar[Registry]
+    passed: ClassVar[frozenset[str]]  # arguments that the code passes, which are no keys
+
+    type: str
+
+    @classmethod
+    def variant(cls, values: Any) -> type[Section]:
+        """The section with the keys of the component that ``values`` names."""
+        choice = Annotated[str, one_of(cls.registry, cls.registry.kind)]
+        name = create_model(cls.__name__, type=(choice, ...), __config__=ConfigDict(strict=True)).model_validate(values)
+        return component_section(cls, name.type, cls.registry[name.type])
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _validate_variant(cls, values: Any, handler: Callable) -> Section:
+        is_variant = cls.model_fields["type"].annotation is not str
+        return handler(values) if is_variant else cls.variant(values).model_validate(values)
+
+
+@cache
+def component_section(base: type[Component], name: str, component: Callable) -> type[Component]:
+    """``base`` and the arguments of the component's constructor, with its names, annotations and defaults.
+
+    Raises:
+        ValueError: an argument has no annotation, or one that no config value can have.
+    """
+    fields: dict[str, Any] = {"type": (Literal[name], ...)}
+    for argument in inspect.signature(component, eval_str=True).parameters.values():
+        if argument.name in base.passed or argument.kind in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD):
+            continue
+        if argument.annotation is argument.empty:
+            raise ValueError(f"{component.__module__}: argument {argument.name!r} of {name!r} needs a type annotation")
+        fields[argument.name] = argument.annotation, ... if argument.default is argument.empty else argument.default
+    try:
+        return create_model(name, __base__=base, **fields)
+    except PydanticUserError as error:
+        raise ValueError(f"{component.__module__}: the arguments of {name!r} cannot be config keys: {error}") from error

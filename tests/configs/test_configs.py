@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.schema import Experiment, MethodSection, component_section
+from configs.schema import Experiment, MethodSection
 from datasets import DATASETS, camvid, cityscapes
 from engine.build import build_distiller, build_student
 from engine.checkpoint import save_student
 from engine.teacher import build_teacher
 from losses import METHODS
 from models import build_model
-from utils.config import ConfigError, dump_config, load_config, load_section, validate
+from utils.config import ConfigError, component_section, dump_config, load_config, load_section, validate
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").glob("*/*.py") if path.parent.name != "_base_")

@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field
 
-from configs.schema import Experiment, Section
+from configs.schema import Experiment
 from scripts.document_config import OUT, argument_docs, document, key_comments, table, type_text
+from utils.config import Section
 
 
 def test_the_page_is_current():
