@@ -1,4 +1,4 @@
-"""How many pixels and images of each class a data set's labels hold, and what that means for training."""
+"""How many pixels of each class a data set's labels hold, and what that means for training."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,8 +10,6 @@ from tqdm import tqdm
 from datasets.base import SegDataset
 from utils.names import VOID
 
-ENET = 1.02  # c in ENet's formula for class weights
-
 
 class Census(NamedTuple):
     """What the labels of one split hold.
@@ -19,13 +17,11 @@ class Census(NamedTuple):
     Attributes:
         images: labelled images that could be read.
         pixels: K int64, pixels of each class.
-        occurs: K int64, images in which each class occurs.
         void: pixels without a class.
     """
 
     images: int
     pixels: np.ndarray
-    occurs: np.ndarray
     void: int
 
     @property
@@ -37,14 +33,6 @@ class Census(NamedTuple):
     def void_share(self) -> float:
         """Part of all pixels that have no class, in 0..1."""
         return self.void / max(1, self.void + int(self.pixels.sum()))
-
-    def class_weights(self) -> list[float]:
-        """K weights for the cross-entropy: 1 / ln(1.02 + p), p the class's share of the labelled pixels.
-
-        Paszke et al., "ENet", arXiv:1606.02147, section 5.2. A class without a pixel gets the largest weight, 50.5.
-        """
-        share = self.pixels / max(1, self.pixels.sum())
-        return (1 / np.log(ENET + share)).tolist()
 
 
 def count_labels(dataset: SegDataset, description: str, skip_bad: bool = False, threads: int = 8) -> Census:
@@ -69,17 +57,19 @@ def count_labels(dataset: SegDataset, description: str, skip_bad: bool = False, 
             raise
         return None if label is None else np.bincount(label.ravel(), minlength=256)
 
-    with ThreadPoolExecutor(threads) as pool:
+    pool = ThreadPoolExecutor(threads)
+    try:
         found = pool.map(histogram, range(len(dataset)))
         bar = tqdm(found, f"{description}: counting labels", len(dataset), leave=False, disable=None)
         return add_up([counts for counts in bar if counts is not None], dataset.num_classes)
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an error, the labels that are left are not read
 
 
 def add_up(histograms: Sequence[np.ndarray], num_classes: int) -> Census:
     """256 counts of each label -> the census of K classes."""
     counts = np.array(histograms, np.int64).reshape(-1, 256)
-    classes = counts[:, :num_classes]
-    return Census(len(counts), classes.sum(0), (classes > 0).sum(0), int(counts[:, VOID].sum()))
+    return Census(len(counts), counts[:, :num_classes].sum(0), int(counts[:, VOID].sum()))
 
 
 def check_census(train: Census, val: Census, class_names: Sequence[str], default_table: bool) -> list[str]:

@@ -1,5 +1,3 @@
-import math
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -22,12 +20,12 @@ def written(folder, labels):
 
 def census(pixels, void=0):
     pixels = np.array(pixels)
-    return Census(3, pixels, (pixels > 0).astype(int), void)
+    return Census(3, pixels, void)
 
 
 def test_pixels_and_images_of_each_class_are_counted(tmp_path):
     found = count_labels(written(tmp_path, [[[0, 0, 1]], [[0, 255, 255]], [[255, 255, 255]]]), "train")
-    assert (found.images, found.pixels.tolist(), found.occurs.tolist(), found.void) == (3, [3, 1], [2, 1], 5)
+    assert (found.images, found.pixels.tolist(), found.void) == (3, [3, 1], 5)
     assert found.void_share == 5 / 9
     assert found.absent == []
 
@@ -38,12 +36,6 @@ def test_a_label_that_cannot_be_read_is_an_error_or_left_out(tmp_path):
     with pytest.raises(ValueError, match=r"1_label\.png cannot be decoded"):
         count_labels(dataset, "train")
     assert count_labels(dataset, "train", skip_bad=True).pixels.tolist() == [1, 1]
-
-
-def test_class_weights_follow_enet():
-    # Shares 3/4, 1/4 and 0.
-    expected = [1 / math.log(1.77), 1 / math.log(1.27), 1 / math.log(1.02)]
-    assert census([30, 10, 0]).class_weights() == pytest.approx(expected)
 
 
 def test_no_label_at_all_gives_zeros():
