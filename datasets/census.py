@@ -1,4 +1,4 @@
-"""How many pixels of each class a data set's labels hold, and what that means for training."""
+"""How many pixels and images of each class a data set's labels hold, and what that means for training."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +8,11 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets.base import SegDataset
+from datasets.ids import Color
 from utils.names import VOID
+
+ENET = 1.02  # c in ENet's formula for class weights
+Value = int | Color  # of a pixel in a label file
 
 
 class Census(NamedTuple):
@@ -17,11 +21,13 @@ class Census(NamedTuple):
     Attributes:
         images: labelled images that could be read.
         pixels: K int64, pixels of each class.
+        occurs: K int64, images in which each class occurs.
         void: pixels without a class.
     """
 
     images: int
     pixels: np.ndarray
+    occurs: np.ndarray
     void: int
 
     @property
@@ -69,7 +75,40 @@ def count_labels(dataset: SegDataset, description: str, skip_bad: bool = False, 
 def add_up(histograms: Sequence[np.ndarray], num_classes: int) -> Census:
     """256 counts of each label -> the census of K classes."""
     counts = np.array(histograms, np.int64).reshape(-1, 256)
-    return Census(len(counts), counts[:, :num_classes].sum(0), int(counts[:, VOID].sum()))
+    classes = counts[:, :num_classes]
+    return Census(len(counts), classes.sum(0), (classes > 0).sum(0), int(counts[:, VOID].sum()))
+
+
+def class_weights(census: Census) -> list[float]:
+    """K weights for the cross-entropy: 1 / ln(1.02 + p), where p is the class's share of the labelled pixels.
+
+    Paszke et al., "ENet", arXiv:1606.02147, section 5.2. A class without a pixel gets the largest weight, 50.5, which
+    no pixel uses.
+    """
+    share = census.pixels / max(1, census.pixels.sum())
+    return (1 / np.log(ENET + share)).tolist()
+
+
+def count_values(raw: np.ndarray, label: np.ndarray) -> dict[tuple[Value, int], int]:
+    """Counts the pixels of each value in a label file, by the class that it was read as.
+
+    Args:
+        raw: H W ids or H W 3 colours, as in the file.
+        label: H W train ids.
+
+    Returns:
+        (id or colour, train id) -> pixels.
+    """
+    if raw.ndim == 2:
+        numbers, values = raw.ravel(), None
+    else:
+        colors, numbers = np.unique(raw.reshape(-1, 3) @ np.array([1 << 16, 1 << 8, 1]), return_inverse=True)
+        values = [(color >> 16, color >> 8 & 255, color & 255) for color in colors.tolist()]
+    counts = np.bincount(numbers)
+    classes = np.zeros(len(counts), np.uint8)
+    classes[numbers] = label.ravel()
+    found = np.flatnonzero(counts).tolist()
+    return {(values[n] if values else n, int(classes[n])): int(counts[n]) for n in found}
 
 
 def check_census(train: Census, val: Census, class_names: Sequence[str], default_table: bool) -> list[str]:

@@ -1,4 +1,4 @@
-"""Tables of a dry run, the panel of predictions, and the summary at the end of a run."""
+"""Tables of a dry run and of labels, the panel of predictions, and the summary at the end of a run."""
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,8 +10,10 @@ from torch import nn
 from torch.utils.data import Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
+from datasets.census import Census, Value
 from engine.metrics import ConfusionMatrix
 from models.inference import predict
+from utils.names import VOID
 from utils.visualize import ERROR_COLORS, colorize, error_map, panel
 
 
@@ -50,6 +52,45 @@ def network_table(networks: Mapping[str, nn.Module], size: tuple[int, int]) -> s
         taps = " ".join(f"{tap}:{info.channels}@{info.stride}" for tap, info in model.spec.taps.items())
         rows.append([name, f"{parameters:.2f} M", f"{multiply_adds(model, size)['total'] / 1e9:.1f}", taps])
     return table(["network", "parameters", f"GFLOPs at {size[0]}x{size[1]}", "taps (channels@stride)"], rows)
+
+
+def census_table(splits: Mapping[str, Census], class_names: Sequence[str]) -> str:
+    """Share of each class, and of void, in all pixels of each split, and the images in which it occurs."""
+    totals = {name: max(1, int(census.pixels.sum()) + census.void) for name, census in splits.items()}
+    rows = [
+        [class_name]
+        + [
+            cell
+            for split, census in splits.items()
+            for cell in (f"{100 * census.pixels[k] / totals[split]:.2f} %", f"{census.occurs[k]} of {census.images}")
+        ]
+        for k, class_name in enumerate(class_names)
+    ]
+    void = [cell for split, census in splits.items() for cell in (f"{100 * census.void / totals[split]:.2f} %", "")]
+    header = [f"{split} {what}" for split in splits for what in ("pixels", "images")]
+    return table(["class", *header], [*rows, ["(void)", *void]])
+
+
+def value_table(splits: Mapping[str, Mapping[tuple[Value, int], int]], class_names: Sequence[str], shown: int) -> str:
+    """The values found in label files, the class that each is read as, and its share of the pixels of each split.
+
+    Args:
+        splits: by name, the pixels of each (value, train id) (``datasets.census.count_values``).
+        class_names: K names.
+        shown: at most so many values.
+    """
+    found = sorted(set().union(*splits.values()), key=lambda pair: (isinstance(pair[0], tuple), pair))
+    totals = {name: max(1, sum(values.values())) for name, values in splits.items()}
+    rows = [
+        [
+            f"{value}".replace(" ", ""),
+            "(void)" if train == VOID else class_names[train],
+            *(f"{100 * values.get((value, train), 0) / totals[split]:.2f} %" for split, values in splits.items()),
+        ]
+        for value, train in found[:shown]
+    ]
+    more = f"\n({len(found) - shown} more)" if len(found) > shown else ""
+    return table(["value in label files", "read as", *splits], rows) + more
 
 
 def term_table(weights: Mapping[str, float], terms: Mapping[str, float], norms: Mapping[str, float]) -> str:

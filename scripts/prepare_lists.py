@@ -1,20 +1,23 @@
 """Writes the train, val and test lists of Cityscapes or CamVid, after checking every image and label in them.
 
 To check a file, it is read completely, as in training and evaluation. With --config the lists of a config are checked,
-for any data set.
+for any data set. For the labels of train and val, tables show the values in the files, the pixels of each class, and
+class weights for train.class_weights.
 """
 
 import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
@@ -26,7 +29,10 @@ if not __package__:  # run as a file: the repository's root is not on the import
 from configs.schema import Experiment
 from datasets import DATASETS
 from datasets.base import SegDataset
+from datasets.census import Value, add_up, check_census, class_weights, count_values
+from datasets.pixels import read_ids
 from engine.build import build_split
+from engine.report import census_table, value_table
 from utils.config import load_config
 from utils.names import VOID
 
@@ -48,6 +54,8 @@ COUNTS = {
     "camvid": {"train": 367, "val": 101, "test": 233},
 }
 SHOWN = 20  # problems printed
+SIZES_SHOWN = 4  # different sizes of images printed
+VALUES_SHOWN = 60  # different values in label files printed
 EXIF_ORIENTATION = 274
 ORIGINAL_CAMVID = (("701_StillsRaw_full", "LabeledApproved_full"), ("images", "labels"))
 
@@ -109,40 +117,73 @@ def segnet_split(name: str) -> str | None:
     return "val" if sequence == "0016E5" and 7959 <= frame <= 8159 else "train"
 
 
+class Sample(NamedTuple):
+    """What was found in one sample.
+
+    Attributes:
+        problem: why it cannot be used.
+        rotated: the image, if it has an EXIF rotation.
+        void: the label, if it is void everywhere.
+        size: H, W of the image.
+        counts: 256 pixels of each train id; None without a label.
+        values: pixels of each (value in the label file, train id).
+    """
+
+    problem: str | None = None
+    rotated: Path | None = None
+    void: Path | None = None
+    size: tuple[int, int] | None = None
+    counts: np.ndarray | None = None
+    values: Mapping[tuple[Value, int], int] = {}
+
+
+class Split(NamedTuple):
+    """The samples of one split that could be read, and the problems of the others; no data set if its list is bad."""
+
+    dataset: SegDataset | None
+    samples: list[Sample]
+    problems: list[str]
+
+
 def check_lists(name: str, root: Path, folder: Path) -> list[str]:
-    """Reads the lists in ``folder`` as training does and prints their counts. Returns the problems."""
-    problems = []
+    """Reads the lists in ``folder`` as training does and prints what they hold. Returns the problems."""
     paths = {split: folder / f"{split}.txt" for split in COUNTS[name]}
     if not any(path.is_file() for path in paths.values()):
-        problems.append(f"{folder} has none of {', '.join(path.name for path in paths.values())}")
+        print("".join(_count(split, 0, COUNTS[name][split]) + "\n" for split in paths), end="")
+        return [f"{folder} has none of {', '.join(path.name for path in paths.values())}"]
+    splits = {}
     for split, path in paths.items():
         if path.is_file():
-            problems += check_split(split, partial(DATASETS[name], root, path.resolve()), COUNTS[name][split])
+            splits[split] = check_split(split, partial(DATASETS[name], root, path.resolve()), COUNTS[name][split])
         else:
             print(_count(split, 0, COUNTS[name][split]))
-    return problems
+    return check_labels(splits, default_table=False)
 
 
 def check_config(source: str, options: Sequence[str]) -> list[str]:
-    """Reads the lists of a config as training and evaluation do, and prints their counts.
+    """Reads the lists of a config as training and evaluation do, and prints what they hold.
 
     Returns:
         The problems.
     """
     config = load_config(source, Experiment, [*options, "data.packed=None"])
-    problems = []
+    splits = {}
     for split in ("train", "val", "test"):
-        if getattr(config.data, f"{split}_list") is None:
+        list_file = getattr(config.data, f"{split}_list")
+        if list_file is None:
+            continue
+        if split == "test" and not (path := Path(config.data.root) / list_file).is_file():
+            print(f"{_count(split, 0, None)}: data.test_list {path} is missing; only eval.py --split test needs it")
             continue
         build = partial(build_split, config, source, split, check_files=False)
-        problems += check_split(split, build, labelled=split != "test")
-    return problems
+        splits[split] = check_split(split, build, labelled=split != "test")
+    return check_labels(splits, config.data.ids_by_default)
 
 
 def check_split(
     split: str, build: Callable[[], SegDataset], expected: int | None = None, labelled: bool = False
-) -> list[str]:
-    """Prints the number of samples of a split, and warnings. Returns the problems.
+) -> Split:
+    """Reads all samples of a split; prints their number, their sizes, and warnings.
 
     Args:
         split: its name.
@@ -153,7 +194,7 @@ def check_split(
     try:
         dataset = build()
     except (OSError, ValueError) as error:
-        return [str(error)]
+        return Split(None, [], [str(error)])
     problems = [f"{image}: has no label in its list" for image, label in dataset.files if labelled and label is None]
     missing = set(dataset.missing_files())
     problems += [f"{path}: is missing, or is a broken link" for path in sorted(missing)]
@@ -161,7 +202,10 @@ def check_split(
     with ThreadPoolExecutor() as pool:
         results = pool.map(lambda index: check_sample(dataset, index), there)
         samples = list(tqdm(results, split, len(there), leave=False, disable=None))  # no bar in a log file
-    print(_count(split, len(dataset), expected))
+    problems += [sample.problem for sample in samples if sample.problem]
+    samples = [sample for sample in samples if not sample.problem]
+    sizes = Counter(sample.size for sample in samples)
+    print(f"{_count(split, len(dataset), expected)}{_sizes(sizes)}")
     for what, files in {
         "labels are void everywhere and teach nothing": [sample.void for sample in samples if sample.void],
         "images have an EXIF rotation, which is not applied: their labels must fit the pixels as stored": [
@@ -170,28 +214,65 @@ def check_split(
     }.items():
         if files:
             print(f"warning: {split}: {len(files)} {what}; the first is {files[0]}", file=sys.stderr)
-    return problems + [sample.problem for sample in samples if sample.problem]
-
-
-class Sample(NamedTuple):
-    """The result for one sample: a problem, a label that is void everywhere, an image with an EXIF rotation."""
-
-    problem: str | None = None
-    void: Path | None = None
-    rotated: Path | None = None
+    return Split(dataset, samples, problems)
 
 
 def check_sample(dataset: SegDataset, index: int) -> Sample:
     """Reads one sample completely."""
     image, label = dataset.files[index]
     try:
-        _, truth = dataset.load(index)
+        pixels, truth = dataset.load(index)
         with Image.open(image) as picture:
             rotated = picture.getexif().get(EXIF_ORIENTATION, 1) != 1
+        # A data set that reads labels in its own way may have files that are no pictures.
+        standard = label is not None and type(dataset).read_label is SegDataset.read_label
+        values = count_values(read_ids(label), truth) if standard else {}
     except (OSError, ValueError) as error:
         return Sample(problem=str(error))
-    void = label is not None and (truth == VOID).all()
-    return Sample(None, label if void else None, image if rotated else None)
+    found = Sample(rotated=image if rotated else None, size=pixels.shape[:2], values=values)
+    if label is None:
+        return found
+    counts = np.bincount(truth.ravel(), minlength=256)
+    return found._replace(void=label if counts[VOID] == truth.size else None, counts=counts)
+
+
+def check_labels(splits: Mapping[str, Split], default_table: bool) -> list[str]:
+    """Prints what the labels of train and val hold, class weights, and what is odd about them.
+
+    Args:
+        splits: what ``check_split`` found, by name.
+        default_table: nobody said which raw id is which class.
+
+    Returns:
+        The problems, those of the splits first.
+    """
+    problems = [problem for split in splits.values() for problem in split.problems]
+    shown = {name: split for name, split in splits.items() if name != "test" and split.samples}
+    if not shown:
+        return problems
+    dataset = next(iter(shown.values())).dataset
+    names = dataset.class_names
+    census = {
+        name: add_up([sample.counts for sample in split.samples if sample.counts is not None], dataset.num_classes)
+        for name, split in shown.items()
+    }
+    values = {
+        name: sum((Counter(sample.values) for sample in split.samples), Counter()) for name, split in shown.items()
+    }
+    if any(values.values()):
+        print(f"\n{value_table(values, names, VALUES_SHOWN)}")
+    print(f"\n{census_table(census, names)}")
+    if problems or census.keys() != {"train", "val"}:
+        return problems
+    try:
+        notes = check_census(census["train"], census["val"], names, default_table)
+    except ValueError as error:
+        return [str(error)]
+    for note in notes:
+        print(f"warning: {note}", file=sys.stderr)
+    weights = tuple(round(weight, 3) for weight in class_weights(census["train"]))
+    print(f"\nto give rare classes more weight (ENet's formula): train.class_weights={weights}")
+    return problems
 
 
 def write_lists(name: str, root: Path) -> list[str]:
@@ -263,6 +344,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _count(split: str, count: int, expected: int | None) -> str:
     missing = f" ({expected - count} missing)" if expected and count < expected else ""
     return f"{split:6}{count:5}{f' of {expected}' if expected else ''}{missing}"
+
+
+def _sizes(sizes: Counter[tuple[int, int]]) -> str:
+    """The most frequent sizes, such as ', H x W: 720 x 960 (367)'."""
+    named = [f"{height} x {width} ({count})" for (height, width), count in sizes.most_common(SIZES_SHOWN)]
+    more = f", {len(sizes) - SIZES_SHOWN} more" if len(sizes) > SIZES_SHOWN else ""
+    return f", H x W: {', '.join(named)}{more}" if named else ""
 
 
 def _by_name(folder: Path, pattern: str, suffix: str) -> dict[str, Path]:

@@ -1,9 +1,11 @@
+import math
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from datasets import build_dataset
-from datasets.census import Census, add_up, check_census, count_labels
+from datasets.census import Census, add_up, check_census, class_weights, count_labels, count_values
 
 
 def written(folder, labels):
@@ -20,12 +22,12 @@ def written(folder, labels):
 
 def census(pixels, void=0):
     pixels = np.array(pixels)
-    return Census(3, pixels, void)
+    return Census(3, pixels, (pixels > 0).astype(int), void)
 
 
 def test_pixels_and_images_of_each_class_are_counted(tmp_path):
     found = count_labels(written(tmp_path, [[[0, 0, 1]], [[0, 255, 255]], [[255, 255, 255]]]), "train")
-    assert (found.images, found.pixels.tolist(), found.void) == (3, [3, 1], 5)
+    assert (found.images, found.pixels.tolist(), found.occurs.tolist(), found.void) == (3, [3, 1], [2, 1], 5)
     assert found.void_share == 5 / 9
     assert found.absent == []
 
@@ -36,6 +38,20 @@ def test_a_label_that_cannot_be_read_is_an_error_or_left_out(tmp_path):
     with pytest.raises(ValueError, match=r"1_label\.png cannot be decoded"):
         count_labels(dataset, "train")
     assert count_labels(dataset, "train", skip_bad=True).pixels.tolist() == [1, 1]
+
+
+def test_class_weights_follow_enet():
+    # Shares of the labelled pixels: 3/4, 1/4 and 0.
+    expected = [1 / math.log(1.77), 1 / math.log(1.27), 1 / math.log(1.02)]
+    assert class_weights(census([30, 10, 0], void=60)) == pytest.approx(expected)
+
+
+def test_values_in_a_label_file_are_counted_by_their_class():
+    raw, label = np.array([[7, 7, 300]], np.uint16), np.array([[0, 0, 255]], np.uint8)
+    assert count_values(raw, label) == {(7, 0): 2, (300, 255): 1}
+    red, gray = (255, 1, 2), (9, 9, 9)
+    raw, label = np.array([[red, gray], [red, red]], np.uint8), np.array([[1, 0], [1, 1]], np.uint8)
+    assert count_values(raw, label) == {(red, 1): 3, (gray, 0): 1}
 
 
 def test_no_label_at_all_gives_zeros():

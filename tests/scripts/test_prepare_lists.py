@@ -1,3 +1,4 @@
+import math
 import os
 import struct
 import subprocess
@@ -26,11 +27,14 @@ def picture(path: Path, size=(4, 6)) -> None:
     save(path, np.zeros((*size, 3)))
 
 
+ALL_CLASSES = np.arange(24).reshape(4, 6) % 12  # of CamVid, as SegNet's label files have them: 11 is void
+
+
 def segnet(root: Path) -> Path:
     for split, count in (("train", 3), ("val", 1), ("test", 2)):
         for i in range(count):
             picture(root / f"{split}/{i}.png")
-            save(root / f"{split}annot/{i}.png", np.full((4, 6), i))
+            save(root / f"{split}annot/{i}.png", ALL_CLASSES)
     return root
 
 
@@ -76,10 +80,10 @@ def test_camvid_in_segnets_layout(tmp_path, capsys):
     expected = "train/0.png trainannot/0.png\ntrain/1.png trainannot/1.png\ntrain/2.png trainannot/2.png\n"
     assert (tmp_path / "train.txt").read_text() == expected
     output = capsys.readouterr().out.splitlines()
-    assert [line.split() for line in output[:3]] == [
-        ["train", "3", "of", "367", "(364", "missing)"],
-        ["val", "1", "of", "101", "(100", "missing)"],
-        ["test", "2", "of", "233", "(231", "missing)"],
+    assert output[:3] == [
+        "train     3 of 367 (364 missing), H x W: 4 x 6 (3)",
+        "val       1 of 101 (100 missing), H x W: 4 x 6 (1)",
+        "test      2 of 233 (231 missing), H x W: 4 x 6 (2)",
     ]
     assert len(CamVid(tmp_path, "test.txt")) == 2
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["test.txt", "train.txt", "val.txt"]
@@ -90,11 +94,13 @@ def test_camvid_in_segnets_layout(tmp_path, capsys):
 def test_camvid_in_the_original_layout(tmp_path, folders):
     for name in ("0001TP_006690", "0016E5_07959", "Seq05VD_f00030"):
         picture(tmp_path / folders[0] / f"{name}.png")
-        save(tmp_path / folders[1] / f"{name}_L.png", np.full((4, 6, 3), 128))
+        label = np.full((4, 6, 3), 128)
+        label[2:] = (64, 64, 0)
+        save(tmp_path / folders[1] / f"{name}_L.png", label)
     assert main(["camvid", str(tmp_path)]) == 0
     line = f"{folders[0]}/0016E5_07959.png {folders[1]}/0016E5_07959_L.png\n"
     assert (tmp_path / "val.txt").read_text() == line
-    assert CamVid(tmp_path, "test.txt").load(0)[1].max() == 0  # all sky
+    assert CamVid(tmp_path, "test.txt").load(0)[1][:, 0].tolist() == [0, 0, 9, 9]  # sky, pedestrian
 
 
 def test_cityscapes(tmp_path):
@@ -105,7 +111,8 @@ def test_cityscapes(tmp_path):
     ):
         picture(tmp_path / f"leftImg8bit/{split}/{city}/{city}_1_2_leftImg8bit.png")
         if label:
-            save(tmp_path / f"gtFine/{split}/{city}/{city}_1_2_gtFine_{label}.png", np.full((4, 6), 7))
+            ids = np.repeat([7, 8, 11], 8).reshape(4, 6)
+            save(tmp_path / f"gtFine/{split}/{city}/{city}_1_2_gtFine_{label}.png", ids)
     save(tmp_path / "gtFine/train/ulm/ulm_1_2_gtFine_labelTrainIds.png", np.full((4, 6), 0))
     save(tmp_path / "gtFine/test/bonn/bonn_1_2_gtFine_labelIds.png", np.full((4, 6), 0))
     assert main(["cityscapes", str(tmp_path)]) == 0
@@ -214,7 +221,7 @@ def listed(root: Path, count: int = 2) -> str:
     """A ``list`` data set of good samples, and its config."""
     for i in range(count):
         picture(root / f"x/{i}.png")
-        save(root / f"y/{i}.png", np.full((4, 6), 5))
+        save(root / f"y/{i}.png", np.repeat([0, 5, 5, 255], 6).reshape(4, 6))
     (root / "train.txt").write_text("".join(f"x/{i}.png y/{i}.png\n" for i in range(count)))
     (root / "val.txt").write_text("x/0.png y/0.png\n")
     (root / "config.py").write_text(LISTED.format(root=str(root)))
@@ -274,12 +281,52 @@ def png(header: bytes, data: bytes) -> bytes:
 def test_the_lists_of_any_config_are_checked_and_every_fault_is_named(tmp_path, capsys, file, spoil, message):
     config = listed(tmp_path)
     assert main(["--config", config]) == 0
-    assert capsys.readouterr().out.split() == ["train", "2", "val", "1"]
+    assert capsys.readouterr().out.startswith("train     2, H x W: 4 x 6 (2)\nval       1, H x W: 4 x 6 (1)\n")
     spoil(tmp_path / file)
     assert main(["--config", config, "--check"]) == 1
     errors = capsys.readouterr().err
     assert message.format(root=tmp_path) in errors
     assert "problems: 1\n" in errors
+
+
+def test_what_train_and_val_hold_is_shown_in_tables(tmp_path, capsys):
+    config = listed(tmp_path)
+    picture(tmp_path / "x/1.png", (2, 6))
+    save(tmp_path / "y/1.png", np.full((2, 6), 5))
+    assert main(["--config", config]) == 0
+    out = capsys.readouterr().out
+    assert "train     2, H x W: 4 x 6 (1), 2 x 6 (1)\n" in out
+    rows = [line.split() for line in out.splitlines()]
+    # Of 36 pixels in train, 6 are 0, 24 are 5 and 6 are 255; of 24 in val 6, 12 and 6.
+    for row in ["0 a 16.67 % 25.00 %", "5 b 66.67 % 50.00 %", "255 (void) 16.67 % 25.00 %"]:
+        assert row.split() in rows
+    for row in ["a 16.67 % 1 of 2 25.00 % 1 of 1", "b 66.67 % 2 of 2 50.00 % 1 of 1", "(void) 16.67 % 25.00 %"]:
+        assert row.split() in rows
+    weights = tuple(round(1 / math.log(1.02 + share), 3) for share in (0.2, 0.8))
+    assert out.endswith(f"train.class_weights={weights}\n")
+
+
+def test_masks_of_0_and_255_give_the_advice_to_name_the_table(tmp_path, capsys):
+    """The tables still show what was found; no weights are suggested for labels that were read wrong."""
+    config = listed(tmp_path)
+    for i in range(2):
+        save(tmp_path / f"y/{i}.png", np.repeat([0, 255], 12).reshape(4, 6))
+    text = Path(config).read_text()
+    Path(config).write_text(text.replace(", id_table={0: 0, 5: 1}", ""))
+    assert main(["--config", config]) == 1
+    out, errors = capsys.readouterr()
+    assert "set data.id_table={0: 0, 255: 1}" in errors
+    assert ["255", "(void)", "50.00", "%", "50.00", "%"] in [line.split() for line in out.splitlines()]
+    assert "class_weights" not in out
+    Path(config).write_text(text.replace("5: 1", "255: 1"))
+    assert main(["--config", config]) == 0
+
+
+def test_a_class_without_a_pixel_is_named(tmp_path, capsys):
+    segnet(tmp_path)
+    save(tmp_path / "valannot/0.png", np.minimum(ALL_CLASSES, 9))
+    assert main(["camvid", str(tmp_path)]) == 0
+    assert "no pixel in the validation labels: 'Bicyclist'; mIoU is over the other 10 of 11" in capsys.readouterr().err
 
 
 def test_missing_files_do_not_hide_what_is_wrong_with_the_others(tmp_path, capsys):
