@@ -8,12 +8,13 @@ class weights for train.class_weights.
 import argparse
 import os
 import re
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
@@ -42,7 +43,8 @@ examples:
       data/cityscapes/leftImg8bit/{train,val,test}/CITY/*_leftImg8bit.png
       data/cityscapes/gtFine/{train,val,test}/CITY/*_gtFine_labelIds.png (or _labelTrainIds.png)
   python scripts/prepare_lists.py camvid data/camvid
-      SegNet's files:    data/camvid/{train,trainannot,val,valannot,test,testannot}/*.png
+      SegNet's files:    data/camvid/{train,trainannot,val,valannot,test,testannot}/*.png; its lists (paths that begin
+                         with /SegNet/CamVid/) are written anew, and kept as {train,val,test}.txt.orig
       the original ones: data/camvid/{701_StillsRaw_full/*.png,LabeledApproved_full/*_L.png}, or {images,labels}
   python scripts/prepare_lists.py camvid data/camvid --check
       checks the existing lists, and writes nothing
@@ -154,7 +156,8 @@ def check_lists(name: str, root: Path, folder: Path) -> list[str]:
     splits = {}
     for split, path in paths.items():
         if path.is_file():
-            splits[split] = check_split(split, partial(DATASETS[name], root, path.resolve()), COUNTS[name][split])
+            build = partial(DATASETS[name], root, path.resolve())
+            splits[split] = check_split(split, build, COUNTS[name][split], advice=_advice(name, root, path.name))
         else:
             print(_count(split, 0, COUNTS[name][split]))
     return check_labels(splits, default_table=False)
@@ -176,12 +179,13 @@ def check_config(source: str, options: Sequence[str]) -> list[str]:
             print(f"{_count(split, 0, None)}: data.test_list {path} is missing; only eval.py --split test needs it")
             continue
         build = partial(build_split, config, source, split, check_files=False)
-        splits[split] = check_split(split, build, labelled=split != "test")
+        advice = _advice(config.data.type, Path(config.data.root), list_file)
+        splits[split] = check_split(split, build, labelled=split != "test", advice=advice)
     return check_labels(splits, config.data.ids_by_default)
 
 
 def check_split(
-    split: str, build: Callable[[], SegDataset], expected: int | None = None, labelled: bool = False
+    split: str, build: Callable[[], SegDataset], expected: int | None = None, labelled: bool = False, advice: str = ""
 ) -> Split:
     """Reads all samples of a split; prints their number, their sizes, and warnings.
 
@@ -190,11 +194,12 @@ def check_split(
         build: returns its data set.
         expected: its number of samples if it is complete.
         labelled: each sample must have a label.
+        advice: what to do if the list cannot be used; added to the problem.
     """
     try:
         dataset = build()
     except (OSError, ValueError) as error:
-        return Split(None, [], [str(error)])
+        return Split(None, [], [f"{error}{advice}"])
     problems = [f"{image}: has no label in its list" for image, label in dataset.files if labelled and label is None]
     missing = set(dataset.missing_files())
     problems += [f"{path}: is missing, or is a broken link" for path in sorted(missing)]
@@ -280,19 +285,59 @@ def write_lists(name: str, root: Path) -> list[str]:
     lines, problems = FINDERS[name](root)
     if not any(lines.values()):
         return [*problems, f"no image with its label was found under {root}; the known layouts are\n{EXAMPLES}"]
+    moved = {split: found for split in lines if (found := read_moved_list(root, f"{split}.txt")) is not None}
+    lines |= {split: found.lines for split, found in moved.items()}
     # Drafts in the same file system (so that moving them is atomic), which are always removed.
     with TemporaryDirectory(prefix=".lists-", dir=root) as folder:
         drafts = Path(folder)
-        problems += write_drafts(lines, root, drafts)
+        problems += write_drafts(lines, root, drafts, moved)
         problems += check_lists(name, root, drafts)
         for draft in [] if problems else sorted(drafts.iterdir()):
+            if draft.stem in moved:
+                shutil.copy2(root / draft.name, root / f"{draft.name}.orig")
+                print(
+                    f"{root / draft.name} had paths that begin with {moved[draft.stem].prefix}, written anew relative "
+                    f"to {root}; the old list is {draft.name}.orig"
+                )
             draft.replace(root / draft.name)
             print(f"wrote {root / draft.name}")
     return problems
 
 
-def write_drafts(lines: dict[str, list[str]], root: Path, folder: Path) -> list[str]:
-    """Writes the lists to ``folder``. Returns a problem for each list in ``root`` that has other lines."""
+class MovedList(NamedTuple):
+    """A list whose files have moved: the absolute folder that its paths begin with, and its lines without it."""
+
+    prefix: str
+    lines: list[str]
+
+
+def read_moved_list(root: Path, name: str) -> MovedList | None:
+    """Reads a list with its author's paths, as SegNet's for CamVid: /SegNet/CamVid/train/0001TP_006690.png.
+
+    Args:
+        root: folder of the data set, where the files are now.
+        name: of the list in it.
+
+    Returns:
+        None if there is no list, or no folder that all its paths begin with and without which they are in ``root``.
+    """
+    path = root / name
+    fields = path.read_text(encoding="utf-8-sig").split() if path.is_file() else []
+    if not fields or len(fields) % 2 or not fields[0].startswith("/"):
+        return None
+    parts = PurePosixPath(fields[0]).parts
+    for prefix in (str(PurePosixPath(*parts[:length])).rstrip("/") + "/" for length in range(1, len(parts))):
+        rest = [field.removeprefix(prefix) for field in fields if field.startswith(prefix)]
+        if len(rest) == len(fields) and all((root / field).is_file() for field in rest):
+            return MovedList(prefix, [f"{image} {label}" for image, label in zip(rest[::2], rest[1::2], strict=True)])
+    return None
+
+
+def write_drafts(lines: dict[str, list[str]], root: Path, folder: Path, moved: Mapping[str, MovedList]) -> list[str]:
+    """Writes the lists to ``folder``. Returns a problem for each list in ``root`` that stops them from being written.
+
+    A list with other lines is never replaced, unless it has ``moved``; nor is the copy that is kept of such a list.
+    """
     problems = []
     for split, entries in lines.items():
         if not entries:
@@ -302,7 +347,10 @@ def write_drafts(lines: dict[str, list[str]], root: Path, folder: Path) -> list[
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        if path.exists() and path.read_text(encoding="utf-8") != text:
+        if split in moved:
+            if (kept := path.with_name(f"{path.name}.orig")).exists():
+                problems.append(f"{kept} exists, where the old {path.name} would be kept; move it away")
+        elif path.exists() and path.read_text(encoding="utf-8") != text:
             problems.append(f"{path} exists with other lines; move it away to write it again, or use --check")
     return problems
 
@@ -344,6 +392,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _count(split: str, count: int, expected: int | None) -> str:
     missing = f" ({expected - count} missing)" if expected and count < expected else ""
     return f"{split:6}{count:5}{f' of {expected}' if expected else ''}{missing}"
+
+
+def _advice(name: str, root: Path, list_file: str) -> str:
+    """How to get a list with paths in ``root`` from one whose files have moved; '' for other lists."""
+    known = name in COUNTS and list_file in (f"{split}.txt" for split in COUNTS[name])
+    found = read_moved_list(root, list_file) if known else None
+    if found is None:
+        return ""
+    return f"; python scripts/prepare_lists.py {name} {root} writes the list anew without {found.prefix}"
 
 
 def _sizes(sizes: Counter[tuple[int, int]]) -> str:

@@ -124,6 +124,20 @@ def test_cityscapes(tmp_path):
     assert (Cityscapes(tmp_path, "test.txt").load(0)[1] == 255).all()
 
 
+@pytest.mark.parametrize("options", [[], ["data.test_list=tset.txt"]])
+def test_cityscapes_without_test_images_is_complete_for_a_shipped_config(tmp_path, capsys, options):
+    for split, city in (("train", "ulm"), ("val", "lindau")):
+        picture(tmp_path / f"leftImg8bit/{split}/{city}/{city}_1_2_leftImg8bit.png")
+        save(tmp_path / f"gtFine/{split}/{city}/{city}_1_2_gtFine_labelIds.png", np.arange(24).reshape(4, 6))
+    assert main(["cityscapes", str(tmp_path)]) == 0
+    assert not (tmp_path / "test.txt").exists()
+    capsys.readouterr()
+    config = str(REPOSITORY / "configs/baselines/cityscapes_r18.py")
+    assert main(["--config", config, "--cfg-options", f"data.root={tmp_path}", *options]) == 0
+    name = "tset" if options else "test"
+    assert f"test      0: data.test_list {tmp_path}/{name}.txt is missing; only eval.py" in capsys.readouterr().out
+
+
 def test_names_with_spaces_are_separated_by_a_tab(tmp_path):
     picture(tmp_path / "train/my frame.png")
     save(tmp_path / "trainannot/my frame.png", np.zeros((4, 6)))
@@ -188,6 +202,56 @@ def test_a_list_with_other_lines_is_kept(tmp_path, capsys):
     assert "val.txt exists with other lines" in capsys.readouterr().err
     assert (tmp_path / "val.txt").read_text() == "by hand\n"
     assert not (tmp_path / "train.txt").exists()
+
+
+def published(root: Path) -> dict[str, str]:
+    """SegNet's folders with its published lists, in an order of their own; the text of each list."""
+    texts = {}
+    for split, count in (("train", 3), ("val", 1), ("test", 2)):
+        lines = [f"/SegNet/CamVid/{split}/{i}.png /SegNet/CamVid/{split}annot/{i}.png\n" for i in range(count)]
+        texts[split] = "".join(reversed(lines))
+        (segnet(root) / f"{split}.txt").write_text(texts[split])
+    return texts
+
+
+def test_segnets_published_lists_are_written_anew_in_their_order_and_kept(tmp_path, capsys):
+    texts = published(tmp_path)
+    assert main(["camvid", str(tmp_path)]) == 0
+    for split, text in texts.items():
+        assert (tmp_path / f"{split}.txt").read_text() == text.replace("/SegNet/CamVid/", "")
+        assert (tmp_path / f"{split}.txt.orig").read_text() == text
+    out = capsys.readouterr().out
+    assert f"{tmp_path}/val.txt had paths that begin with /SegNet/CamVid/, written anew relative to {tmp_path}" in out
+    assert "the old list is val.txt.orig" in out
+    assert CamVid(tmp_path, "train.txt").names == ["2", "1", "0"]
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.txt*")}
+    (tmp_path / "train.txt").unlink()
+    (tmp_path / "train.txt").write_text(texts["train"])
+    assert main(["camvid", str(tmp_path)]) == 1  # the list that was kept first stays
+    assert f"{tmp_path}/train.txt.orig exists" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.txt*")} == before | {
+        "train.txt": texts["train"].encode()
+    }
+
+
+@pytest.mark.parametrize(
+    "line", ["/SegNet/CamVid/train/7.png /SegNet/CamVid/trainannot/7.png\n", "/a/0.png /b/0.png\n"]
+)
+def test_a_list_of_other_files_is_not_taken_for_a_moved_one(tmp_path, capsys, line):
+    (segnet(tmp_path) / "train.txt").write_text(line)
+    assert main(["camvid", str(tmp_path)]) == 1
+    assert "train.txt exists with other lines" in capsys.readouterr().err
+    assert (tmp_path / "train.txt").read_text() == line
+
+
+def test_a_check_of_published_lists_says_what_writes_them_anew(tmp_path, capsys):
+    published(tmp_path)
+    advice = f"python scripts/prepare_lists.py camvid {tmp_path} writes the list anew"
+    config = ["--config", str(REPOSITORY / "configs/baselines/camvid_r18.py"), "--cfg-options", f"data.root={tmp_path}"]
+    for arguments in (["camvid", str(tmp_path), "--check"], config):
+        assert main(arguments) == 1
+        assert capsys.readouterr().err.count(advice) == 3
+    assert not list(tmp_path.glob("*.orig"))
 
 
 def test_a_second_run_changes_nothing(tmp_path):
