@@ -13,7 +13,8 @@ from PIL import Image
 
 from datasets.camvid import CamVid
 from datasets.cityscapes import Cityscapes
-from scripts.prepare_lists import main, segnet_split
+from scripts._layouts import segnet_split
+from scripts.prepare_lists import main
 
 REPOSITORY = Path(__file__).parents[2]
 
