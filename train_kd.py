@@ -70,11 +70,13 @@ def train(config: Experiment, args: argparse.Namespace, world: World) -> int:
     )  # fmt: skip
     if world.is_main:
         write_provenance(run)
+    if run.best_is_outdated:
+        run.measure_best()
+    if run.protocol_changed:
+        log.new_protocol(trainer.step, run.best)
     if trainer.teacher is not None and run.teacher_miou is None and config.train.verify_teacher:
         run.verify_teacher()
         log.teacher(trainer.step, run.teacher_miou)
-    if run.best_is_outdated:
-        run.measure_best()
 
     signals = StopSignals()
     bar = progress_bar(total, trainer.step, args.work_dir.name, active=world.is_main)
@@ -164,14 +166,14 @@ def record_validation(run: Run, log: RunLog, metrics: SegMetrics, before: dict) 
 
 
 def finish(run: Run) -> None:
-    """Writes ``student.safetensors``: the best student and the metadata to rebuild it. Prints the summary."""
+    """Writes ``student.safetensors``: the best network and the metadata to rebuild it. Prints the summary."""
     best = load_checkpoint(run.work_dir / "best.pt")
     save_student(run.work_dir / "student.safetensors", best["student"], best["about"])
-    rows = [["student, best", str(run.best["step"]), f"{run.best['miou']:.2%}"]]
+    rows = [["trained network, best", str(run.best["step"]), f"{run.best['miou']:.2%}"]]
     if run.teacher_miou is not None:
         rows.insert(0, ["teacher", "", f"{run.teacher_miou:.2%}"])
     say(table(["validation", "step", "mIoU"], rows))
-    say(f"{run.work_dir / 'student.safetensors'} holds the best student")
+    say(f"{run.work_dir / 'student.safetensors'} holds the best trained network")
 
 
 def dry_run(run: Run) -> None:

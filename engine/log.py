@@ -115,6 +115,16 @@ class RunLog:
         miou = f"{metrics.miou:.2%} {metrics.coverage}".strip()
         say(f"step {step}/{self.total} val mIoU {miou}, best {best['miou']:.2%} at {best['step']}{teacher}")
 
+    def new_protocol(self, step: int, best: Mapping) -> None:
+        """Logs that the validations after ``step`` are measured in another way or on other data than those before it.
+
+        ``best`` is the best student so far, measured anew; its step is 0 if there is none.
+        """
+        if self.active:
+            # Not 'miou', which marks a validation.
+            measured = {"best_step": best["step"], "best_miou": best["miou"]} if best["step"] else {}
+            self._write(step, new_protocol=True, **measured)
+
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
         """Adds a picture, H W 3 uint8, to TensorBoard."""
         if self.active:

@@ -108,7 +108,8 @@ class Run:
         }
         self.validated = 0  # the last step at which the student was validated
         self.best = NONE_YET
-        self.best_is_outdated = False  # it was measured under another protocol
+        self.protocol_changed = False  # what the log holds so far was measured under another protocol
+        self.best_is_outdated = False  # and so was the best student
         self.teacher_miou: float | None = None  # None: not verified yet, or it has no logits
         self.environment = environment()
         self.tolerate_errors = config.checkpoint.on_save_error == "continue"
@@ -326,6 +327,7 @@ class Run:
         self.validated, self.teacher_miou = state["validated"], state["teacher_miou"]
         # Older checkpoints do not say how they were validated.
         protocol = changed_values(state.get("protocol", self.protocol), self.protocol)
+        self.protocol_changed = bool(protocol)
         if protocol:
             self.teacher_miou = None
             self.how_it_started += (
@@ -342,6 +344,7 @@ class Run:
         if measured is not None and measured["step"] == state["best"]["step"]:
             self.best = measured["best"]
             self.best_is_outdated = measured.get("protocol", state.get("protocol", self.protocol)) != self.protocol
+            self.protocol_changed |= self.best_is_outdated  # an attempt to resume may have got as far as its log
         else:
             self.validated = min(self.validated, self.trainer.step - 1)
 

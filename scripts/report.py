@@ -36,6 +36,20 @@ def read_metrics(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+def last_protocol(log: list[dict]) -> tuple[list[dict], list[tuple[int, float]]]:
+    """The entries since the validation was changed for the last time, because mIoUs before it do not compare.
+
+    Returns:
+        The entries, and (step, mIoU in per cent) of their validations; first the best one before, as measured again.
+    """
+    changes = [number for number, line in enumerate(log) if line.get("new_protocol")]
+    entries = log[changes[-1] :] if changes else log
+    measured = [(line["step"], line["miou"]) for line in entries if line.get("miou") is not None]
+    if changes and "best_miou" in entries[0]:
+        measured.insert(0, (entries[0]["best_step"], entries[0]["best_miou"]))
+    return entries, [(step, 100 * miou) for step, miou in measured]
+
+
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -85,7 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     try:
         first: SegDataset | None = None
-        teachers, students, protocols, curves, teacher_rows, rows = {}, {}, {}, {}, [], []
+        teachers, students, protocols, curves, teacher_rows, rows, notes = {}, {}, {}, {}, [], [], []
         for title, run in zip(titles, args.runs, strict=True):
             source = str(run / "config.py")
             config = load_config(source, Experiment)
@@ -96,7 +110,14 @@ def main(arguments: list[str] | None = None) -> None:
             check_same_data(first, dataset, (args.runs[0], run))
             network, _ = build_student(config, source, dataset.class_names, pretrained=False)
             load_trained(network, read_weights(run / "student.safetensors"), dataset.class_names)
-            log = read_metrics(run)
+            log, curves[title] = last_protocol(read_metrics(run))
+            if not curves[title]:
+                raise ValueError(f"{run / 'metrics.jsonl'} holds no validation mIoU: the run never got to one")
+            if log[0].get("new_protocol"):
+                notes.append(
+                    f"{title}: resumed at step {log[0]['step']} with another evaluation or validation set; its mIoUs "
+                    "are those from there on, and that of its best network before, measured again."
+                )
             taught = "none"
             teacher = build_teacher(config, source, dataset.class_names)
             if teacher is not None:
@@ -105,20 +126,18 @@ def main(arguments: list[str] | None = None) -> None:
                 if teacher.spec.num_classes is not None:
                     teachers[name], protocols[name] = teacher, config.eval.protocol
                 teacher_rows.append(
-                    [name, *describe(config.teacher, teacher), "", "", "", *(found or ["not evaluated"]), ""]
+                    [name, *describe(config.teacher, teacher), "", "", "", *(found[-1:] or ["not evaluated"]), ""]
                 )
 
             students[title], protocols[title] = network.eval(), config.eval.protocol
-            curves[title] = [(line["step"], 100 * line["miou"]) for line in log if line.get("miou") is not None]
-            if not curves[title]:
-                raise ValueError(f"{run / 'metrics.jsonl'} holds no validation mIoU: the run never got to one")
-            (best_step, best), (_, last) = max(curves[title], key=lambda point: point[1]), curves[title][-1]
+            best_step, best = max(curves[title], key=lambda point: point[1])
+            last = [f"{100 * line['miou']:.2f}" for line in log if line.get("miou") is not None]
             iterations, seed = str(config.schedule.max_iters), str(config.train.seed)
-            scores = [f"{best:.2f} ({best_step})", f"{last:.2f}"]
+            scores = [f"{best:.2f} ({best_step})", *(last[-1:] or ["not measured"])]
             rows.append([title, *describe(config.student, network), taught, iterations, seed, *scores])
 
         header = ["run", "network", "parameters", "distillation", "iterations", "seed", "best val mIoU (step)", "last"]
-        text = markdown_table(header, teacher_rows + rows)
+        text = markdown_table(header, teacher_rows + rows) + "".join(f"\n{note}\n" for note in notes)
         write_atomically(args.out / "table.md", text.encode())
         plot_curves(curves, args.out / "curves.png", "validation mIoU (%)", "Validation mIoU during training")
         # Evenly spread over the set: neighbours in a list are often frames of one sequence.

@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import train_kd
 from datasets.listed import ListedDataset
 from engine import report
 from models.base import SegOutput
-from scripts.report import check_same_data, main
+from scripts.report import check_same_data, last_protocol, main
 from utils.visualize import GAP, LINE, WIDTH
 
 KINDS = [["correct", "wrong"], ["correct", "void"]]
@@ -52,6 +53,31 @@ def test_runs_side_by_side(runs, tmp_path, capsys):
     column = (WIDTH - 5 * GAP) // 4
     legend = panel.shape[0] - 4 * (LINE + round(column * 3 / 4) + GAP)
     assert 0 < legend < 6 * LINE
+
+
+def test_the_best_is_of_the_last_protocol_alone(runs, tmp_path, capsys):
+    """The run is finished and resumed with another scale: 0.9 at step 2 was never seen with it."""
+    shutil.copytree(runs / "alone", tmp_path / "run")
+    log = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    log = [{**line, "miou": 0.9} if "miou" in line else line for line in log]
+    log += [{"step": 2, "new_protocol": True, "best_step": 1, "best_miou": 0.25}]
+    (tmp_path / "run/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    main([str(tmp_path / "run"), "--out", str(tmp_path / "out")])
+    table = (tmp_path / "out/table.md").read_text()
+    assert "| 25.00 (1) | not measured |" in table
+    assert "90.00" not in table
+    assert (
+        "run: resumed at step 2 with another evaluation or validation set; its mIoUs are those from there on" in table
+    )
+
+
+def test_entries_since_the_last_change_of_the_protocol():
+    old, new = {"step": 2, "miou": 0.9}, {"step": 4, "miou": 0.5}
+    first = {"step": 1, "new_protocol": True, "best_step": 1, "best_miou": 0.7}
+    second = {"step": 3, "new_protocol": True, "best_step": 2, "best_miou": 0.25}
+    assert last_protocol([old, new]) == ([old, new], [(2, 90), (4, 50)])
+    assert last_protocol([first, old, second, {"step": 3, "teacher_miou": 0.1}, new])[1] == [(2, 25), (4, 50)]
+    assert last_protocol([old, {"step": 3, "new_protocol": True}, new])[1] == [(4, 50)]
 
 
 class Fixed(torch.nn.Module):

@@ -103,6 +103,9 @@ def assert_measured_again(folder, config, said, options):
     teacher = build_teacher(config, "", dataset.class_names)
     expected = evaluate(teacher, dataset, device="cpu", **config.eval.protocol).miou
     assert [line["teacher_miou"] for line in log if "teacher_miou" in line][-1] == expected
+    [marked] = [line for line in log if line.get("new_protocol")]
+    assert (marked["best_step"], marked["best_miou"]) == (state["best"]["step"], state["best"]["miou"])
+    assert [line.keys() & {"teacher_miou", "miou"} for line in log[log.index(marked) + 1 :]] == [{"teacher_miou"}]
     assert "so the best student and the teacher are measured again:" in said
 
 
