@@ -139,6 +139,15 @@ def test_another_validation_is_said_and_the_best_and_the_teacher_are_measured_ag
     assert "measured again" not in capsys.readouterr().out
 
 
+def test_two_processes_measure_the_best_and_the_teacher_again_as_one_does(whole, experiments, tmp_path, launch):
+    shutil.copytree(whole, tmp_path / "run")
+    options = ["train.verify_teacher=True", "train.allow_weak_teacher=True", "eval.scales=(1.5,)"]
+    arguments = [experiments["hmkd"], "--work-dir", tmp_path / "run", "--resume", "--force", "--cfg-options", *options]
+    run = launch("train_kd.py", *arguments, processes=2)
+    assert run.returncode == 0, run.stderr
+    assert_measured_again(tmp_path / "run", experiments["hmkd"], run.stdout, options)
+
+
 def test_the_same_data_in_another_folder_are_the_same_validation(whole, experiments, streets, tmp_path, capsys):
     shutil.copytree(whole, tmp_path / "run")
     shutil.copytree(streets, tmp_path / "moved")
