@@ -34,6 +34,7 @@ from scripts._inputs import IMAGES, VIDEOS, Job, check_outputs, find_jobs
 from scripts._video import Video, write_video
 from utils.config import validate
 from utils.console import say
+from utils.files import user_path
 from utils.visualize import overlay, panel, write_png
 
 EXAMPLES = """examples:
@@ -204,7 +205,7 @@ def main(arguments: list[str] | None = None) -> None:
         "checkpoint", type=Path, metavar="CHECKPOINT", help="student.safetensors, *.pt of a run, or .onnx"
     )
     parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="image, video, or folder of them")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    parser.add_argument("--out", type=user_path, required=True, metavar="DIR", help="folder to write to")
     parser.add_argument(
         "--alpha", type=float, default=0.5, metavar="A", help="opacity of the colours, 0..1 (default 0.5)"
     )
