@@ -12,7 +12,6 @@ import argparse
 import hashlib
 import json
 import math
-from pathlib import Path
 
 from configs.schema import Eval, Experiment, autocast_dtype
 from engine.build import build_split, build_student, load_trained
@@ -24,7 +23,7 @@ from models.placement import place
 from utils.config import ConfigError, validate
 from utils.console import environment, say
 from utils.distributed import World, barrier
-from utils.files import remove_temporaries, write_atomically
+from utils.files import remove_temporaries, user_path, write_atomically
 from utils.visualize import overlay, write_png
 
 
@@ -42,9 +41,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--mode", choices=("whole", "slide"), help="default: the config's eval.mode")
     parser.add_argument("--scales", type=factors, metavar="0.5,1.0", help="average over these factors on the size")
     parser.add_argument("--flip", action="store_true", default=None, help="average with the mirrored image")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all metrics, with config and environment")
-    parser.add_argument("--save-pred", type=Path, metavar="DIR", help="write label PNGs in the dataset's raw ids")
-    parser.add_argument("--save-vis", type=Path, metavar="DIR", help="write overlays in the dataset's colours")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="write all metrics, with config and environment")
+    parser.add_argument("--save-pred", type=user_path, metavar="DIR", help="write label PNGs in the dataset's raw ids")
+    parser.add_argument("--save-vis", type=user_path, metavar="DIR", help="write overlays in the dataset's colours")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="a.b=c", help="override config values")
     args = parser.parse_args(arguments)
     if args.teacher == (args.checkpoint is not None):

@@ -8,6 +8,7 @@ python train_kd.py CONFIG --cfg-options train.batch_size=8 data.root=/data/camvi
 """
 
 import argparse
+import os
 from pathlib import Path
 
 from configs.schema import Experiment
@@ -21,17 +22,18 @@ from engine.sharding import keep_gathering
 from utils.config import dump_config
 from utils.console import log_to_file, peak_memory_mib, progress_bar, say
 from utils.distributed import StopSignals, World
-from utils.files import lock_work_dir, write_atomically
+from utils.files import lock_work_dir, user_path, write_atomically
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="Python config file, e.g. configs/demo/hmkd.py")
-    parser.add_argument("--work-dir", type=Path, help="folder of the run (default: work_dirs/<config name>)")
+    parser.add_argument("--work-dir", type=user_path, help="folder of the run (default: work_dirs/<config name>)")
     parser.add_argument(
         "--resume",
         nargs="?",
         const="auto",
+        type=os.path.expanduser,
         metavar="PATH|auto",
         help="resume from this checkpoint, or from the newest intact one in the work dir (a new run if there is none)",
     )

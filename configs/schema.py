@@ -8,11 +8,12 @@ The comment at a key, above it or on its line, is the key's description in ``doc
 (``scripts/document_config.py`` writes it).
 """
 
+import os
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, SerializeAsAny, model_validator
+from pydantic import AfterValidator, Field, SerializeAsAny, model_validator
 
 from datasets import DATASETS
 from losses import METHODS
@@ -31,6 +32,7 @@ Weight = Annotated[float, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
+FilePath = Annotated[str, AfterValidator(os.path.expanduser)]  # '~' is the home folder
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
@@ -46,11 +48,11 @@ class DataSection(Component):
     passed = frozenset({"root", "list_file"})
 
     type: str  # Kind of dataset.
-    root: str  # Folder of the dataset.
-    train_list: str = "train.txt"  # Training list, relative to root or absolute.
-    val_list: str = "val.txt"  # Validation list.
-    test_list: str | None = None  # Test list. None: there is no test set.
-    packed: str | None = None  # Folder that scripts/pack_dataset.py wrote. None: image and label files are read.
+    root: FilePath  # Folder of the dataset.
+    train_list: FilePath = "train.txt"  # Training list, relative to root or absolute.
+    val_list: FilePath = "val.txt"  # Validation list.
+    test_list: FilePath | None = None  # Test list. None: there is no test set.
+    packed: FilePath | None = None  # Folder that scripts/pack_dataset.py wrote. None: image and label files are read.
     crop_size: Size  # Height and width of the training crop.
     # Smallest and largest factor of the random resizing: 0 < smallest <= largest.
     scale_range: tuple[float, float] = (0.5, 2.0)
@@ -159,7 +161,7 @@ class Student(Network):
 
     aux: bool = False  # Add an auxiliary FCN head on stage 3, weighted by train.aux_weight.
     # Backbone weights: a file or folder, 'timm', 'package:NAME' or 'hf:NAME' (pretrained/README.md). None: random.
-    pretrained: str | None = None
+    pretrained: FilePath | None = None
 
 
 class Teacher(Network):
@@ -169,14 +171,14 @@ class Teacher(Network):
     head: Annotated[str, one_of(HEADS, "head")] | None = None  # As the student's.
     # As the student's. None, and no metadata: 'imagenet'.
     normalization: Annotated[str, one_of(NORMALIZATIONS, "normalization")] | None = None
-    weights: str  # Weights of the whole segmentation network: a file or folder, or 'hf:NAME'.
+    weights: FilePath  # Weights of the whole segmentation network: a file or folder, or 'hf:NAME'.
     # Factor on height and width of the images that the teacher sees. Its maps and its cost change with them.
     scale: Annotated[float, Field(gt=0, le=LARGEST_SCALE)] = 1.0
     # If the teacher has other classes than the data: for each of its classes the data's class, or None to ignore it.
     class_map: tuple[str | None, ...] | None = None
     # Folder that keeps the teacher's outputs on the training samples, for this run and for other runs with the same
     # data section. Needs data.distinct_epochs.
-    cache: str | None = None
+    cache: FilePath | None = None
     cache_taps: tuple[str, ...] = ()  # Taps to keep besides the logits: those that the methods read.
     # Split the weights over all ranks, for a teacher that is too large for one device. The results stay the same.
     shard: bool = False

@@ -1,5 +1,6 @@
 """Labelled images read from list files, and the endless, resumable stream of training samples."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -86,7 +87,7 @@ class SegDataset(Dataset):
         image_range: (low, high), the values that are black and white in images with 16 bits a channel; None: such
             images are errors. ``build_dataset`` sets it.
         files: the (image, label or None) paths of each sample.
-        names: a unique name of each sample without folder or suffix, for prediction files.
+        names: a unique name of each sample, for prediction files: without folder and suffix where that is unique.
 
     Raises:
         FileNotFoundError: the root or the list is missing.
@@ -300,11 +301,14 @@ def _palette(colours: Sequence[Sequence[int]], num_classes: int) -> np.ndarray:
 
 
 def _unique_names(images: list[str], list_file: Path) -> list[str]:
-    """File stems, or whole paths joined by '__' where two folders hold the same stem."""
-    names = [PurePosixPath(image).stem for image in images]
-    if len(set(names)) < len(names):
-        names = ["__".join(PurePosixPath(image).with_suffix("").parts) for image in images]
-    repeated = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
-    if repeated:
-        raise ValueError(f"{list_file} lists the same image twice: {sorted(repeated)[0]}; keep one of the lines")
-    return names
+    """File stems; where two are the same, whole paths joined by '__'; where these are too, with their suffixes."""
+    paths = [PurePosixPath(image) for image in images]
+    for names in (
+        [path.stem for path in paths],
+        ["__".join(path.with_suffix("").parts) for path in paths],
+        ["__".join(path.parts) for path in paths],
+    ):
+        if len(set(names)) == len(names):
+            return names
+    repeated = min(name for name, count in Counter(names).items() if count > 1)
+    raise ValueError(f"{list_file} lists the same image twice: {repeated}; keep one of the lines")

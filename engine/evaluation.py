@@ -16,6 +16,7 @@ from datasets.base import SegDataset
 from engine.metrics import ConfusionMatrix, SegMetrics
 from engine.sharding import keep_gathering
 from models.inference import Size, predict
+from models.sizes import size_errors
 from utils.distributed import World
 
 
@@ -62,7 +63,8 @@ def evaluate(
 
     Raises:
         ValueError: the dataset is empty, ``world_size`` is not that of the process group, a label and its image differ
-            in size, a label or prediction is out of range, or as :func:`predict`.
+            in size, an image is too small for the network, a label or prediction is out of range, or as
+            :func:`predict`.
     """
     processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     if world_size != processes or not 0 <= rank < world_size:
@@ -83,13 +85,17 @@ def evaluate(
     # disable=None: no bar where stderr is not a terminal.
     bar = tqdm(loader, desc=description, leave=False, disable=None if progress and rank == 0 else True)
     with keep_gathering(model, World(rank, world_size, device), autocast_dtype):
-        for sample in bar:
+        for number, sample in enumerate(bar):
             image, label, name = sample["image"], sample["label"], sample["name"]
             if label.shape != image.shape[-2:]:
                 raise ValueError(
                     f"{name}: label is {tuple(label.shape)}, image {tuple(image.shape[-2:])}; expected the same H x W"
                 )
-            with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
+            file = dataset.files[rank + number * world_size][0] if isinstance(dataset, SegDataset) else name
+            with (
+                size_errors(model, file, label.shape, scales, crop_size if mode == "slide" else None),
+                torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None),
+            ):
                 prediction = predict(
                     model,
                     image.to(device, non_blocking=True),

@@ -14,12 +14,13 @@ from engine.evaluation import describe_samples, evaluate
 from engine.metrics import SegMetrics
 from engine.optim import learning_rate_factor
 from engine.report import network_table
+from engine.sizes import check_crop, check_validation_sizes
 from engine.teacher import Teacher, build_teacher, build_teacher_cache
 from engine.trainer import Trainer
 from models import SegModel
 from utils.config import ConfigError, changed_values, config_errors, validate
 from utils.console import environment, say
-from utils.distributed import World, barrier, broadcast_buffers, broadcast_from_main
+from utils.distributed import World, barrier, broadcast_buffers, broadcast_from_main, call_on_main
 
 NONE_YET = {"step": 0, "miou": -1.0}  # the best student before the first validation
 # These may change when a run is resumed, because they do not change what is learned: where files are, how often the run
@@ -65,7 +66,8 @@ class Run:
         self.validation = build_split(config, source, "val")
         if any(label is None for _, label in self.validation.files):
             raise ConfigError(f"{source}: data.val_list: {config.data.val_list} has images without labels")
-        self.notes = self.check_labels(source) if resume is None else []
+        new = resume is None  # what a resumed run reads was checked at its start
+        self.notes = call_on_main(check_labels, config, source, self.stream.dataset, self.validation) if new else []
         torch.manual_seed(config.train.seed)
         # The student first: its random weights are the same with and without a teacher.
         class_names = self.validation.class_names
@@ -76,6 +78,12 @@ class Run:
         self.loaded = [report for report in (loaded, teacher and teacher.loaded) if report is not None]
         networks = {"student": student} if teacher is None else {"teacher": teacher, "student": student}
         self.overview = network_table(networks, config.data.crop_size) if dry else ""
+        micro_batch = config.train.batch_size // (config.train.accumulate * world.size)
+        synchronised = world.size if world.device.type == "cuda" else 1  # ranks that share their batch statistics
+        check_crop(config, source, student, teacher, micro_batch * synchronised)
+        if new:
+            evaluated = networks if config.train.verify_teacher else {"student": student}
+            call_on_main(check_validation_sizes, config, source, self.validation, evaluated)
         self.announce(f"method: {', '.join(each.type for each in config.methods) or None}")
         distiller = build_distiller(config, source, student, teacher)
         if teacher is not None:  # after the table, which copies the networks: a sharded one cannot be copied
@@ -116,23 +124,6 @@ class Run:
         self.how_it_started = "new run"
         if resume is not None:
             self.restore(*resume, force)
-
-    def check_labels(self, source: str) -> list[str]:
-        """What is odd about the labels (``engine.build.check_labels``). Rank 0 reads them.
-
-        Raises:
-            ConfigError: on every rank, as ``engine.build.check_labels``.
-        """
-        found: list[str] | Exception = []
-        if self.world.is_main:
-            try:
-                found = check_labels(self.config, source, self.stream.dataset, self.validation)
-            except (ValueError, OSError) as error:
-                found = error
-        found = broadcast_from_main(found)
-        if isinstance(found, Exception):
-            raise found
-        return found
 
     def announce(self, stage: str) -> None:
         """Prints, in a dry run, the stage that begins."""

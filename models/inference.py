@@ -40,6 +40,12 @@ def resize(x: Tensor, size: Size) -> Tensor:
     return F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=shrinks)
 
 
+def scaled_view(size: Size, scale: float) -> Size:
+    """The size of the view of an image at a scale in :func:`predict`: sides rounded, at least 1."""
+    height, width = (max(1, math.floor(side * scale + 0.5)) for side in size)
+    return height, width
+
+
 def scaled_size(size: Size, scale: Fraction) -> Size:
     """The size of an image whose sides are multiplied by ``scale`` and rounded up.
 
@@ -192,7 +198,7 @@ def predict(
     score = None
     with inference(model):
         for scale, mirrored in views:
-            scaled = tuple(max(1, math.floor(length * scale + 0.5)) for length in (height, width))
+            scaled = scaled_view((height, width), scale)
             view = images if scaled == (height, width) else resize(images, scaled)
             logits = view_logits(model, view.flip(-1) if mirrored else view, mode, crop_size, stride)
             if score is None:

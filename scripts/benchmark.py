@@ -32,7 +32,7 @@ from scripts._device import DEFAULT, usable_device
 from scripts.benchmarks import evaluation, loader, metric, scaling, step
 from utils.config import ConfigError
 from utils.console import environment, say
-from utils.files import write_atomically
+from utils.files import user_path, write_atomically
 
 SECTIONS = ("loader", "step", "losses", "metric", "eval")
 METHODS = Path("configs/_base_/methods")
@@ -61,7 +61,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--processes", type=int, default=2, help="of scaling; its --batch is a multiple of it")
     parser.add_argument("--steps", type=int, default=0, help="steps of every method, if more than the timing takes")
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds and methods, to see that it runs")
-    parser.add_argument("--json", type=Path, help="write every figure here")
+    parser.add_argument("--json", type=user_path, help="write every figure here")
     args = parser.parse_args(arguments)
     gpu = args.device.type == "cuda"
     args.batch = args.batch or (8 if gpu and not args.quick else 1)

@@ -9,7 +9,6 @@ be added. Teachers are verified once, before the first run.
 import argparse
 import signal
 import sys
-from pathlib import Path
 
 if not __package__:  # run as a file: the repository's root is not on the import path
     from _as_module import restart_as_module
@@ -18,6 +17,7 @@ if not __package__:  # run as a file: the repository's root is not on the import
 
 from scripts.comparison.jobs import alone_in
 from scripts.comparison.run import PROBE, compare
+from utils.files import user_path
 
 EXAMPLES = """examples:
   python scripts/compare.py --configs configs/demo/hmkd.py --seeds 0,1,2 --budget-iters 400 --out work_dirs/compare
@@ -51,7 +51,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--budget-seconds", type=float, metavar="S",
         help=f"training time of every run: it gets S / (time of a step) steps, measured on {PROBE['max_iters']} steps",
     )  # fmt: skip
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=user_path, required=True, metavar="DIR")
     parser.add_argument(
         "--jobs", type=int, default=1, metavar="N", help="parallel runs, each on its own GPU (default 1)"
     )

@@ -34,7 +34,7 @@ from models import SegModel, SegOutput
 from scripts._device import DEFAULT
 from utils.config import ConfigError, config_errors, load_config, load_section
 from utils.console import environment, say
-from utils.files import write_atomically
+from utils.files import user_path, write_atomically
 
 EXAMPLES = """examples:
   python scripts/diagnose_method.py configs/demo/hmkd.py
@@ -197,7 +197,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--steps", type=int, default=80, metavar="N", help="of the method's modules (default 80)")
     parser.add_argument("--lr", type=float, default=0.01, help="of Adam (default 0.01)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures and their provenance")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="write all figures and their provenance")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="a.b=c", help="override config values")
     args = parser.parse_args(arguments)
     if args.steps < 1 or args.lr <= 0:

@@ -42,7 +42,7 @@ from models.inference import Size, predict, resize
 from models.onnx import OnnxModel, require_extra
 from scripts._quantize import quantize
 from utils.config import ConfigError, dump_config, load_config
-from utils.files import write_atomically
+from utils.files import user_path, write_atomically
 
 EXAMPLES = """\
 examples:
@@ -68,7 +68,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("checkpoint", nargs="?", help="last.pt, best.pt, step_*.pt or student.safetensors")
     parser.add_argument("--teacher", action="store_true", help="export the config's teacher instead of a checkpoint")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="default: CHECKPOINT's path ending in .onnx, .half.onnx or .int8.onnx"
+        "--out",
+        type=user_path,
+        metavar="FILE",
+        help="default: CHECKPOINT's path ending in .onnx, .half.onnx or .int8.onnx",
     )
     parser.add_argument("--outputs", nargs="+", choices=OUTPUTS, default=["classes"], help="default: classes")
     shape = parser.add_mutually_exclusive_group()

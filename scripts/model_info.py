@@ -37,7 +37,7 @@ from scripts.benchmarks.timing import seconds_of_each
 from scripts.export_onnx import export
 from utils.config import load_config
 from utils.console import environment, say
-from utils.files import write_atomically
+from utils.files import user_path, write_atomically
 
 EXAMPLES = """\
 examples:
@@ -264,7 +264,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--device", type=usable_device, default=DEFAULT, help=f"default here: {DEFAULT}")
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="timed runs in each runtime (default 5)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures and their provenance")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="write all figures and their provenance")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="a.b=c", help="override config values")
     args = parser.parse_args(arguments)
     if args.runs < 1:

@@ -23,7 +23,7 @@ from datasets.png import undecodable
 from engine.build import build_split
 from utils.config import load_config
 from utils.console import say
-from utils.files import write_atomically
+from utils.files import user_path, write_atomically
 
 EXAMPLES = """\
 examples, from the repository root:
@@ -174,7 +174,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config", help="whose data section is packed")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder; each split gets its own in it")
+    parser.add_argument(
+        "--out", type=user_path, required=True, metavar="DIR", help="folder; each split gets its own in it"
+    )
     parser.add_argument("--splits", nargs="+", choices=("train", "val", "test"), default=["train", "val"])
     parser.add_argument(
         "--verify", action="store_true", help="write nothing; compare with what was packed and with the present files"

@@ -29,11 +29,13 @@ from models import SegOutput, load_student
 from models.inference import LARGEST_SCALE, predict
 from models.onnx import OnnxModel
 from models.placement import place
+from models.sizes import size_errors
 from scripts._device import DEFAULT, usable_device
 from scripts._inputs import IMAGES, VIDEOS, Job, check_outputs, find_jobs
 from scripts._video import Video, write_video
 from utils.config import validate
 from utils.console import say
+from utils.files import user_path
 from utils.visualize import overlay, panel, write_png
 
 EXAMPLES = """examples:
@@ -134,7 +136,11 @@ class Predictor:
         """H W 3 uint8 RGB -> class map H W uint8."""
         dtype = autocast_dtype(self.settings.precision or self.train.precision)
         pixels = torch.from_numpy(image).permute(2, 0, 1).contiguous().to(self.device)
-        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+        window = self.settings.crop_size if self.settings.mode == "slide" else None
+        with (
+            size_errors(self.model, "too small", image.shape[:2], self.settings.scales, window),
+            torch.autocast(self.device.type, dtype, enabled=dtype is not None),
+        ):
             return predict(self.model, pixels, **self.settings.protocol)[0].cpu().numpy()
 
 
@@ -204,7 +210,7 @@ def main(arguments: list[str] | None = None) -> None:
         "checkpoint", type=Path, metavar="CHECKPOINT", help="student.safetensors, *.pt of a run, or .onnx"
     )
     parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="image, video, or folder of them")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    parser.add_argument("--out", type=user_path, required=True, metavar="DIR", help="folder to write to")
     parser.add_argument(
         "--alpha", type=float, default=0.5, metavar="A", help="opacity of the colours, 0..1 (default 0.5)"
     )

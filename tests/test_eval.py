@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import eval as evaluation
 from datasets import build_dataset
@@ -191,3 +192,19 @@ def test_a_damaged_image_is_named_on_two_ranks(experiments, student, streets, tm
     done = launch("eval.py", experiments["alone"], student, *options, processes=2, timeout=120)
     assert done.returncode == 1
     assert f"error: {image} cannot be decoded" in done.stderr
+
+
+def test_an_image_that_is_too_small_is_named_with_its_size_its_scale_and_what_to_set(
+    experiments, student, streets, tmp_path
+):
+    data = tmp_path / "data"
+    shutil.copytree(streets, data)
+    files = [data / name for name in (data / "val.txt").read_text().splitlines()[2].split()]
+    for path in files:
+        Image.open(path).crop((0, 0, 30, 20)).save(path)
+    options = ["--cfg-options", f"data.root={data}"]
+    assert refused(experiments["alone"], student, "--scales", "2.0,0.7", *options) == (
+        f"error: {files[0]}: the image has 20 x 30 pixels (H x W), 14 x 21 at scale 0.7; the network needs at least "
+        "29 x 29: leave it out, or evaluate at scales of 1.45 or more (eval.scales, --scales)"
+    )
+    run(experiments["alone"], student, "--scales", "1.45", *options)

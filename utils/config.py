@@ -8,7 +8,8 @@ import ast
 import inspect
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections import UserDict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
@@ -76,7 +77,7 @@ def load_config(path: str | Path, schema: type[Schema], options: Sequence[str] =
     """
     config = _read(Path(path))
     try:
-        config.merge_from_dict(parse_options(options))
+        config.merge_from_dict(_tables(parse_options(options)))
     except (TypeError, KeyError, AttributeError, AssertionError) as error:
         raise ConfigError(f"{path}: cannot apply --cfg-options {' '.join(options)}: {error}") from error
     values = config.to_dict()
@@ -150,9 +151,17 @@ def validate(values: dict[str, Any], schema: type[Schema], source: str | Path) -
         raise ConfigError("\n".join(problems)) from None
 
 
+def _tables(value: Any) -> Any:
+    """Dicts whose keys are no names, such as id tables, become a type that mmengine does not merge but replaces."""
+    if not isinstance(value, dict):
+        return value
+    entries = {name: _tables(entry) for name, entry in value.items()}
+    return entries if all(isinstance(name, str) for name in entries) else UserDict(entries)
+
+
 def _tuples(value: Any) -> Any:
-    """Lists become tuples: a config may write either."""
-    if isinstance(value, dict):
+    """Lists become tuples: a config may write either. Tables become dicts again."""
+    if isinstance(value, Mapping):
         return {name: _tuples(entry) for name, entry in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
@@ -209,7 +218,10 @@ def _explain(problem: dict[str, Any], schema: type[BaseModel], values: dict[str,
     if problem["type"] == "value_error":
         message = str(problem["ctx"]["error"])
         return f"{key}: {message}" if key else message
-    return f"{key}: {message}; found {found!r} ({type(found).__name__})"
+    line = f"{key}: {message}; found {found!r} ({type(found).__name__})"
+    if problem["type"] == "string_type" and isinstance(found, int | float) and isinstance(last, str):
+        return f"""{line}: write it in quotes, after --cfg-options in two pairs: {key}='"{found}"'"""
+    return line
 
 
 def one_of(choices: Collection[str], kind: str) -> AfterValidator:

@@ -6,8 +6,9 @@ import os
 import re
 import signal
 import time
+from collections.abc import Callable
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import torch
@@ -228,6 +229,24 @@ def broadcast_from_main(value: object) -> object:
     if dist.is_initialized():
         dist.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def call_on_main(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What ``function`` returns on rank 0, on every rank. Only rank 0 calls it.
+
+    Raises:
+        ValueError, OSError: on every rank, as the function on rank 0.
+    """
+    result = error = None
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            result = function(*arguments)
+        except (ValueError, OSError) as raised:
+            error = raised
+    result, error = broadcast_from_main((result, error))
+    if error is not None:
+        raise error
+    return result
 
 
 def broadcast_buffers(module: nn.Module) -> None:

@@ -14,6 +14,11 @@ from utils.console import say
 OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
+def user_path(text: str) -> Path:
+    """A path given to an option. Shells do not replace the ``~`` of ``--option=~/folder`` by the home folder."""
+    return Path(os.path.expanduser(text))
+
+
 def write_atomically(path: str | Path, content: bytes) -> None:
     """Writes ``content`` to a temporary file beside ``path``, flushes it to disk and renames it to ``path``.
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import train_kd
 from configs.schema import Experiment, MethodSection
 from datasets import DATASETS, camvid, cityscapes
 from engine.build import build_distiller, build_student
@@ -367,3 +368,16 @@ def test_the_keys_of_a_component_are_its_named_arguments():
     section = component_section(MethodSection, "mine", Free)
     assert section.model_validate({"type": "mine", "weight": 2.0}).model_dump() == {"type": "mine", "weight": 2.0}
     assert set(section.model_fields) == {"type", "weight"}
+
+
+def test_every_path_of_a_config_may_begin_with_the_home_folder(experiments, monkeypatch):
+    monkeypatch.setenv("HOME", "/somebody")
+    monkeypatch.setenv("USERPROFILE", "/somebody")  # on Windows
+    data = ("root", "train_list", "val_list", "test_list", "packed")
+    keys = [*(f"data.{key}" for key in data), "student.pretrained", "teacher.weights", "teacher.cache"]
+    options = [*(f"{key}=~/x/{key}" for key in keys), "data.distinct_epochs=1"]
+    config = load_config(experiments["hmkd"], Experiment, options).model_dump()
+    found = {key: config[key.split(".")[0]][key.split(".")[1]] for key in keys}
+    assert found == {key: f"/somebody/x/{key}" for key in keys}
+    assert str(train_kd.parse_arguments(["x.py", "--work-dir=~/runs"]).work_dir) == "/somebody/runs"
+    assert train_kd.parse_arguments(["x.py", "--resume=~/a.pt"]).resume == "/somebody/a.pt"

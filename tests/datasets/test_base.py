@@ -153,8 +153,17 @@ def test_names_are_unique(tmp_path):
     (tmp_path / "list.txt").write_text("a/0.png y.png\nb/0.png y.png\n")
     assert SegDataset(tmp_path, "list.txt", NAMES, PALETTE, IDS).names == ["a__0", "b__0"]
     (tmp_path / "list.txt").write_text("a/0.png y.png\na/0.png y.png\n")
-    with pytest.raises(ValueError, match="lists the same image twice: a__0"):
+    with pytest.raises(ValueError, match="lists the same image twice: a__0.png"):
         SegDataset(tmp_path, "list.txt", NAMES, PALETTE, IDS)
+
+
+def test_two_images_that_differ_by_their_suffix_alone_have_different_names(tmp_path):
+    """Their predictions would be written to one file."""
+    for name in ("a/0.png", "a/0.bmp", "b/1.png"):
+        save(tmp_path / name, np.zeros((2, 2, 3)))
+    save(tmp_path / "y.png", np.full((2, 2), 5))
+    (tmp_path / "list.txt").write_text("a/0.png y.png\na/0.bmp y.png\nb/1.png y.png\n")
+    assert SegDataset(tmp_path, "list.txt", NAMES, PALETTE, IDS).names == ["a__0.png", "a__0.bmp", "b__1.png"]
 
 
 def test_raw_ids_invert_the_table_with_the_lowest_of_several(tmp_path):

@@ -3,6 +3,7 @@ import zlib
 
 import cv2
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
@@ -101,3 +102,27 @@ def test_other_images_are_refused_with_advice_for_their_format(tmp_path, mode, m
     Image.new(mode, (4, 4)).save(tmp_path / "a.tif")
     with pytest.raises(ValueError, match=rf"a\.tif has pixel format '{mode}'.*{message}"):
         open_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("read", [open_image, read_ids])
+def test_a_file_of_arrays_is_refused_with_the_line_that_makes_it_an_image(tmp_path, read):
+    ids = np.array([[0, 7, 255]])
+    np.save(tmp_path / "label.npy", ids)
+    with pytest.raises(ValueError, match=r"label\.npy is a file of arrays; expected an image") as error:
+        read(tmp_path / "label.npy")
+    line = "PIL.Image.fromarray(array.astype('uint8')).save('NAME.png')"
+    assert line in str(error.value)
+    exec(line.replace("NAME", str(tmp_path / "label")), {"PIL": PIL, "array": ids})
+    assert read_ids(tmp_path / "label.png").tolist() == ids.tolist()
+
+
+@pytest.mark.parametrize(("mode", "suffix"), [("L", "png"), ("RGB", "png"), ("RGB", "tif")])
+@pytest.mark.parametrize("read", [open_image, read_ids])
+def test_a_picture_beyond_the_size_limit_is_refused_with_what_to_do(tmp_path, monkeypatch, mode, suffix, read):
+    path = tmp_path / f"a.{suffix}"
+    Image.new(mode, (8, 8)).save(path)
+    read(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 31)  # for Pillow, more than twice as many are an error
+    monkeypatch.setattr("datasets.png.MOST_PIXELS", 63)
+    with pytest.raises(ValueError, match=rf"{path} is (too large|8 x 8) .*cut it into tiles"):
+        read(path)[:]

@@ -329,3 +329,17 @@ def test_help_shows_examples(capsys):
     with pytest.raises(SystemExit):
         predict.main(["--help"])
     assert "python scripts/predict.py student.onnx photo.jpg --out overlays" in capsys.readouterr().out
+
+
+def test_an_image_that_is_too_small_is_named_with_its_size_and_what_to_set(tmp_path):
+    network, image = {"backbone": "mit_b0", "head": "segformer", "width": 16}, tmp_path / "x.png"
+    about = {"network": network, "class_names": list("abc"), "palette": PALETTE}
+    save_student(tmp_path / "mit.safetensors", build_model(num_classes=3, **network).state_dict(), about)
+    Image.new("RGB", (40, 20)).save(image)
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path / "mit.safetensors", image, "--out", tmp_path / "out")
+    message = str(stop.value)
+    assert "the image has 20 x 40 pixels (H x W); the network needs at least 29 x 29" in message
+    assert "scales of 1.45 or more" in message
+    assert f"stopped at {image}" in message
+    run(tmp_path / "mit.safetensors", image, "--out", tmp_path / "out", "--scales", "1.45")

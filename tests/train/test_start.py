@@ -125,6 +125,45 @@ def test_a_validation_set_that_is_void_is_refused_before_the_first_step(masks, t
     assert "data.val_list: none of the 5 labels holds a pixel with a class" in message
 
 
+@pytest.fixture
+def tiny(streets, tmp_path):
+    """The streets, with one validation image of 20 x 30 pixels."""
+    shutil.copytree(streets, tmp_path / "tiny")
+    files = [tmp_path / "tiny" / name for name in (streets / "val.txt").read_text().splitlines()[2].split()]
+    for path in files:
+        Image.open(path).crop((0, 0, 30, 20)).save(path)
+    return tmp_path / "tiny", files[0]
+
+
+def test_a_validation_image_that_is_too_small_is_refused_before_the_first_step(experiments, tiny, tmp_path):
+    root, image = tiny
+    run = [experiments["alone"], "--work-dir", tmp_path / "run", "--cfg-options", f"data.root={root}"]
+    assert f"alone.py: data.val_list: {image} is too small for the student: the image has 20 x 30 pixels" in refused(
+        run
+    )
+    assert not (tmp_path / "run/metrics.jsonl").exists()
+    train_kd.main([*map(str, run), "eval.scales=(1.45, 2.0)", "schedule.max_iters=1", "log.panel_images=0"])
+    teacher = ["teacher.backbone=mit_b0", "teacher.head=segformer", "teacher.output_stride=32", "teacher.width=16"]
+    save_student(tmp_path / "mit", build_model("mit_b0", "segformer", 11, width=16).state_dict(), {})
+    (tmp_path / "mit").rename(tmp_path / "mit.safetensors")
+    teacher += [f"teacher.weights={tmp_path / 'mit.safetensors'}", "train.verify_teacher=True"]
+    student = ["student.backbone=resnet18", "student.output_stride=16", "student.drop_path=0.0"]
+    message = refused([experiments["hmkd"], "--work-dir", tmp_path / "other", *run[3:], *teacher, *student])
+    assert f"{image} is too small for the teacher" in message
+
+
+def test_a_crop_that_is_too_small_is_refused_with_the_keys_that_help(experiments, tmp_path):
+    run = [experiments["hmkd"], "--work-dir", tmp_path / "run", "--cfg-options"]
+    message = refused([*run, "data.crop_size=(28, 64)"])
+    assert "data.crop_size: the student cannot run on 4 image(s) of 28 x 64 pixels at a time" in message
+    assert message.endswith("set data.crop_size=(29, 29) or larger")
+    one = ["data.crop_size=(32, 32)", "train.accumulate=4", "student.output_stride=32", "student.drop_path=0.0"]
+    message = refused([*run, *one, "student.backbone=resnet18", "student.head=deeplabv3"])
+    assert "the student cannot run on 1 image(s) of 32 x 32 pixels at a time (Expected more than 1 value" in message
+    for key in ("data.crop_size=(33, 33)", "train.batch_size", "train.accumulate", "student.output_stride"):
+        assert key in message
+
+
 @pytest.mark.parametrize("option", ["normalization=caffe_bgr", "output_stride=8"])
 def test_teacher_trained_with_other_settings_is_refused(whole, experiments, tmp_path, option):
     """No tensor tells these apart, only the metadata of the file."""

@@ -1,3 +1,4 @@
+import shlex
 from typing import Literal
 
 import pytest
@@ -50,6 +51,28 @@ def test_options_override(write):
     assert config.optimizer.lr == 3e-4
     assert config.optimizer.betas == (0.1, 0.2)
     assert config.name == "run"
+
+
+class Tables(Section):
+    ids: dict[int, int] | tuple[int, ...] | None = None
+    colors: dict[tuple[int, int, int], int] | None = None
+
+
+@pytest.mark.parametrize("before", ["{0: 0, 1: 1}", "[0, 1]", "None"])
+def test_a_table_of_an_option_replaces_what_the_file_has(write, before):
+    path = write(f"ids = {before}\ncolors = {{(0, 0, 0): 0}}\n")
+    config = load_config(path, Tables, ["ids={0:0,255:1}", "colors={(9,9,9):1}"])
+    assert config.model_dump() == {"ids": {0: 0, 255: 1}, "colors": {(9, 9, 9): 1}}
+    assert load_config(path, Tables, ["ids={0:0,255:1}"]).colors == {(0, 0, 0): 0}
+
+
+def test_a_number_where_text_is_expected_is_refused_with_the_quotes_that_a_shell_leaves(write):
+    path = write(GOOD)
+    with pytest.raises(ConfigError) as error:
+        load_config(path, Schema, ["name=2024"])
+    message = str(error.value)
+    assert message.endswith("""found 2024 (int): write it in quotes, after --cfg-options in two pairs: name='"2024"'""")
+    assert load_config(path, Schema, shlex.split(message.rpartition(": ")[2])).name == "2024"
 
 
 def test_options_are_literals_and_never_evaluated(tmp_path):
