@@ -1,4 +1,4 @@
-"""Writes the train, val and test lists of Cityscapes or CamVid, after checking every image and label in them.
+"""Writes the train, val and test lists of a published data set, after checking every image and label in them.
 
 To check a file, it is read completely, as in training and evaluation. With --config the lists of a config are checked,
 for any data set.
@@ -38,6 +38,13 @@ examples:
   python scripts/prepare_lists.py camvid data/camvid
       SegNet's files:    data/camvid/{train,trainannot,val,valannot,test,testannot}/*.png
       the original ones: data/camvid/{701_StillsRaw_full/*.png,LabeledApproved_full/*_L.png}, or {images,labels}
+  python scripts/prepare_lists.py ade20k data/ade20k
+      data/ade20k/ADEChallengeData2016/{images,annotations}/{training,validation}
+  python scripts/prepare_lists.py voc data/voc
+      data/voc/VOCdevkit/VOC2012/{ImageSets/Segmentation,JPEGImages,SegmentationClass,SegmentationClassAug}
+  python scripts/prepare_lists.py coco_stuff data/coco_stuff
+      data/coco_stuff/{train2017,val2017,stuffthingmaps_trainval2017/train2017,stuffthingmaps_trainval2017/val2017},
+      or {images,annotations}/{train2017,val2017}
   python scripts/prepare_lists.py camvid data/camvid --check
       checks the existing lists, and writes nothing
   python scripts/prepare_lists.py --config configs/hmkd/camvid_b4_r18.py
@@ -200,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _count(split: str, count: int, expected: int | None) -> str:
     missing = f" ({expected - count} missing)" if expected and count < expected else ""
-    return f"{split:6}{count:5}{f' of {expected}' if expected else ''}{missing}"
+    return f"{split:9}{count:6}{f' of {expected}' if expected else ''}{missing}"
 
 
 if __name__ == "__main__":
