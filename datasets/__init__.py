@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 from torch.utils.data import DataLoader
 
-from datasets import camvid, cityscapes, listed  # noqa: F401  (each registers its data set)
+from datasets import ade20k, camvid, cityscapes, coco_stuff, listed, voc  # noqa: F401  (each registers its data set)
 from datasets.base import DATASETS, SegDataset, TrainStream
 from datasets.packed import PackedDataset
 

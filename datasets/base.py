@@ -39,7 +39,7 @@ def read_list(root: str | Path, list_file: str | Path) -> list[tuple[str, str | 
     path = root / list_file
     if not path.is_file():
         raise FileNotFoundError(
-            f"list file {path} is missing; python scripts/prepare_lists.py writes it for CamVid and Cityscapes"
+            f"list file {path} is missing; python scripts/prepare_lists.py writes it for published data sets"
         )
     try:
         text = path.read_text(encoding="utf-8-sig")

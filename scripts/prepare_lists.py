@@ -1,4 +1,4 @@
-"""Writes the train, val and test lists of Cityscapes or CamVid, after checking every image and label in them.
+"""Writes the train, val and test lists of a published data set, after checking every image and label in them.
 
 To check a file, it is read completely, as in training and evaluation. With --config the lists of a config are checked,
 for any data set. For the labels of train and val, tables show the values in the files, the pixels of each class, and
@@ -33,7 +33,7 @@ from datasets.census import Value, add_up, check_census, class_weights, count_va
 from datasets.pixels import read_ids
 from engine.build import build_split
 from engine.report import census_table, value_table
-from scripts._layouts import COUNTS, FINDERS, MovedList, read_moved_list
+from scripts.preparation.layouts import COUNTS, FINDERS, MovedList, read_moved_list
 from utils.config import load_config
 from utils.names import VOID
 
@@ -46,6 +46,13 @@ examples:
       SegNet's files:    data/camvid/{train,trainannot,val,valannot,test,testannot}/*.png; its lists (paths that begin
                          with /SegNet/CamVid/) are written anew, and kept as {train,val,test}.txt.orig
       the original ones: data/camvid/{701_StillsRaw_full/*.png,LabeledApproved_full/*_L.png}, or {images,labels}
+  python scripts/prepare_lists.py ade20k data/ade20k
+      data/ade20k/ADEChallengeData2016/{images,annotations}/{training,validation}
+  python scripts/prepare_lists.py voc data/voc
+      data/voc/VOCdevkit/VOC2012/{ImageSets/Segmentation,JPEGImages,SegmentationClass,SegmentationClassAug}
+  python scripts/prepare_lists.py coco_stuff data/coco_stuff
+      data/coco_stuff/{train2017,val2017,stuffthingmaps_trainval2017/train2017,stuffthingmaps_trainval2017/val2017},
+      or {images,annotations}/{train2017,val2017}
   python scripts/prepare_lists.py camvid data/camvid --check
       checks the existing lists, and writes nothing
   python scripts/prepare_lists.py --config configs/hmkd/camvid_b4_r18.py
@@ -300,7 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _count(split: str, count: int, expected: int | None) -> str:
     missing = f" ({expected - count} missing)" if expected and count < expected else ""
-    return f"{split:6}{count:5}{f' of {expected}' if expected else ''}{missing}"
+    return f"{split:9}{count:6}{f' of {expected}' if expected else ''}{missing}"
 
 
 def _advice(name: str, root: Path, list_file: str) -> str:

@@ -345,7 +345,9 @@ def _read_hugging_face(source: str, files: Mapping[str, Path]) -> Weights:
     if isinstance(labels, dict) and labels:
         if set(labels) != {str(i) for i in range(len(labels))}:
             raise ValueError(f"{files['config.json']}: id2label has the ids {list(labels)}; expected 0..K-1")
-        class_names = [labels[str(i)] for i in range(len(labels))]
+        # The published ADE20K networks spell one class "bed ".
+        names = [labels[str(i)] for i in range(len(labels))]
+        class_names = [name.strip() if isinstance(name, str) else name for name in names]
         if class_names != [f"LABEL_{i}" for i in range(len(labels))]:  # its default names
             metadata["class_names"] = class_names
     check_metadata(metadata, str(files["config.json"]))

@@ -31,7 +31,10 @@ def test_data_sets_are_built_by_name(root):
 
 
 def test_unknown_type_names_the_nearest(root):
-    with pytest.raises(ValueError, match=r"'camvids'; did you mean 'camvid'. choices: camvid, cityscapes, list"):
+    with pytest.raises(
+        ValueError,
+        match=r"'camvids'; did you mean 'camvid'. choices: ade20k, camvid, cityscapes, coco_stuff, list, voc",
+    ):
         build_dataset("camvids", root, "train.txt")
 
 

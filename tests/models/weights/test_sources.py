@@ -69,6 +69,14 @@ def test_names_that_nobody_gave_are_no_class_names(hugging_face, tmp_path):
     assert list(read_weights(folder).metadata) == ["network"]
 
 
+def test_white_space_around_a_class_name_is_left_out(hugging_face, tmp_path):
+    folder = copy(hugging_face[0], tmp_path / "folder")
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"] = {"0": "wall", "1": "bed ", "2": "swivel chair"}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert read_weights(folder).metadata["class_names"] == ["wall", "bed", "swivel chair"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -1,4 +1,4 @@
-"""The known layouts of Cityscapes and CamVid, and lists whose files have moved, for ``prepare_lists.py``."""
+"""The images and labels of the published data sets, found where their archives put them."""
 
 import re
 from pathlib import Path, PurePosixPath
@@ -7,8 +7,14 @@ from typing import NamedTuple
 COUNTS = {
     "cityscapes": {"train": 2975, "val": 500, "test": 1525},
     "camvid": {"train": 367, "val": 101, "test": 233},
+    "ade20k": {"train": 20210, "val": 2000},
+    "voc": {"train": 1464, "trainaug": 10582, "val": 1449},
+    "coco_stuff": {"train": 118287, "val": 5000},
 }
 ORIGINAL_CAMVID = (("701_StillsRaw_full", "LabeledApproved_full"), ("images", "labels"))
+
+COCO_FOLDERS = ((".", "stuffthingmaps_trainval2017"), ("images", "annotations"))  # of images and of pixelmaps
+COCO_NAME = "[0-9]" * 12  # not the files *_labelTrainIds.png that mmsegmentation puts beside the pixelmaps
 
 
 class Found(NamedTuple):
@@ -68,6 +74,64 @@ def segnet_split(name: str) -> str | None:
     return "val" if sequence == "0016E5" and 7959 <= frame <= 8159 else "train"
 
 
+def find_ade20k(root: Path) -> Found:
+    """ADEChallengeData2016, the archive of SceneParse150."""
+    found, folder = Found({}, []), root / "ADEChallengeData2016"
+    for split, name in (("train", "training"), ("val", "validation")):
+        images = _by_name(folder / "images" / name, "*", ".jpg")
+        labels = _by_name(folder / "annotations" / name, "*", ".png")
+        found.lines[split] = _pair(root, images, labels, found.problems)
+    return found
+
+
+def find_voc(root: Path) -> Found:
+    """VOCdevkit/VOC2012 by its lists of names, and trainaug where SegmentationClassAug has SBD's labels.
+
+    trainaug is the names in trainaug.txt or, without this file, all images of train and SegmentationClassAug that are
+    not in val. An image that VOC itself labels keeps that label.
+    """
+    found, folder = Found({}, []), root / "VOCdevkit" / "VOC2012"
+    lists = {split: folder / "ImageSets" / "Segmentation" / f"{split}.txt" for split in COUNTS["voc"]}
+    names = {split: path.read_text(encoding="utf-8").split() for split, path in lists.items() if path.is_file()}
+    images, own, added = (
+        _by_name(folder / name, "*", suffix)
+        for name, suffix in (("JPEGImages", ".jpg"), ("SegmentationClass", ".png"), ("SegmentationClassAug", ".png"))
+    )
+    val = set(names.get("val", []))
+    if added:
+        names.setdefault("trainaug", sorted({*names.get("train", []), *added} - val))
+    elif "trainaug" in names:
+        found.problems.append(
+            f"{lists['trainaug']} needs SBD's labels as PNG files of ids, and {folder / 'SegmentationClassAug'} has "
+            "none (SBD's own .mat files are not read); put them there, or move the list away"
+        )
+        del names["trainaug"]
+    for split, wanted in names.items():
+        labels = added | own if split == "trainaug" else own
+        found.problems.extend(
+            f"{lists[split]} has {name}, which is also in val.txt" for name in wanted if split != "val" and name in val
+        )
+        found.problems.extend(
+            f"{lists[split]} has {name}, which has no image and no label"
+            for name in wanted
+            if name not in images and name not in labels
+        )
+        pairs = [{name: files[name] for name in wanted if name in files} for files in (images, labels)]
+        found.lines[split] = _pair(root, *pairs, found.problems)
+    return found
+
+
+def find_coco_stuff(root: Path) -> Found:
+    """COCO's archives of images and the one of pixelmaps, in the folders of either of ``COCO_FOLDERS``."""
+    found = Found({}, [])
+    pictures, truths = next((pair for pair in COCO_FOLDERS if (root / pair[1]).is_dir()), COCO_FOLDERS[0])
+    for split in COUNTS["coco_stuff"]:
+        images = _by_name(root / pictures / f"{split}2017", "*", ".jpg")
+        labels = _by_name(root / truths / f"{split}2017", COCO_NAME, ".png")
+        found.lines[split] = _pair(root, images, labels, found.problems)
+    return found
+
+
 class MovedList(NamedTuple):
     """A list whose files have moved: the absolute folder that its paths begin with, and its lines without it."""
 
@@ -114,4 +178,10 @@ def _line(image: Path, label: Path) -> str:
     return f"{image}{separator}{label}"
 
 
-FINDERS = {"cityscapes": find_cityscapes, "camvid": find_camvid}
+FINDERS = {
+    "cityscapes": find_cityscapes,
+    "camvid": find_camvid,
+    "ade20k": find_ade20k,
+    "voc": find_voc,
+    "coco_stuff": find_coco_stuff,
+}
