@@ -55,6 +55,7 @@ class DataSection(Component):
     # Images without labels, which the terms between teacher and student use too: a list (a label in its line is not
     # read), or a pattern under root such as 'video/**/*.jpg'. Needs train.unlabelled_batch.
     unlabelled: str | None = None
+    unlabelled_root: str | None = None  # Folder of these images. None: root.
     # Share of the training list whose labels are used, by whole videos (datasets/sequences.py), at least one image. The
     # labels of the other images are never read; they are unlabelled images.
     labelled_fraction: Share = 1.0

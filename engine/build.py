@@ -43,8 +43,11 @@ def build_split(config: Experiment, source: str, split: str, check_files: bool =
     if list_file is None:
         raise ConfigError(f"{source}: data.{key} is None: this config has no {split} split")
     packed = None if config.data.packed is None else Path(config.data.packed) / split
+    options = config.data.options
+    if split == "unlabelled" and config.data.unlabelled_root is not None:
+        options["root"] = config.data.unlabelled_root
     with config_errors(source, "data"):
-        return build_dataset(list_file=list_file, packed=packed, check_files=check_files, **config.data.options)
+        return build_dataset(list_file=list_file, packed=packed, check_files=check_files, **options)
 
 
 def build_train_stream(config: Experiment, source: str) -> JointStream:

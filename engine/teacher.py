@@ -220,7 +220,7 @@ def build_teacher_cache(
     shapes = {
         name: (tap.channels, *(-(-side // tap.stride) for side in config.data.crop_size)) for name, tap in taps.items()
     }
-    elsewhere = {"root", "packed", "workers", "val_list", "test_list", "on_bad_sample"}
+    elsewhere = {"root", "unlabelled_root", "packed", "workers", "val_list", "test_list", "on_bad_sample"}
     pools = [each.dataset for each in stream.streams]
     samples = json.dumps([describe_sample(*sample) for pool in pools for sample in pool.samples])
     with open(teacher.loaded.path, "rb") as file:

@@ -29,7 +29,8 @@ PROBE = {"max_iters": 20, "log_interval": 4}  # of the short runs that measure t
 # What may differ between experiments on equal terms: what is compared, what the command sets, what changes no result.
 MAY_DIFFER = (
     "teacher", "distill", "curriculum", "schedule.max_iters", "train.seed", "train.verify_teacher",
-    "train.allow_weak_teacher", "checkpoint", "log", "data.unlabelled", "train.unlabelled_batch", "data.mixing",
+    "train.allow_weak_teacher", "checkpoint", "log", "data.unlabelled", "data.unlabelled_root", "data.mixing",
+    "train.unlabelled_batch",
 )  # fmt: skip
 
 
