@@ -33,8 +33,9 @@ NONE_YET = {"step": 0, "miou": -1.0}  # the best student before the first valida
 # These may change when a run is resumed, because they do not change what is learned: where files are, how often the run
 # evaluates, saves and logs, and how the work is divided.
 FREE_TO_CHANGE = (
-    "custom_imports", "eval.", "checkpoint.", "log.", "data.workers", "data.root", "data.unlabelled_root", "data.packed",
-    "data.on_bad_sample", "student.pretrained", "teacher.shard", "train.accumulate", "train.compile", "train.timeout",
+    "custom_imports", "eval.", "checkpoint.", "log.", "data.workers", "data.root", "data.unlabelled_root",
+    "data.packed", "data.on_bad_sample", "student.pretrained", "teacher.shard", "train.accumulate", "train.compile",
+    "train.timeout",
 )  # fmt: skip
 
 
