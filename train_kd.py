@@ -67,7 +67,7 @@ def train(config: Experiment, args: argparse.Namespace, world: World) -> int:
     del resume  # it needs as much memory as the networks
     trainer, total, log_config = run.trainer, config.schedule.max_iters, config.log
     log = RunLog(
-        args.work_dir, trainer.step, run.validated, total, config.train.batch_size, active=world.is_main,
+        args.work_dir, trainer.step, run.validated, total, config.train.images, active=world.is_main,
         tolerate_errors=run.tolerate_errors,
     )  # fmt: skip
     if world.is_main:
@@ -82,7 +82,7 @@ def train(config: Experiment, args: argparse.Namespace, world: World) -> int:
 
     signals = StopSignals()
     bar = progress_bar(total, trainer.step, args.work_dir.name, active=world.is_main)
-    batches, skipped = iter(run.loader(total)), SkippedSamples(len(run.stream.dataset), active=world.is_main)
+    batches, skipped = iter(run.loader(total)), SkippedSamples(run.stream.num_samples, active=world.is_main)
     while True:
         step = trainer.step
         if step > run.validated and (step == total or step % config.eval.interval == 0):
@@ -127,6 +127,11 @@ def write_provenance(run: Run) -> None:
     write_atomically(run.work_dir / "env.txt", "".join(f"{k}: {v}\n" for k, v in run.environment.items()).encode())
     where = f"{run.world.size} process(es) on {run.world.device.type}, {run.config.train.precision}"
     say(f"{run.work_dir}: {where}; {run.how_it_started}")
+    if run.stream.unlabelled is not None:
+        labelled, unlabelled = (
+            0 if each is None else len(each.dataset) for each in (run.stream.labelled, run.stream.unlabelled)
+        )
+        say(f"training images: {labelled} with labels, {unlabelled} without")
     for note in run.notes:
         say(f"WARNING: {note}")
     for report in run.loaded:
@@ -181,7 +186,7 @@ def finish(run: Run) -> None:
 def dry_run(run: Run) -> None:
     """One step on one batch; prints networks, terms and memory."""
     trainer, weights = run.trainer, run.trainer.weights
-    run.announce(f"step: one batch of {run.config.train.batch_size} images")
+    run.announce(f"step: one batch of {run.config.train.images} images")
     terms, norms = trainer.train_step(list(run.loader(stop=1)), measure_gradients=True)
     trainer.check()
     if run.world.is_main:

@@ -16,6 +16,7 @@ import torch
 from pydantic import AfterValidator, Field, SerializeAsAny, model_validator
 
 from datasets import DATASETS
+from datasets.mixing import Domain, Kind
 from losses import METHODS
 from models import HEADS, NORMALIZATIONS
 from models.inference import LARGEST_SCALE
@@ -49,9 +50,18 @@ class DataSection(Component):
 
     type: str  # Kind of dataset.
     root: FilePath  # Folder of the dataset.
-    train_list: FilePath = "train.txt"  # Training list, relative to root or absolute.
+    # Training list, relative to root or absolute. None: no image has a label (then set train.batch_size=0).
+    train_list: FilePath | None = "train.txt"
     val_list: FilePath = "val.txt"  # Validation list.
     test_list: FilePath | None = None  # Test list. None: there is no test set.
+    # Images without labels, which the terms between teacher and student use too: a list (a label in its line is not
+    # read), or a pattern under root such as 'video/**/*.jpg'. Needs train.unlabelled_batch.
+    unlabelled: FilePath | None = None
+    unlabelled_root: FilePath | None = None  # Folder of these images. None: root.
+    # Share of the training list whose labels are used, by whole videos (datasets/sequences.py), at least one image. The
+    # labels of the other images are never read; they are unlabelled images.
+    labelled_fraction: Share = 1.0
+    split_seed: Seed = 0  # Seed of the choice of these images. It does not depend on train.seed.
     packed: FilePath | None = None  # Folder that scripts/pack_dataset.py wrote. None: image and label files are read.
     crop_size: Size  # Height and width of the training crop.
     # Smallest and largest factor of the random resizing: 0 < smallest <= largest.
@@ -59,7 +69,13 @@ class DataSection(Component):
     # A crop is drawn again, at most ten times, while one class covers more than this share of it.
     cat_max_ratio: Share = 1.0
     flip: bool = True  # Mirror half of the crops.
-    photometric: bool = False  # Random brightness, contrast, saturation and hue.
+    # Random brightness, contrast, saturation and hue; 'strong': also grey and blurred images.
+    photometric: bool | Literal["strong"] = False
+    # Paste a part of another image of the micro-batch: a rectangle ('cutmix'), or the pixels of half of its classes
+    # ('classmix'; in unlabelled images those that the teacher sees, at the cost of another pass of the teacher).
+    mixing: Kind | None = None
+    mixing_probability: Share = 0.5  # Probability of an image to be mixed.
+    mixing_domain: Domain = "unlabelled"  # Which images are mixed.
     # The values (low, high) that are black and white in images with 16 bits a channel, for example (0, 4095) for 12
     # bits; what lies outside is cut off. None: such images are errors.
     image_range: tuple[float, float] | None = None
@@ -78,6 +94,8 @@ class DataSection(Component):
             raise ValueError(f"scale_range is {self.scale_range}; expected 0 < low <= high")
         if self.image_range is not None and not self.image_range[0] < self.image_range[1]:
             raise ValueError(f"image_range is {self.image_range}; expected (low, high) with low < high")
+        if self.labelled_fraction < 1 and self.train_list is None:
+            raise ValueError("labelled_fraction is a share of train_list, which is None")
         return self
 
     @property
@@ -231,7 +249,9 @@ class Schedule(Section):
 class Train(Section):
     """How a step is computed."""
 
-    batch_size: Positive  # Images in one step, over all ranks and accumulated batches.
+    # Labelled images in one step, over all ranks and accumulated batches. 0 if and only if data.train_list is None.
+    batch_size: Count
+    unlabelled_batch: Count = 0  # Unlabelled images in one step, as well (docs/training.md).
     accumulate: Positive = 1  # Batches whose gradients are added in one step, to save memory.
     precision: Precision = "bf16"  # Number format of the networks' forward and backward pass.
     channels_last: bool = True  # Memory layout of images and weights; usually faster.
@@ -249,6 +269,11 @@ class Train(Section):
     seed: Seed = 0  # Seed of initial weights, dropout and, unless data.seed is set, of the data.
     deterministic: bool = False  # Make GPU results equal bit for bit from run to run; slower.
     timeout: PositiveFloat = 1800.0  # Seconds that a rank waits for another rank or for data.
+
+    @property
+    def images(self) -> int:
+        """Images in one step."""
+        return self.batch_size + self.unlabelled_batch
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:
@@ -336,6 +361,7 @@ class Experiment(Section):
         if (self.teacher is None) != (self.distill is None):
             given, missing = ("distill", "teacher") if self.teacher is None else ("teacher", "distill")
             raise ValueError(f"{given} is set but {missing} is None: set both to distil, or neither to train alone")
+        self._check_unlabelled()
         if self.student.aux and self.train.aux_weight == 0:
             raise ValueError("student.aux is True but train.aux_weight is 0: the auxiliary head would never learn")
         if self.teacher is not None and self.teacher.cache is not None and self.data.on_bad_sample == "skip":
@@ -349,3 +375,52 @@ class Experiment(Section):
                 "would be read again; set data.distinct_epochs=1 or more"
             )
         return self
+
+    def _check_unlabelled(self) -> None:
+        """Raises ValueError if keys about labelled and unlabelled images do not go together."""
+        data, train = self.data, self.train
+        if (data.train_list is None) != (train.batch_size == 0):
+            raise ValueError(
+                f"data.train_list is {data.train_list!r} and train.batch_size is {train.batch_size}; expected a list "
+                "and a positive number of labelled images in a step, or None and 0"
+            )
+        hidden = data.unlabelled is not None or data.labelled_fraction < 1
+        if train.unlabelled_batch and not hidden:
+            raise ValueError(
+                "train.unlabelled_batch is set, and there are no unlabelled images: set data.unlabelled to a list or a "
+                "pattern, or data.labelled_fraction below 1"
+            )
+        if data.unlabelled is not None and not train.unlabelled_batch:
+            raise ValueError(
+                "data.unlabelled is set but train.unlabelled_batch is 0, so no step would use these images: set both"
+            )
+        if data.mixing is not None and data.mixing_domain == "unlabelled" and not train.unlabelled_batch:
+            raise ValueError(
+                "data.mixing is set for unlabelled images, but train.unlabelled_batch is 0: set data.mixing_domain="
+                "'labelled', or train.unlabelled_batch"
+            )
+        if not train.unlabelled_batch:
+            if train.batch_size == 0:
+                raise ValueError("data.train_list is None, so train.unlabelled_batch and data.unlabelled must be set")
+            return
+        if self.teacher is None:
+            raise ValueError(
+                "train.unlabelled_batch is set but teacher is None: nothing would learn from unlabelled images; set a "
+                "teacher and distill, or train.unlabelled_batch=0 and data.unlabelled=None"
+            )
+        if all(getattr(method, "pixels", "inside") == "labelled" for method in self.methods):
+            raise ValueError(
+                "train.unlabelled_batch is set, and distill compares labelled pixels only: set distill.pixels='inside'"
+            )
+        if train.batch_size == 0:
+            for method in self.methods:
+                if getattr(method, "anchor", None) == "labels":
+                    raise ValueError(
+                        f"distill: {method.type} with anchor='labels' learns from labels, and data.train_list is None: "
+                        "choose another anchor or method"
+                    )
+        if data.mixing == "classmix" and data.mixing_domain != "labelled" and self.teacher.cache is not None:
+            raise ValueError(
+                "data.mixing='classmix' on unlabelled images reads the teacher's classes before mixing, which "
+                "teacher.cache does not keep: choose 'cutmix', or set teacher.cache=None"
+            )

@@ -9,8 +9,9 @@ import cv2
 from torch.utils.data import DataLoader
 
 from datasets import ade20k, camvid, cityscapes, coco_stuff, listed, voc  # noqa: F401  (each registers its data set)
-from datasets.base import DATASETS, SegDataset, TrainStream
+from datasets.base import DATASETS, SegDataset
 from datasets.packed import PackedDataset
+from datasets.stream import JointStream
 
 GRACE = 30  # seconds from SIGTERM to the end of a worker
 
@@ -53,15 +54,15 @@ def build_dataset(
 
 
 def make_loader(
-    stream: TrainStream,
+    stream: JointStream,
     batches: Iterable[list[int]],
     *,
     workers: int = 0,
     pin_memory: bool = False,
     timeout: float = 0,
 ) -> DataLoader:
-    """Loads micro-batches: dicts of ``image`` B 3 h w uint8, ``label`` B h w uint8, ``position`` B int64, ``name`` and
-    ``skipped``, lists of B.
+    """Loads micro-batches: dicts of ``image`` B 3 h w uint8, ``label`` B h w uint8, ``position`` B int64 (negative
+    for a sample without a label), ``name`` and ``skipped``, lists of B.
 
     Args:
         stream: the samples by position.

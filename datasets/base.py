@@ -1,4 +1,4 @@
-"""Labelled images read from list files, and the endless, resumable stream of training samples."""
+"""Images with labels, read from list files."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,10 @@ from utils.names import VOID, Registry
 
 
 def read_list(root: str | Path, list_file: str | Path) -> list[tuple[str, str | None]]:
-    """Reads ``image label`` pairs, one a line, both relative to ``root``.
+    """Reads ``image label`` pairs, one a line, both relative to ``root``; or finds images by a pattern.
+
+    A ``list_file`` with ``*`` is such a pattern under ``root``, for example ``'video/**/*.jpg'``: each file that it
+    matches, in order of name, is an image without a label.
 
     Blank lines are ignored. A line without a label (a test set with secret labels) gives ``(image, None)``. Fields are
     separated by white space, or by one tab where a name contains spaces. The text is UTF-8, with or without a byte
@@ -26,7 +29,7 @@ def read_list(root: str | Path, list_file: str | Path) -> list[tuple[str, str | 
         list_file: the list, relative to ``root`` or absolute.
 
     Raises:
-        FileNotFoundError: ``root`` or the list is missing.
+        FileNotFoundError: ``root`` or the list is missing, or the pattern matches no file.
         ValueError: the list is not UTF-8 text, a line has more than two fields, a path is absolute or leads out of
             ``root``, or the list is empty.
     """
@@ -36,6 +39,11 @@ def read_list(root: str | Path, list_file: str | Path) -> list[tuple[str, str | 
             f"data root {root} is not a folder; put or link the data set there, or set data.root "
             "(scripts/quickstart.sh makes the data of the demo)"
         )
+    if "*" in str(list_file):
+        images = sorted(path.relative_to(root).as_posix() for path in root.glob(str(list_file)) if path.is_file())
+        if not images:
+            raise FileNotFoundError(f"no file under {root} matches {str(list_file)!r}; expected images")
+        return [(image, None) for image in images]
     path = root / list_file
     if not path.is_file():
         raise FileNotFoundError(
@@ -200,91 +208,6 @@ class SegDataset(Dataset):
 
 # Called with root, list_file and the options of the config's data section.
 DATASETS: Registry[Callable[..., SegDataset]] = Registry("data set")
-
-
-class TrainStream(Dataset):
-    """The samples of a whole training run, each a pure function of (seed, position).
-
-    Position p is the global number of a sample: step * global batch size + offset. It belongs to epoch p // n, whose
-    seeded permutation of the n samples decides which one is drawn; its augmentation has its own generator. So a resumed
-    run is exact, and sees the same samples on any number of ranks and workers.
-
-    A stream that repeats reads position p as p modulo (epochs * n), for order and augmentation. Then the teacher's
-    output of a sample can be computed once and kept, but there are fewer different augmentations.
-
-    Args:
-        dataset: where samples come from; all of them must have labels.
-        transform: ``(image H W 3 uint8, label H W uint8, rng) -> (image, label)``, which reads the image by
-            ``image[:n]``, its first n rows.
-        seed: of order and augmentation.
-        epochs: different passes over the data, after which the stream repeats; None: it never repeats.
-        skip_bad: replace a sample that cannot be read by the next readable one in the epoch's order; still a function
-            of (seed, position), as long as the same files are bad.
-
-    Attributes:
-        period: number of samples after which the stream repeats, or None.
-
-    Raises:
-        ValueError: a sample of the data set has no label.
-    """
-
-    def __init__(
-        self,
-        dataset: SegDataset,
-        transform: Callable,
-        seed: int,
-        epochs: int | None = None,
-        skip_bad: bool = False,
-    ):
-        unlabelled = [name for name, (_, label) in zip(dataset.names, dataset.files, strict=True) if label is None]
-        if unlabelled:
-            raise ValueError(f"{len(unlabelled)} training samples have no label in their list, first {unlabelled[0]}")
-        self.dataset, self.transform, self.seed, self.skip_bad = dataset, transform, seed, skip_bad
-        self.period = None if epochs is None else epochs * len(dataset)
-        self._epoch, self._order = -1, np.empty(0, np.int64)
-
-    def index(self, position: int, after: int = 0) -> int:
-        """The sample of the data set at this position of the run, or ``after`` samples later in its epoch's order."""
-        epoch, offset = divmod(self.wrapped(position), len(self.dataset))
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, self._generator(0, epoch).permutation(len(self.dataset))
-        return int(self._order[(offset + after) % len(self.dataset)])
-
-    def __getitem__(self, position: int) -> dict:
-        """The transformed sample: ``image`` 3 h w uint8, ``label`` h w uint8, ``name``, ``position`` (wrapped).
-
-        ``skipped`` names the samples that it replaces and why, one a line; mostly ''.
-
-        Raises:
-            ValueError, OSError: it cannot be read and ``skip_bad`` is False, or more than half of the data set in a row
-                cannot be read.
-        """
-        position, skipped = self.wrapped(position), []
-        while True:
-            index = self.index(position, after=len(skipped))
-            try:
-                # The transform decodes the rows of a PNG.
-                image, label = self.transform(*self.dataset.open(index), self._generator(1, position))
-                break
-            except (ValueError, OSError) as error:
-                if not self.skip_bad:
-                    raise
-                skipped.append(f"{self.dataset.names[index]}: {' '.join(str(error).split())}")
-                if 2 * len(skipped) > len(self.dataset):
-                    raise ValueError(
-                        f"{len(skipped)} of the {len(self.dataset)} training samples in a row cannot be read, more "
-                        f"than half of them: fix the data; the last is {skipped[-1]}"
-                    ) from error
-        sample = as_sample(image, label, self.dataset.names[index])
-        return {**sample, "position": position, "skipped": "\n".join(skipped)}
-
-    def wrapped(self, position: int) -> int:
-        """The first position with the same sample and augmentation as this one."""
-        return position if self.period is None else position % self.period
-
-    def _generator(self, purpose: int, number: int) -> np.random.Generator:
-        """Independent streams for orders (purpose 0) and augmentations (purpose 1)."""
-        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(purpose, number)))
 
 
 def as_sample(image: np.ndarray, label: np.ndarray, name: str) -> dict:

@@ -26,7 +26,7 @@ class TrainTransform:
         cat_max_ratio: a crop in which one class covers more than this share of the labelled pixels is drawn again, up
             to 10 times. 1 accepts the first crop.
         flip: mirror left to right with probability 1/2.
-        photometric: distort brightness, contrast, saturation and hue.
+        photometric: distort brightness, contrast, saturation and hue; ``'strong'``: as ``distort_strongly``.
 
     Raises:
         ValueError: a size, scale or ratio is out of range.
@@ -38,7 +38,7 @@ class TrainTransform:
         scale_range: Sequence[float] = (0.5, 2.0),
         cat_max_ratio: float = 1.0,
         flip: bool = True,
-        photometric: bool = False,
+        photometric: bool | str = False,
     ):
         if len(crop_size) != 2 or min(crop_size) < 1:
             raise ValueError(f"crop_size {crop_size}; expected (h, w), both positive")
@@ -68,7 +68,7 @@ class TrainTransform:
         if self.flip and rng.random() < 0.5:
             picture, cropped = cv2.flip(picture, 1), cv2.flip(cropped, 1)
         if self.photometric:
-            picture = distort(picture, rng)
+            picture = (distort_strongly if self.photometric == "strong" else distort)(picture, rng)
         return self._pad(picture, PADDING), self._pad(cropped, OUTSIDE)
 
     def _draw_corner(self, scaled: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
@@ -142,6 +142,19 @@ def distort(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), _table(planes)[:, None])
         image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
     return image if contrast_first else cv2.LUT(image, _table(values * contrast))
+
+
+def distort_strongly(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """``distort``, then grey with probability 1/5 and a Gaussian blur with probability 1/2, H W 3 uint8 RGB.
+
+    The blur's standard deviation is 0.1 to 2 pixels, as in UniMatch (Yang et al., CVPR 2023, section 4.1).
+    """
+    image = distort(image, rng)
+    if rng.random() < 0.2:
+        image = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    if rng.random() < 0.5:
+        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.1, 2.0))
+    return image
 
 
 def _table(values: np.ndarray) -> np.ndarray:

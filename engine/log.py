@@ -27,16 +27,16 @@ class RunLog:
             are taken again.
         validated: the last step with a complete validation; entries of later validations are removed too.
         total: steps of the whole run.
-        batch_size: global; for images per second.
+        images: in a step, over all ranks; for images per second.
         active: True on rank 0 only; the other ranks write and print nothing.
         tolerate_errors: if an entry cannot be written (a full disk), print a warning instead of raising OSError.
     """
 
     def __init__(
-        self, work_dir: str | Path, step: int, validated: int, total: int, batch_size: int, active: bool = True,
+        self, work_dir: str | Path, step: int, validated: int, total: int, images: int, active: bool = True,
         tolerate_errors: bool = False,
     ):  # fmt: skip
-        self.total, self.batch_size, self.active = total, batch_size, active
+        self.total, self.images, self.active = total, images, active
         self.tolerate_errors = tolerate_errors
         self.clock, self.counted = time.perf_counter(), step  # start of the interval for images per second
         if not active:
@@ -72,7 +72,7 @@ class RunLog:
         if not self.active:
             return
         now = time.perf_counter()
-        rate = (step - self.counted) * self.batch_size / (now - self.clock)
+        rate = (step - self.counted) * self.images / (now - self.clock)
         self.clock, self.counted = now, step
         self._write(step, **terms, lr=lr, **scaling, **({"grad_norm": norms} if norms else {}))
         rates = {"images_per_s": rate, "peak_memory_mib": peak_memory_mib()}
@@ -80,7 +80,7 @@ class RunLog:
         self._scalars(step, "weight", weights)
         self._scalars(step, "grad_norm", norms)
         self.board.flush()  # if the process is killed later, this entry is not lost
-        left = timedelta(seconds=round((self.total - step) * self.batch_size / rate))
+        left = timedelta(seconds=round((self.total - step) * self.images / rate))
         shown = " ".join(f"{name} {value:.4f}" for name, value in terms.items())
         scaled = "".join(f" {name} {value:g}" for name, value in scaling.items())
         say(f"step {step}/{self.total} {shown} lr {lr:.2e}{scaled} {rate:.1f} images/s {left} left")

@@ -8,7 +8,15 @@ import torch
 from configs.schema import Experiment, autocast_dtype
 from datasets import make_loader
 from datasets.samplers import PositionBatches
-from engine.build import build_distiller, build_split, build_student, build_train_stream, check_labels
+from engine.build import (
+    build_distiller,
+    build_mixing,
+    build_split,
+    build_student,
+    build_train_stream,
+    check_labels,
+    check_leaks,
+)
 from engine.checkpoint import checkpoint_to_resume, load_checkpoint, prune_checkpoints, save_checkpoint
 from engine.evaluation import describe_samples, evaluate
 from engine.metrics import SegMetrics
@@ -26,8 +34,9 @@ NONE_YET = {"step": 0, "miou": -1.0}  # the best student before the first valida
 # These may change when a run is resumed, because they do not change what is learned: where files are, how often the run
 # evaluates, saves and logs, and how the work is divided.
 FREE_TO_CHANGE = (
-    "custom_imports", "eval.", "checkpoint.", "log.", "data.workers", "data.root", "data.packed", "data.on_bad_sample",
-    "student.pretrained", "teacher.shard", "train.accumulate", "train.compile", "train.timeout",
+    "custom_imports", "eval.", "checkpoint.", "log.", "data.workers", "data.root", "data.unlabelled_root",
+    "data.packed", "data.on_bad_sample", "student.pretrained", "teacher.shard", "train.accumulate", "train.compile",
+    "train.timeout",
 )  # fmt: skip
 
 
@@ -61,13 +70,17 @@ class Run:
         self.config, self.work_dir, self.world, self.dry = config, work_dir, world, dry
         with config_errors(source, "train.batch_size"):
             self.positions(start=0, stop=0)
+            mixing = build_mixing(config, world.size * config.train.accumulate)
         self.announce(f"data: {config.data.root}, {config.data.train_list} and {config.data.val_list}")
         self.stream = build_train_stream(config, source)
         self.validation = build_split(config, source, "val")
         if any(label is None for _, label in self.validation.files):
             raise ConfigError(f"{source}: data.val_list: {config.data.val_list} has images without labels")
+        if self.stream.unlabelled is not None:
+            check_leaks(source, self.stream.unlabelled, self.validation)
+        labelled = self.stream.labelled and self.stream.labelled.dataset
         new = resume is None  # what a resumed run reads was checked at its start
-        self.notes = call_on_main(check_labels, config, source, self.stream.dataset, self.validation) if new else []
+        self.notes = call_on_main(check_labels, config, source, labelled, self.validation) if new else []
         torch.manual_seed(config.train.seed)
         # The student first: its random weights are the same with and without a teacher.
         class_names = self.validation.class_names
@@ -107,6 +120,7 @@ class Run:
             grad_clip=config.train.grad_clip,
             curriculum={term: schedule.model_dump() for term, schedule in config.curriculum.items()},
             seed=config.train.seed,
+            mixing=mixing,
             compile_blocks=config.train.compile,
         )
         self.protocol = {
@@ -133,7 +147,15 @@ class Run:
     def positions(self, start: int, stop: int) -> PositionBatches:
         """Positions, in the training stream, of this rank's micro-batches from step ``start`` to ``stop``."""
         train = self.config.train
-        return PositionBatches(start, stop, train.batch_size, self.world.size, self.world.rank, train.accumulate)
+        return PositionBatches(
+            start,
+            stop,
+            train.batch_size,
+            self.world.size,
+            self.world.rank,
+            train.accumulate,
+            train.unlabelled_batch,
+        )
 
     def loader(self, stop: int) -> torch.utils.data.DataLoader:
         """This rank's micro-batches from the current step to ``stop``."""

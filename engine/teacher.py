@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from configs.schema import Experiment
-from datasets.base import TrainStream
 from datasets.packed import describe_sample
+from datasets.stream import JointStream
 from engine.build import NETWORK, load_trained, network_settings, weights_errors
 from engine.sharding import compile_in_place, shard_network
 from engine.teacher_cache import TeacherCache
@@ -198,7 +198,7 @@ def _complete_settings(settings: dict[str, Any], weights: Weights) -> dict[str, 
 
 
 def build_teacher_cache(
-    config: Experiment, source: str, stream: TrainStream, teacher: Teacher | None, world: World
+    config: Experiment, source: str, stream: JointStream, teacher: Teacher | None, world: World
 ) -> TeacherCache | None:
     """The folder ``teacher.cache`` for the teacher's outputs on the stream.
 
@@ -220,16 +220,17 @@ def build_teacher_cache(
     shapes = {
         name: (tap.channels, *(-(-side // tap.stride) for side in config.data.crop_size)) for name, tap in taps.items()
     }
-    dataset, elsewhere = stream.dataset, {"root", "packed", "workers", "val_list", "test_list", "on_bad_sample"}
-    samples = json.dumps([describe_sample(dataset, index) for index in range(len(dataset))])
+    elsewhere = {"root", "unlabelled_root", "packed", "workers", "val_list", "test_list", "on_bad_sample"}
+    pools = [each.dataset for each in stream.streams]
+    samples = json.dumps([describe_sample(*sample) for pool in pools for sample in pool.samples])
     with open(teacher.loaded.path, "rb") as file:
         weights = hashlib.file_digest(file, "sha256").hexdigest()
     found = {"weights": weights, "normalization": teacher.network.normalization}  # instead of the config's names
     facts = {
         "teacher": {**config.teacher.model_dump(exclude={"cache", "cache_taps", "shard"}), **found},
-        "data": {**config.data.model_dump(mode="json", exclude=elsewhere), "seed": stream.seed},
+        "data": {**config.data.model_dump(mode="json", exclude=elsewhere), "seed": stream.streams[0].seed},
         "samples": hashlib.sha256(samples.encode()).hexdigest(),
-        "class_names": dataset.class_names,
+        "class_names": pools[0].samples[0][0].class_names,
         "precision": config.train.precision,
     }
     dtype = config.train.autocast_dtype or torch.float32

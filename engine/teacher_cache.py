@@ -85,7 +85,10 @@ class TeacherCache:
         }
 
     def recall(self, positions: Sequence[int] | Tensor) -> Any | None:
-        """The output on the samples at B positions in 0..L-1, maps B C h w; None if any of them is not stored."""
+        """The output on the samples at B positions, maps B C h w; None if any of them is not stored.
+
+        A position is an index of an array as long as L: 0..L-1, or negative, from the end.
+        """
         positions = np.asarray(positions)
         if not self.done[positions].all():
             return None
@@ -98,7 +101,7 @@ class TeacherCache:
         Raises:
             ValueError: a map has another shape than expected, or a number that float16 cannot hold.
         """
-        missing = {int(position): i for i, position in enumerate(positions) if not self.done[position]}
+        missing = {int(position) % self.length: i for i, position in enumerate(positions) if not self.done[position]}
         for name, shape in self.shapes.items():
             values = (output.logits if name == "logits" else output.taps[name]).to("cpu", torch.float16).numpy()
             if values.shape != (len(positions), *shape):

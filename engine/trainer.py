@@ -11,6 +11,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from datasets.mixing import Mixing
 from engine.crash import NonFiniteError, non_finite_error
 from engine.optim import (
     build_optimizer,
@@ -24,6 +25,7 @@ from engine.optim import (
 from engine.sharding import compile_in_place
 from engine.teacher import Teacher
 from losses.labels import Labels
+from models.inference import resize
 from models.placement import place
 from utils.distributed import World, all_reduce_sum
 
@@ -72,6 +74,7 @@ class Trainer:
         grad_clip: maximal gradient norm, or None.
         curriculum: by loss term, arguments of ``weight_factor`` beside the step.
         seed: of dropout and drop path.
+        mixing: of the training images, or None.
         compile_blocks: ``torch.compile`` of the student's blocks (``engine.sharding``); parameters keep their names.
     """
 
@@ -88,10 +91,11 @@ class Trainer:
         grad_clip: float | None,
         curriculum: Mapping[str, Mapping[str, Any]],
         seed: int,
+        mixing: Mixing | None = None,
         compile_blocks: bool = False,
     ):
         self.world, self.schedule, self.grad_clip, self.seed = world, schedule, grad_clip, seed
-        self.autocast_dtype, self.curriculum, self.teacher = autocast_dtype, curriculum, teacher
+        self.autocast_dtype, self.curriculum, self.teacher, self.mixing = autocast_dtype, curriculum, teacher, mixing
         if unknown := curriculum.keys() - distiller.weights.keys():
             terms = ", ".join(distiller.weights)
             raise ValueError(f"curriculum: there is no loss term {sorted(unknown)[0]!r}; choose from {terms}")
@@ -145,6 +149,18 @@ class Trainer:
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.world.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
 
+    def inputs(self, batch: dict) -> tuple[Tensor, Labels]:
+        """The images and labels of a micro-batch on the device, mixed."""
+        images, ids = (batch[name].to(self.world.device, non_blocking=True) for name in ("image", "label"))
+        if self.mixing is not None:
+            images, ids = self.mixing(images, ids, batch["position"], self.teacher_classes)
+        return images, Labels(ids)
+
+    def teacher_classes(self, images: Tensor) -> Tensor:
+        """B 3 H W -> B H W, the teacher's most probable class of each pixel."""
+        with self.autocast():
+            return resize(self.teacher(images).logits.float(), images.shape[-2:]).argmax(1)
+
     def forward(self, images: Tensor, labels: Labels, positions: Tensor | None = None) -> dict[str, Tensor]:
         """The unweighted loss terms, each a mean over this micro-batch."""
         with self.autocast():
@@ -168,8 +184,7 @@ class Trainer:
         """
         self.check()
         device, weights, last = self.world.device, self.weights, len(batches) - 1
-        images = [batch["image"].to(device, non_blocking=True) for batch in batches]
-        labels = [Labels(batch["label"].to(device, non_blocking=True)) for batch in batches]
+        images, labels = zip(*map(self.inputs, batches), strict=True)
         counts = torch.stack([torch.stack([count[k] for k in weights]) for count in map(self.distiller.counts, labels)])
         everywhere = all_reduce_sum(counts.sum(0))
         shares = counts / everywhere.where(everywhere > 0, 1)  # a term over no elements is 0 already
@@ -229,12 +244,11 @@ class Trainer:
         self, step: int, batches: Sequence[dict], weights: dict[str, float], terms: dict[str, float], scale: float
     ) -> NonFiniteError:
         """Computes a step again, term by term, to find out which term is not finite and for which samples."""
-        micro_batches, device = [], self.world.device
+        micro_batches = []
         for i, batch in enumerate(batches):
             self.seed_micro_batch(step, i, len(batches))
             with self.no_sync():
-                labels = Labels(batch["label"].to(device))
-                found = self.forward(batch["image"].to(device), labels, batch.get("position"))
+                found = self.forward(*self.inputs(batch), batch.get("position"))
                 norms = gradient_norms(found, weights, self.distiller, scale)
             micro_batches.append({**batch, "terms": {k: found[k].item() for k in weights}, "gradient_norms": norms})
         method = self.distiller.method

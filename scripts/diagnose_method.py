@@ -24,7 +24,7 @@ from torch import Tensor
 from configs.schema import Experiment
 from datasets import make_loader
 from datasets.samplers import PositionBatches
-from engine.build import build_distiller, build_student, build_train_stream
+from engine.build import build_distiller, build_split, build_student, build_train_stream
 from engine.optim import gradient_norms
 from engine.report import table
 from engine.teacher import Teacher, build_teacher
@@ -158,7 +158,7 @@ def run(args: argparse.Namespace) -> None:
     if args.methods:
         methods = {file: with_method(args, file) for file in args.methods}
     stream = build_train_stream(config, args.config)
-    names = stream.dataset.class_names
+    names = build_split(config, args.config, "val").class_names
     torch.manual_seed(config.train.seed)
     device = torch.device(DEFAULT)
     student, loaded = build_student(config, args.config, names)
@@ -166,7 +166,8 @@ def run(args: argparse.Namespace) -> None:
     student, teacher = student.to(device).eval(), teacher.to(device)
     for report in filter(None, (loaded, teacher.loaded)):
         say(str(report))
-    positions = PositionBatches(0, args.steps + HELD_OUT, config.train.batch_size, 1, 0, 1)
+    train = config.train
+    positions = PositionBatches(0, args.steps + HELD_OUT, train.batch_size, unlabelled=train.unlabelled_batch)
     samples = list(make_loader(stream, positions, workers=0, pin_memory=False))
 
     results, lines = {}, []

@@ -177,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=user_path, required=True, metavar="DIR", help="folder; each split gets its own in it"
     )
-    parser.add_argument("--splits", nargs="+", choices=("train", "val", "test"), default=["train", "val"])
+    parser.add_argument("--splits", nargs="+", choices=("train", "val", "test", "unlabelled"), default=["train", "val"])
     parser.add_argument(
         "--verify", action="store_true", help="write nothing; compare with what was packed and with the present files"
     )

@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 from datasets import build_dataset
-from datasets.base import SegDataset, TrainStream
+from datasets.base import SegDataset
 from datasets.cityscapes import CLASSES, LABEL_IDS
 from datasets.packed import PackedDataset
+from datasets.stream import TrainStream
 from datasets.transforms import TrainTransform
 from scripts.benchmarks.timing import Timing, time_each
 from scripts.pack_dataset import Packer

@@ -29,7 +29,8 @@ PROBE = {"max_iters": 20, "log_interval": 4}  # of the short runs that measure t
 # What may differ between experiments on equal terms: what is compared, what the command sets, what changes no result.
 MAY_DIFFER = (
     "teacher", "distill", "curriculum", "schedule.max_iters", "train.seed", "train.verify_teacher",
-    "train.allow_weak_teacher", "checkpoint", "log",
+    "train.allow_weak_teacher", "checkpoint", "log", "data.unlabelled", "data.unlabelled_root", "data.mixing",
+    "train.unlabelled_batch",
 )  # fmt: skip
 
 
@@ -76,7 +77,7 @@ def read_methods(args: argparse.Namespace) -> list[Method]:
                 f"{source} is not on equal terms with {first.source}; give both the same (or set it for all by "
                 "--cfg-options):\n  " + "\n  ".join(lines)
             )
-    alone = first.config.model_copy(update={"teacher": None, "distill": None, "curriculum": {}})
+    alone = student_alone(first)
     # A config without a teacher is the student alone, which runs in any case.
     methods = [Method(ALONE, first.source, alone), *(each for each in experiments if each.config.distill is not None)]
     names = [folder_name(each.name) for each in methods]
@@ -84,6 +85,18 @@ def read_methods(args: argparse.Namespace) -> list[Method]:
         if names.count(folder_name(each.name)) > 1:
             raise ConfigError(f"{each.source}: two methods are called {each.name!r}: rename one of the files")
     return methods
+
+
+def student_alone(method: Method) -> Experiment:
+    """The experiment without its teacher and without the images that only a teacher can use."""
+    nothing = {"teacher": None, "distill": None, "curriculum": {}}
+    config, data = method.config, {"unlabelled": None}
+    if config.data.mixing_domain == "unlabelled":
+        data["mixing"] = None
+    values = {**config.model_dump(), **nothing}
+    values["data"] |= data
+    values["train"] |= {"unlabelled_batch": 0}
+    return validate(values, Experiment, method.source)
 
 
 def folder_name(name: str) -> str:
@@ -177,7 +190,7 @@ def scalars(folder: Path, tag: str) -> list[float]:
 
 def step_seconds(folder: Path, config: Experiment) -> float:
     """The median, over the lines of a run's log, of the seconds of a training step, validation left out."""
-    return config.train.batch_size / median(scalars(folder, "train/images_per_s"))
+    return config.train.images / median(scalars(folder, "train/images_per_s"))
 
 
 def iterations(methods: Sequence[Method], args: argparse.Namespace, lock: int) -> dict[str, int]:

@@ -5,9 +5,9 @@ import torch
 from PIL import Image
 
 from datasets import build_dataset, make_loader
-from datasets.base import TrainStream
 from datasets.camvid import CamVid
 from datasets.samplers import PositionBatches
+from datasets.stream import TrainStream
 from datasets.transforms import TrainTransform
 
 

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from datasets import build_dataset, make_loader
-from datasets.base import TrainStream
 from datasets.packed import PackedDataset
 from datasets.samplers import PositionBatches
+from datasets.stream import TrainStream
 from datasets.transforms import TrainTransform
 from scripts import pack_dataset
 

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasets.base import TrainStream
 from datasets.samplers import PositionBatches
+from datasets.stream import TrainStream
 
 
 def stream(samples, seed, epochs=None):

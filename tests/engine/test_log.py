@@ -23,13 +23,13 @@ def training(log, step):
 
 
 def test_resuming_drops_what_was_logged_after_the_checkpoint(tmp_path, capsys):
-    log = RunLog(tmp_path, step=0, validated=0, total=10, batch_size=4)
+    log = RunLog(tmp_path, step=0, validated=0, total=10, images=4)
     for step in (1, 2, 3):
         training(log, step)
     log.close()
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 2, "lo')  # killed in the middle of a line
-    log = RunLog(tmp_path, step=2, validated=0, total=10, batch_size=4)
+    log = RunLog(tmp_path, step=2, validated=0, total=10, images=4)
     training(log, 3)
     log.close()
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
@@ -39,24 +39,24 @@ def test_resuming_drops_what_was_logged_after_the_checkpoint(tmp_path, capsys):
 def test_validation_of_the_checkpoints_own_step_stays_only_if_it_was_over(tmp_path):
     for validated, kept in ((0, ["loss"]), (2, ["loss", "miou"])):
         (tmp_path / "metrics.jsonl").write_text('{"step": 2, "loss": 1.0}\n{"step": 2, "miou": 0.5}\n')
-        RunLog(tmp_path, step=2, validated=validated, total=10, batch_size=4).close()
+        RunLog(tmp_path, step=2, validated=validated, total=10, images=4).close()
         assert [key for line in lines(tmp_path) for key in line if key != "step"] == kept
 
 
 def test_a_damaged_line_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n')
     with pytest.raises(ValueError, match=r"metrics.jsonl: 'nonsense\\n' is not a JSON object"):
-        RunLog(tmp_path, step=2, validated=0, total=10, batch_size=4)
+        RunLog(tmp_path, step=2, validated=0, total=10, images=4)
 
 
 def test_starting_afresh_empties_the_log(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 0, "teacher_miou": 0.5}\n')
-    RunLog(tmp_path, step=0, validated=0, total=10, batch_size=4).close()
+    RunLog(tmp_path, step=0, validated=0, total=10, images=4).close()
     assert lines(tmp_path) == []
 
 
 def test_validation_line_has_null_for_an_absent_class(tmp_path):
-    log = RunLog(tmp_path, step=0, validated=0, total=10, batch_size=4)
+    log = RunLog(tmp_path, step=0, validated=0, total=10, images=4)
     metrics = SegMetrics([0.5, float("nan")], [0.6, float("nan")], 0.5, 0.6, 0.7)
     log.validation(5, metrics, ["road", "sky"], {"step": 5, "miou": 0.5}, teacher_miou=0.8)
     log.close()
@@ -68,7 +68,7 @@ def test_validation_line_has_null_for_an_absent_class(tmp_path):
 def test_pauses_do_not_count_in_the_rate(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr("engine.log.time.perf_counter", lambda: now[0])
-    log = RunLog(tmp_path, step=0, validated=0, total=10, batch_size=4)
+    log = RunLog(tmp_path, step=0, validated=0, total=10, images=4)
     rates = []
     log.board.add_scalar = lambda name, value, step: rates.append(value) if name == "train/images_per_s" else None
     now[0] = 2.0
@@ -81,7 +81,7 @@ def test_pauses_do_not_count_in_the_rate(tmp_path, monkeypatch):
 
 
 def test_inactive_log_writes_nothing(tmp_path, capsys):
-    log = RunLog(tmp_path / "run", step=0, validated=0, total=10, batch_size=4, active=False)
+    log = RunLog(tmp_path / "run", step=0, validated=0, total=10, images=4, active=False)
     training(log, 1)
     log.picture(1, "panel", np.zeros((2, 2, 3), np.uint8))
     log.close()
@@ -126,7 +126,7 @@ KILLED = """
 import os, signal, sys
 from engine.log import RunLog
 from engine.metrics import SegMetrics
-log = RunLog(sys.argv[1], step=0, validated=0, total=10, batch_size=4)
+log = RunLog(sys.argv[1], step=0, validated=0, total=10, images=4)
 log.training(2, {"loss": 1.5}, {}, {}, lr=0.1, scaling={"loss_scale": 1024.0, "skipped_steps": 3})
 log.validation(2, SegMetrics([0.5], [0.6], 0.5, 0.6, 0.7), ["road"], {"step": 2, "miou": 0.5}, None)
 os.kill(os.getpid(), signal.SIGKILL)

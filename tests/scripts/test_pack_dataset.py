@@ -71,8 +71,8 @@ def test_one_key_of_a_config_reads_it(command, experiments, data, tmp_path):
     from_files = load_config(experiments["alone"], Experiment, [root])
     from_pack = load_config(experiments["alone"], Experiment, [root, f"data.packed={tmp_path / 'out'}"])
     expected, found = (build_train_stream(config, "config.py") for config in (from_files, from_pack))
-    assert isinstance(found.dataset, PackedDataset)
-    assert not isinstance(expected.dataset, PackedDataset)
+    assert isinstance(found.labelled.dataset.samples[0][0], PackedDataset)
+    assert not isinstance(expected.labelled.dataset.samples[0][0], PackedDataset)
     for position in (0, 9, 20):
         assert torch.equal(found[position]["image"], expected[position]["image"])
         assert torch.equal(found[position]["label"], expected[position]["label"])
@@ -80,6 +80,20 @@ def test_one_key_of_a_config_reads_it(command, experiments, data, tmp_path):
     nowhere = load_config(experiments["alone"], Experiment, [root, "data.packed=nowhere"])
     with pytest.raises(ConfigError, match=r"config.py: data: nowhere/val/index.json is missing.*--splits val"):
         build_split(nowhere, "config.py", "val")
+
+
+def test_unlabelled_images_are_packed_and_read(command, experiments, data, tmp_path):
+    options = [f"data.root={data}", "data.unlabelled=val/*.png", "train.unlabelled_batch=2", "distill.pixels=inside"]
+    splits = ["--splits", "train", "unlabelled", "--cfg-options", *options]
+    assert main([experiments["hmkd"], "--out", str(tmp_path / "out"), *splits]) == 0
+    streams = [
+        build_train_stream(load_config(experiments["hmkd"], Experiment, [*options, *more]), "config.py")
+        for more in ((), (f"data.packed={tmp_path / 'out'}",))
+    ]
+    for position in (-1, -7, 3):
+        one, other = (stream[position] for stream in streams)
+        assert torch.equal(one["image"], other["image"])
+        assert torch.equal(one["label"], other["label"])
 
 
 @pytest.fixture

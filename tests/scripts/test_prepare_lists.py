@@ -43,9 +43,9 @@ def test_camvid_in_segnets_layout(tmp_path, capsys):
     assert (tmp_path / "train.txt").read_text() == expected
     output = capsys.readouterr().out.splitlines()
     assert output[:3] == [
-        "train     3 of 367 (364 missing), H x W: 4 x 6 (3)",
-        "val       1 of 101 (100 missing), H x W: 4 x 6 (1)",
-        "test      2 of 233 (231 missing), H x W: 4 x 6 (2)",
+        "train         3 of 367 (364 missing), H x W: 4 x 6 (3)",
+        "val           1 of 101 (100 missing), H x W: 4 x 6 (1)",
+        "test          2 of 233 (231 missing), H x W: 4 x 6 (2)",
     ]
     assert len(CamVid(tmp_path, "test.txt")) == 2
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["test.txt", "train.txt", "val.txt"]
@@ -97,7 +97,7 @@ def test_cityscapes_without_test_images_is_complete_for_a_shipped_config(tmp_pat
     config = str(REPOSITORY / "configs/baselines/cityscapes_r18.py")
     assert main(["--config", config, "--cfg-options", f"data.root={tmp_path}", *options]) == 0
     name = "tset" if options else "test"
-    assert f"test      0: data.test_list {tmp_path}/{name}.txt is missing; only eval.py" in capsys.readouterr().out
+    assert f"test          0: data.test_list {tmp_path}/{name}.txt is missing; only eval.py" in capsys.readouterr().out
 
 
 def test_names_with_spaces_are_separated_by_a_tab(tmp_path):
@@ -307,7 +307,7 @@ def png(header: bytes, data: bytes) -> bytes:
 def test_the_lists_of_any_config_are_checked_and_every_fault_is_named(tmp_path, capsys, file, spoil, message):
     config = listed(tmp_path)
     assert main(["--config", config]) == 0
-    assert capsys.readouterr().out.startswith("train     2, H x W: 4 x 6 (2)\nval       1, H x W: 4 x 6 (1)\n")
+    assert capsys.readouterr().out.startswith("train         2, H x W: 4 x 6 (2)\nval           1, H x W: 4 x 6 (1)\n")
     spoil(tmp_path / file)
     assert main(["--config", config, "--check"]) == 1
     errors = capsys.readouterr().err
@@ -321,7 +321,7 @@ def test_what_train_and_val_hold_is_shown_in_tables(tmp_path, capsys):
     save(tmp_path / "y/1.png", np.full((2, 6), 5))
     assert main(["--config", config]) == 0
     out = capsys.readouterr().out
-    assert "train     2, H x W: 4 x 6 (1), 2 x 6 (1)\n" in out
+    assert "train         2, H x W: 4 x 6 (1), 2 x 6 (1)\n" in out
     rows = [line.split() for line in out.splitlines()]
     # Of 36 pixels in train, 6 are 0, 24 are 5 and 6 are 255; of 24 in val 6, 12 and 6.
     for row in ["0 a 16.67 % 25.00 %", "5 b 66.67 % 50.00 %", "255 (void) 16.67 % 25.00 %"]:

@@ -10,7 +10,7 @@ from torch._dynamo.utils import counters
 
 import train_kd
 from datasets import build_dataset
-from datasets.base import TrainStream
+from datasets.stream import TrainStream
 from datasets.transforms import TrainTransform
 from engine.trainer import Trainer
 from tests.runs import assert_same, learnt, losses, metrics, refused, weights

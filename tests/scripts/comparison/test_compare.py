@@ -157,6 +157,20 @@ def test_unequal_terms_are_refused_and_named(files, started, tmp_path):
     assert not started
 
 
+def test_the_student_alone_gets_the_labelled_images_only(experiments, tmp_path):
+    """Methods with and without unlabelled images may be compared; the alone run keeps what concerns labels."""
+    base = f"_base_ = [{experiments['hmkd']!r}]\ntrain = dict(batch_size=2, unlabelled_batch={{}})\n"
+    half = "data = dict(labelled_fraction=0.5, mixing={}, mixing_domain={!r})\ndistill = dict(pixels='inside')\n"
+    (tmp_path / "all.py").write_text((base + half).format(2, "'cutmix'", "unlabelled"))
+    (tmp_path / "labelled.py").write_text((base + half).format(0, None, "unlabelled"))
+    files = [str(tmp_path / "all.py"), str(tmp_path / "labelled.py")]
+    arguments = ["--configs", *files, "--budget-iters", "2", "--out", str(tmp_path / "out")]
+    alone, *others = comparison.read_methods(compare.parse_arguments(arguments))
+    assert [other.config.train.unlabelled_batch for other in others] == [2, 0]
+    assert (alone.config.teacher, alone.config.train.unlabelled_batch, alone.config.train.batch_size) == (None, 0, 2)
+    assert (alone.config.data.mixing, alone.config.data.labelled_fraction) == (None, 0.5)
+
+
 def test_errors_say_what_to_fix(files, experiments, started, tmp_path, capsys):
     more = ["--budget-iters", 2, "--out", tmp_path / "out"]
     missing = ["--cfg-options", "teacher.weights=nowhere.safetensors"]
