@@ -111,17 +111,33 @@ def count_values(raw: np.ndarray, label: np.ndarray) -> dict[tuple[Value, int], 
     return {(values[n] if values else n, int(classes[n])): int(counts[n]) for n in found}
 
 
-def check_census(train: Census, val: Census, class_names: Sequence[str], default_table: bool) -> list[str]:
+def check_census(train: Census | None, val: Census, class_names: Sequence[str], default_table: bool) -> list[str]:
     """What is odd about the labels of a training and a validation set, in sentences.
 
     Args:
-        train, val: of the two splits.
+        train, val: of the two splits; ``train`` is None if no training image has a label.
         class_names: K names.
         default_table: nobody said which raw id is which class.
 
     Raises:
         ValueError: nothing can be learned, or nothing can be measured.
     """
+    notes = [] if train is None else _check_training(train, class_names, default_table)
+    if not val.pixels.any():
+        raise ValueError(
+            f"data.val_list: none of the {val.images} labels holds a pixel with a class, so no mIoU can be measured; "
+            "expected labelled images"
+        )
+    if val.absent:
+        notes.append(
+            f"no pixel in the validation labels: {_named(val.absent, class_names)}; mIoU is over the other "
+            f"{len(class_names) - len(val.absent)} of {len(class_names)} classes, as long as it is not predicted"
+        )
+    return notes
+
+
+def _check_training(train: Census, class_names: Sequence[str], default_table: bool) -> list[str]:
+    """As ``check_census``, of the training labels."""
     hint = ""
     if default_table and train.void_share > 0.01:
         *first, last = range(len(class_names))
@@ -141,21 +157,11 @@ def check_census(train: Census, val: Census, class_names: Sequence[str], default
             f"data.train_list: all labelled pixels are {present[0]!r}, so there is nothing to tell apart; expected two "
             "classes or more" + (hint or f": give what is not {present[0]!r} a class of its own, such as 'background'")
         )
-    if not val.pixels.any():
-        raise ValueError(
-            f"data.val_list: none of the {val.images} labels holds a pixel with a class, so no mIoU can be measured; "
-            "expected labelled images"
-        )
+    if not train.absent:
+        return []
+    absent = _named(train.absent, class_names)
+    return [f"no pixel in the training labels: {absent}; it cannot be learned from them{hint}"]
 
-    def named(classes: Sequence[int]) -> str:
-        return ", ".join(repr(class_names[k]) for k in classes)
 
-    notes = []
-    if train.absent:
-        notes.append(f"no pixel in the training labels: {named(train.absent)}; it cannot be learned{hint}")
-    if val.absent:
-        notes.append(
-            f"no pixel in the validation labels: {named(val.absent)}; mIoU is over the other "
-            f"{len(class_names) - len(val.absent)} of {len(class_names)} classes, as long as it is not predicted"
-        )
-    return notes
+def _named(classes: Sequence[int], class_names: Sequence[str]) -> str:
+    return ", ".join(repr(class_names[k]) for k in classes)

@@ -146,12 +146,12 @@ def check_labels(config: Experiment, source: str, train: Pool | None, val: SegDa
     Raises:
         ConfigError: a label cannot be read, nothing can be learned, or no mIoU can be measured.
     """
+    of_train = None
+    if train is not None:
+        with config_errors(source, "data.train_list"):
+            of_train = count_labels(train, "train", skip_bad=config.data.on_bad_sample == "skip")
     with config_errors(source, "data.val_list"):
         of_val = count_labels(val, "val")
-    if train is None:
-        return []
-    with config_errors(source, "data.train_list"):
-        of_train = count_labels(train, "train", skip_bad=config.data.on_bad_sample == "skip")
     try:
         return check_census(of_train, of_val, val.class_names, config.data.ids_by_default)
     except ValueError as error:  # it names the key
