@@ -17,7 +17,8 @@ from engine.launch import launch
 from engine.log import RunLog, SkippedSamples
 from engine.metrics import SegMetrics
 from engine.report import prediction_panel, table, term_table
-from engine.run import Run, find_checkpoint
+from engine.resume import find_checkpoint
+from engine.run import Run
 from engine.sharding import keep_gathering
 from utils.config import dump_config
 from utils.console import log_to_file, peak_memory_mib, progress_bar, say

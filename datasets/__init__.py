@@ -1,9 +1,11 @@
 """Data sets by name, and the loaders that feed them to the networks."""
 
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import cv2
 from torch.utils.data import DataLoader
@@ -74,11 +76,27 @@ def make_loader(
     return DataLoader(
         stream,
         batch_sampler=batches,
-        num_workers=workers,
         pin_memory=pin_memory,
-        timeout=timeout if workers else 0,
-        worker_init_fn=start_worker,
+        **worker_options(workers, timeout),
     )
+
+
+def worker_options(workers: int, timeout: float) -> dict[str, Any]:
+    """Arguments of a ``DataLoader`` with this many processes, each of which has ``timeout`` seconds for a batch.
+
+    Raises:
+        OSError: this machine has no shared memory for them.
+    """
+    if workers == 0:
+        return {}
+    try:
+        multiprocessing.Lock()
+    except OSError as error:
+        raise OSError(
+            f"data.workers is {workers}, and these processes cannot be started, because shared memory cannot be used "
+            f"({error.strerror or error}; on Linux it is /dev/shm): set data.workers=0, or make it writable"
+        ) from error
+    return {"num_workers": workers, "timeout": timeout, "worker_init_fn": start_worker}
 
 
 def start_worker(_: int) -> None:

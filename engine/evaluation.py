@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from datasets import start_worker
+from datasets import worker_options
 from datasets.base import SegDataset
 from engine.metrics import ConfusionMatrix, SegMetrics
 from engine.sharding import keep_gathering
@@ -75,11 +75,9 @@ def evaluate(
     loader = DataLoader(
         Subset(dataset, range(rank, len(dataset), world_size)),
         batch_size=None,
-        num_workers=workers,
         pin_memory=device.type == "cuda",
-        timeout=timeout if workers else 0,
-        worker_init_fn=start_worker,
         generator=torch.Generator(),  # the loader draws its seed here, not from the global random state
+        **worker_options(workers, timeout),
     )
     confusion = ConfusionMatrix(dataset.num_classes, device)
     # disable=None: no bar where stderr is not a terminal.

@@ -1,4 +1,4 @@
-"""One training run: it builds the parts from the config, saves their state and resumes from it."""
+"""One training run: it builds the parts from the config and saves their state."""
 
 import math
 from pathlib import Path
@@ -17,27 +17,20 @@ from engine.build import (
     check_labels,
     check_leaks,
 )
-from engine.checkpoint import checkpoint_to_resume, load_checkpoint, prune_checkpoints, save_checkpoint
+from engine.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
 from engine.evaluation import describe_samples, evaluate
 from engine.metrics import SegMetrics
-from engine.optim import learning_rate_factor
 from engine.report import network_table
+from engine.resume import restore
 from engine.sizes import check_crop, check_validation_sizes
 from engine.teacher import Teacher, build_teacher, build_teacher_cache
 from engine.trainer import Trainer
 from models import SegModel
-from utils.config import ConfigError, changed_values, config_errors, validate
+from utils.config import ConfigError, config_errors
 from utils.console import environment, say
 from utils.distributed import World, barrier, broadcast_buffers, broadcast_from_main, call_on_main
 
 NONE_YET = {"step": 0, "miou": -1.0}  # the best student before the first validation
-# These may change when a run is resumed, because they do not change what is learned: where files are, how often the run
-# evaluates, saves and logs, and how the work is divided.
-FREE_TO_CHANGE = (
-    "custom_imports", "eval.", "checkpoint.", "log.", "data.workers", "data.root", "data.unlabelled_root",
-    "data.packed", "data.on_bad_sample", "student.pretrained", "teacher.shard", "train.accumulate", "train.compile",
-    "train.timeout",
-)  # fmt: skip
 
 
 class Run:
@@ -54,7 +47,7 @@ class Run:
 
     Raises:
         ConfigError: data, networks, method or weights do not fit the config.
-        ValueError: as ``restore``.
+        ValueError: as ``engine.resume.restore``.
     """
 
     def __init__(
@@ -91,7 +84,7 @@ class Run:
         self.loaded = [report for report in (loaded, teacher and teacher.loaded) if report is not None]
         networks = {"student": student} if teacher is None else {"teacher": teacher, "student": student}
         self.overview = network_table(networks, config.data.crop_size) if dry else ""
-        micro_batch = config.train.batch_size // (config.train.accumulate * world.size)
+        micro_batch = config.train.images // (config.train.accumulate * world.size)
         synchronised = world.size if world.device.type == "cuda" else 1  # ranks that share their batch statistics
         check_crop(config, source, student, teacher, micro_batch * synchronised)
         if new:
@@ -137,7 +130,7 @@ class Run:
         self.tolerate_errors = config.checkpoint.on_save_error == "continue"
         self.how_it_started = "new run"
         if resume is not None:
-            self.restore(*resume, force)
+            restore(self, *resume, force)
 
     def announce(self, stage: str) -> None:
         """Prints, in a dry run, the stage that begins."""
@@ -288,82 +281,3 @@ class Run:
             say(f"WARNING: {error}; the run continues without it (checkpoint.on_save_error)")
             return False
         return True
-
-    def restore(self, path: Path, state: dict, force: bool) -> None:
-        """Resumes from the state of the checkpoint ``path``.
-
-        Raises:
-            ValueError: the checkpoint's config computes something else, and ``force`` is False; or the state does not
-                fit the networks.
-        """
-        old = validate(state["config"], Experiment, path)  # keys that are newer than the checkpoint get their defaults
-        lines = changed_values(old.model_dump(), self.config.model_dump())
-        changed = "".join(f"\n  {line}" for line in lines if not line.startswith(FREE_TO_CHANGE))
-        free = "".join(f"\n  {line}" for line in lines if line.startswith(FREE_TO_CHANGE))
-        if changed and not force:
-            raise ValueError(
-                f"{path} was made with another config; resume with the config.py of its folder, start a new run in "
-                f"another --work-dir, or resume anyway with --force. Changed:{changed}"
-            )
-        if old.optimizer.type != self.config.optimizer.type:
-            raise ValueError(
-                f"{path} was made with optimizer.type={old.optimizer.type!r}; the config has "
-                f"{self.config.optimizer.type!r}, which cannot use the state of the other: set optimizer.type="
-                f"{old.optimizer.type!r}, or start a new run in another --work-dir"
-            )
-        step, total = state["step"], self.config.schedule.max_iters
-        if step > total:
-            raise ValueError(
-                f"{path} is at step {step}, and schedule.max_iters is {total}: set schedule.max_iters={step} or "
-                "more, or resume from an earlier checkpoint in another --work-dir"
-            )
-        try:
-            self.trainer.restore(state, old.optimizer.model_dump())
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise ValueError(f"{path} does not fit this config's networks, method and optimizer: {error}") from error
-        self.how_it_started = f"resumed from {path} at step {self.trainer.step}"
-        if changed or free:
-            self.how_it_started += f" with a changed config:{changed}{free}"
-        rates = [
-            each.optimizer.lr * learning_rate_factor(step, **each.schedule.arguments)
-            for each in (old, self.config)
-            if step <= each.schedule.max_iters
-        ]
-        if rates[0] != rates[-1]:
-            self.how_it_started += f"\n  the learning rate of step {step} is {rates[-1]:.2e} instead of {rates[0]:.2e}"
-        micro_batches = self.world.size * self.config.train.accumulate
-        if state["micro_batches"] != micro_batches:
-            self.how_it_started += (
-                f"; each step has the same samples in {micro_batches} micro-batches instead of "
-                f"{state['micro_batches']}: batch statistics and dropout differ from now on"
-            )
-        self.validated, self.teacher_miou = state["validated"], state["teacher_miou"]
-        # Older checkpoints do not say how they were validated.
-        protocol = changed_values(state.get("protocol", self.protocol), self.protocol)
-        self.protocol_changed = bool(protocol)
-        if protocol:
-            self.teacher_miou = None
-            self.how_it_started += (
-                "\n  the validation is another one, so the best student and the teacher are measured again:"
-                + "".join(f"\n  {line}" for line in protocol)
-            )
-        # After a crash in a validation, or in another folder, best.pt does not hold the best student of the state.
-        best = self.work_dir / "best.pt"
-        try:
-            measured = load_checkpoint(best) if best.is_file() else None
-        except ValueError as error:
-            say(f"WARNING: {error}; the best student so far is lost, the last student is validated again")
-            measured = None
-        if measured is not None and measured["step"] == state["best"]["step"]:
-            self.best = measured["best"]
-            self.best_is_outdated = measured.get("protocol", state.get("protocol", self.protocol)) != self.protocol
-            self.protocol_changed |= self.best_is_outdated  # an attempt to resume may have got as far as its log
-        else:
-            self.validated = min(self.validated, self.trainer.step - 1)
-
-
-def find_checkpoint(work_dir: Path, asked: str | None, world: World) -> tuple[Path, dict] | None:
-    """Path and state of the checkpoint that rank 0 finds (``checkpoint_to_resume``); None: a new run."""
-    found = checkpoint_to_resume(work_dir, asked) if world.is_main else None
-    path = broadcast_from_main(found and found[0])
-    return found if world.is_main or path is None else (path, load_checkpoint(path))

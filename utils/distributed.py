@@ -153,8 +153,7 @@ def lost_process_message(error: RuntimeError | ConnectionError, timeout: float) 
         cause = error.__cause__ if isinstance(error.__cause__, RuntimeError) else error  # it names the signal
         return (
             "a process that loads data died (perhaps memory or shared memory ran out), or gave nothing within "
-            f"{timeout:g} s (train.timeout). data.workers sets how many there are; 0 loads in the main process. "
-            f"{_first_line(cause)}"
+            f"{timeout:g} s (train.timeout). With data.workers=0 no such process is needed. {_first_line(cause)}"
         )
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
     if alone or not (isinstance(error, dist.DistError) or LOST_PEER.search(str(error))):
@@ -269,7 +268,9 @@ def close_world() -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return f"({type(error).__name__}: {str(error).partition(chr(10))[0].strip()})"
+    """The type and the first line of an error; of one in a worker, which comes with its traceback, the last line."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"({lines[-1]})" if lines[0].startswith("Caught ") else f"({type(error).__name__}: {lines[0].strip()})"
 
 
 SECOND_AFTER = 3.0  # seconds; a Ctrl-C that comes sooner after the first is the same one, delivered twice

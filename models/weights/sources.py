@@ -22,6 +22,7 @@ from models.weights.metadata import check_metadata
 
 # Keys under which checkpoints keep their weights; 'student' is ours.
 WRAPPERS = ("student", "state_dict", "model", "module")
+COUNTER = "n_averaged"  # a tensor beside the weights of torch.optim.swa_utils.AveragedModel
 HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
 PROCESSOR = "preprocessor_config.json"
 HUGGING_FACE_SETTINGS = ("config.json", PROCESSOR)
@@ -84,12 +85,16 @@ def read_weights(source: str | Path) -> Weights:
     _check_values(weights)
     tensors, prefix = _strip_prefix(weights.tensors)
     notes = (f"{prefix!r} stripped from all names",) if prefix else ()
+    notes += (f"{COUNTER!r} left out",) if COUNTER in weights.tensors else ()
     return weights._replace(tensors=tensors, notes=weights.notes + notes)
 
 
 def _strip_prefix(state: State) -> tuple[State, str]:
-    """Removes what all names begin with, such as ``model.``, until a layout is recognised; and what was removed."""
-    removed = ""
+    """Removes what all names begin with, such as ``model.``, until a layout is recognised; and what was removed.
+
+    ``COUNTER`` is left out.
+    """
+    state, removed = {key: tensor for key, tensor in state.items() if key != COUNTER}, ""
     while find_layout(state) is None and len(state) > 1:
         first = {key.partition(".")[0] for key in state if "." in key}
         if len(first) != 1 or not all("." in key for key in state):
@@ -250,7 +255,7 @@ def _first_line(error: BaseException) -> str:
 
 def _check_values(weights: Weights) -> None:
     for key, tensor in weights.tensors.items():
-        if key.endswith("num_batches_tracked"):
+        if key.endswith("num_batches_tracked") or key == COUNTER:
             continue
         if tensor.layout is not torch.strided or tensor.is_meta:
             raise ValueError(f"{weights.source}: tensor {key} is sparse or has no values; expected a plain tensor")

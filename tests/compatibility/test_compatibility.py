@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 import eval as evaluation
 import train_kd
 from configs.schema import Experiment
-from engine.run import Run, find_checkpoint
+from engine.resume import find_checkpoint
+from engine.run import Run
 from models import load_student
 from tests.compatibility.make import HERE, RUNS, rebuild
 from tests.runs import assert_same, losses, refused

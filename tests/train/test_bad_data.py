@@ -1,5 +1,6 @@
 """Samples that cannot be read, and worker processes that die or hang."""
 
+import errno
 import multiprocessing
 import os
 import re
@@ -14,6 +15,7 @@ from torch.utils.data import get_worker_info
 import train_kd
 from datasets.base import SegDataset
 from tests.runs import assert_same, losses, metrics, refused, weights
+from utils.distributed import lost_process_message
 
 SHORT = ["schedule.max_iters=4", "log.panel_images=0", "log.grad_norm_interval=0"]
 
@@ -67,6 +69,32 @@ def test_a_worker_that_dies_or_hangs_ends_the_run(experiments, tmp_path, monkeyp
         stop.value.code,
     )
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_shared_memory_that_is_read_only_is_named_with_data_workers(experiments, tmp_path, monkeypatch, workers):
+    def refuse(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("_multiprocessing.SemLock", refuse)
+    options = [*SHORT, f"data.workers={workers}", "schedule.max_iters=1"]
+    run = [experiments["alone"], "--work-dir", str(tmp_path), "--cfg-options", *options]
+    if workers == 0:
+        train_kd.main(run)
+    else:
+        message = refused(run)
+        assert "data.workers is 2" in message
+        assert "Read-only file system; on Linux it is /dev/shm): set data.workers=0" in message
+
+
+def test_shared_memory_that_is_too_small_is_named_with_data_workers():
+    """The text is PyTorch's, of a worker whose batch does not fit."""
+    trace = "Traceback (most recent call last):\n  ..."
+    full = "RuntimeError: unable to write to file </torch_1_2_3>: No space left on device (28)"
+    error = RuntimeError(f"Caught RuntimeError in DataLoader worker process 0.\n{trace}\n{full}\n")
+    message = lost_process_message(error, timeout=60)
+    assert "With data.workers=0 no such process is needed" in message
+    assert message.endswith(f"({full})")
 
 
 def test_bad_samples_are_replaced_and_a_resumed_run_replaces_them_alike(experiments, spoilt, tmp_path, capsys):

@@ -284,3 +284,15 @@ def test_half_precision_is_widened_and_said(tmp_path, dtype):
     for key, tensor in model.state_dict().items():
         assert tensor.dtype == state[key].dtype
         assert torch.equal(tensor, halves[key].to(tensor.dtype))
+
+
+def test_a_file_of_pytorchs_averaged_model_is_read_without_its_counter(tmp_path):
+    network = build_model("test_resnet", "deeplabv3", 3, output_stride=16, width=8)
+    averaged = torch.optim.swa_utils.AveragedModel(network).state_dict()
+    torch.save(averaged, tmp_path / "averaged.pt")
+    weights = read_weights(tmp_path / "averaged.pt")
+    assert weights.tensors.keys() == network.state_dict().keys()
+    assert weights.notes == ("'module.' stripped from all names", "'n_averaged' left out")
+    torch.save({"model": network.state_dict(), "model_ema": averaged}, tmp_path / "both.pt")
+    assert "it also holds model_ema: choose one" in read_weights(tmp_path / "both.pt").notes[0]
+    assert read_weights(f"{tmp_path / 'both.pt'}#ema").tensors.keys() == network.state_dict().keys()
