@@ -1,1 +1,1 @@
-"""The parts of the scripts that prepare data: how published data sets lie in their folders."""
+"""The parts of the scripts that prepare data: published data sets, pairs, splits, classes, masks, recipes."""
