@@ -221,6 +221,8 @@ def _match_patterns(
         if len(found) > 1:
             problems.append(_two_masks(image, found))
         pairs.append(Pair(image, found[0] if found else None))
+    if not used:
+        raise DataError([f"--labels {labels!r} finds no mask: that of {image} would be {filled}, which is missing"])
     problems += _check_shared(pairs) + _check_unused(all_masks - used)
     return pairs, problems, Sides({}, {name: name for name in used}, f"images {images}, masks {labels}")
 
