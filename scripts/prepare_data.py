@@ -22,6 +22,7 @@ from datasets import build_dataset
 from scripts import prepare_lists
 from scripts.preparation.colors import read_colors
 from scripts.preparation.labels import Classes, Sample, decide_classes, read_samples
+from scripts.preparation.masks import COLORS, FOLDER, write_masks
 from scripts.preparation.pairs import Found, Pair, find_pairs
 from scripts.preparation.problems import DataError, name_some
 from scripts.preparation.recipe import Recipe, choose_recipe, write_configs
@@ -74,7 +75,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--image-range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="black and white of 16-bit images"
     )
     parser.add_argument("--to-masks", action="store_true", help="make FOLDER/masks of polygons, and stop")
+    arguments = sys.argv[1:] if arguments is None else arguments
     args = parser.parse_args(arguments)
+    if args.known and len(arguments) > 2:
+        parser.error(f"{args.known} FOLDER takes no flags")
+    if args.to_masks and set(arguments) & {"--images", "--labels", "--exclude", "--colors", "--ignore", "--name"}:
+        parser.error("--to-masks takes FOLDER and --classes alone; the other flags are for the call after it")
     if not args.folder.is_dir():
         parser.error(f"{args.folder} is not a folder")
     if not 0 < args.val < 1:
@@ -108,6 +114,15 @@ def prepare(args: argparse.Namespace) -> None:
     write_all(args, found, division, classes, recipe)
     for note in notes:
         print(f"warning: {note}", file=sys.stderr)
+
+
+def make_masks(args: argparse.Namespace) -> None:
+    """Writes the masks of polygons, and prints the next command."""
+    written = write_masks(args.folder, args.classes)
+    print(f"{args.folder}: {written.count} masks of {written.format} in {args.folder / FOLDER}")
+    print(f"classes: {', '.join(f'{index} = {name}' for index, name in enumerate(written.classes))} (--classes)")
+    print("where objects overlap, the smaller is on top; pixels of no object are background")
+    print(f"next:\n  python scripts/prepare_data.py {args.folder} --colors {args.folder / FOLDER / COLORS}")
 
 
 def refuse_existing(args: argparse.Namespace) -> None:
@@ -199,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.known is not None:
         return prepare_lists.main([args.known, str(args.folder)])
     try:
-        prepare(args)
+        make_masks(args) if args.to_masks else prepare(args)
     except (OSError, ValueError) as error:
         problems = error.problems if isinstance(error, DataError) else [str(error)]
         for problem in problems[:SHOWN]:
