@@ -32,3 +32,13 @@ def masked(root: Path, images: str, labels: str, names: list[str], mask: np.ndar
         image(root / images.format(name), number)
         save(root / labels.format(name), halves() if mask is None else mask)
     return root
+
+
+def street(path: Path, seed: int, size: tuple[int, int] = (48, 64)) -> np.ndarray:
+    """Grass and a grey road with noise. Returns its mask, H W bool: the road."""
+    rng = np.random.default_rng(seed)
+    road = np.zeros(size, bool)
+    road[:, int(rng.integers(8, 24)) : int(rng.integers(32, 56))] = True
+    colors = np.where(road[..., None], 128, np.array([30, 140, 40])) + rng.integers(-20, 20, (*size, 3))
+    save(path, colors.astype(np.uint8))
+    return road
