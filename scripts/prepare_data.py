@@ -163,6 +163,8 @@ def print_choices(args: argparse.Namespace, found: Found, division: Division, cl
     sizes = ", ".join(f"{len(pairs)} {split}" for split, pairs in division.splits.items())
     print(f"{args.folder}: {sizes}" + (f", {len(found.unlabelled)} without labels" if found.unlabelled else ""))
     print(f"pairs: {found.layout} (--images and --labels change it)")
+    if found.unused:
+        print(f"not used: {len(found.unused)} other pictures: {name_some(found.unused)}")
     print(f"split: {division.how} (--val and --seed change it)")
     for text in classes.assumptions:
         print(f"classes: {text}")

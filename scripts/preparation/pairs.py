@@ -3,7 +3,7 @@
 import glob
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -38,11 +38,13 @@ class Found(NamedTuple):
     Attributes:
         pairs: sorted by image.
         unlabelled: images without a mask that the user named.
+        unused: other pictures.
         layout: how they were found, a sentence.
     """
 
     pairs: list[Pair]
     unlabelled: list[str]
+    unused: list[str]
     layout: str
 
 
@@ -117,7 +119,8 @@ def find_pairs(
         )
     if problems:
         raise DataError(problems)
-    return Found(sorted(pairs), free, sides.layout)
+    unused = set(pictures) - {name for pair in pairs for name in pair} - set(free)
+    return Found(sorted(pairs), free, sorted(unused), sides.layout)
 
 
 def _usual_sides(root: Path, files: Sequence[str]) -> Sides:
@@ -130,6 +133,7 @@ def _usual_sides(root: Path, files: Sequence[str]) -> Sides:
     if not layouts:
         return _beside(masks)
     (places,) = layouts
+    places |= _test_folders(places, files)
     images, labels = {}, {}
     for image_folder, label_folder in places.items():
         for name in masks:
@@ -161,6 +165,19 @@ def _layouts(files: Iterable[str]) -> list[dict[str, str]]:
             if label.lower() in LABEL_FOLDERS:
                 layouts[label][""] = label
     return list(layouts.values())
+
+
+def _test_folders(places: Mapping[str, str], files: Iterable[str]) -> dict[str, str]:
+    """Folders like ``test/images`` beside ``train/images``, whose masks may be secret."""
+    folders = {PurePosixPath(name).parent for name in files}
+    found = {}
+    for image, label in places.items():
+        first, _, rest = image.partition("/")
+        if SPLITS.get(first.lower()) == "train":
+            for test in {folder.parts[0] for folder in folders if folder.parts} & {"test", "testing"}:
+                if _join(test, rest) not in places:
+                    found[_join(test, rest)] = label.replace(first, test, 1)
+    return found
 
 
 def _beside(files: Sequence[str]) -> Sides:

@@ -105,6 +105,17 @@ def test_a_test_set_may_have_no_masks(tmp_path):
     masked(tmp_path, "test/images/{}.png", "test/masks/{}.png", NAMES)
     (tmp_path / "test/masks/a.png").unlink()
     assert find_pairs(tmp_path).pairs[0] == Pair("test/images/a.png", None)
+    shutil.rmtree(tmp_path / "test/masks")
+    assert find_pairs(tmp_path).pairs[:2] == [Pair("test/images/a.png", None), Pair("test/images/b.png", None)]
+
+
+def test_segnets_test_set_may_have_no_masks(tmp_path):
+    masked(tmp_path, "train/{}.png", "trainannot/{}.png", NAMES)
+    image(tmp_path / "test/c.png")
+    image(tmp_path / "other/d.png")
+    found = find_pairs(tmp_path)
+    assert found.pairs[0] == Pair("test/c.png", None)
+    assert found.unused == ["other/d.png"]
 
 
 def test_two_masks_of_one_image_are_named(tmp_path):
