@@ -25,7 +25,7 @@ from scripts.preparation.labels import Classes, Sample, decide_classes, read_sam
 from scripts.preparation.masks import COLORS, FOLDER, write_masks
 from scripts.preparation.pairs import Found, Pair, find_pairs
 from scripts.preparation.problems import DataError, name_some
-from scripts.preparation.recipe import Recipe, choose_recipe, write_configs
+from scripts.preparation.recipe import BATCH, Recipe, choose_recipe, write_configs
 from scripts.preparation.samples import draw_samples
 from scripts.preparation.splits import Division, divide
 from utils.visualize import write_png
@@ -165,7 +165,7 @@ def print_choices(args: argparse.Namespace, found: Found, division: Division, cl
     print(f"pairs: {found.layout} (--images and --labels change it)")
     if found.unused:
         print(f"not used: {len(found.unused)} other pictures: {name_some(found.unused)}")
-    print(f"split: {division.how} (--val and --seed change it)")
+    print(division.how)
     for text in classes.assumptions:
         print(f"classes: {text}")
     for text in recipe.choices:
@@ -197,6 +197,11 @@ def write_all(args: argparse.Namespace, found: Found, division: Division, classe
     print(
         f"wrote {', '.join(str(list_path(args, split)) for split in lists)}, {args.out}/student.py, teacher.py, hmkd.py"
     )
+    if found.unlabelled:
+        key = f"data.unlabelled={list_path(args, 'unlabelled').name}"
+        print(
+            f"to learn from the images without labels: --cfg-options {key} train.unlabelled_batch={BATCH} with hmkd.py"
+        )
     print(f"look at {args.out}/samples.png: are the classes right?\nnext:")
     for run in ("student", "teacher", "hmkd"):
         print(f"  python train_kd.py {args.out}/{run}.py --work-dir work_dirs/{args.name}/{run}")

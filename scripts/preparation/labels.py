@@ -189,7 +189,11 @@ def _name_colors(found: Sequence[Color], names: Sequence[str] | None, ignore: Se
     if names is not None and len(names) != len(kept):
         raise DataError([_wrong_number(names, kept)])
     classes = dict(zip(kept, names or [f"class_{index}" for index in range(len(kept))], strict=True))
-    return Names(classes, void, [f"each colour in the masks is a class: {_list_classes(classes)}; --colors changes it"])
+    return Names(
+        classes,
+        void,
+        [f"each colour in the masks is a class: {_list_classes(classes)}; --colors and --ignore change it"],
+    )
 
 
 def _name_ids(
@@ -215,7 +219,9 @@ def _name_ids(
                 ]
             )
         classes = {value: f"class_{value}" for value in kept}
-        told.append(f"the names of the classes are {_list_classes(classes)}; --classes changes them")
+        told.append(
+            f"the names of the classes are {_list_classes(classes)}; --classes changes them, --ignore makes ids void"
+        )
     elif max(kept, default=0) < len(names):
         classes = {value: name for value, name in enumerate(names) if value not in void}
         told.append(

@@ -57,7 +57,7 @@ def choose_recipe(sizes: Sequence[tuple[int, int]], weights: Path = Path()) -> R
     """
     height, width = (median_low(sides) for sides in zip(*sizes, strict=True))
     crop = (min(height, LARGEST_CROP), min(width, LARGEST_CROP))
-    iters = min(MOST, max(FEWEST, round(PASSES * len(sizes) / BATCH, -2)))
+    iters = min(MOST, max(FEWEST, 100 * round(PASSES * len(sizes) / BATCH / 100)))
     interval = iters // 8
     networks = {"student": dict(STUDENT), "teacher": dict(TEACHER)}
     choices = [

@@ -70,5 +70,5 @@ def hold_out(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[Pair]
     if len(groups) < len(pairs):
         held = sum(chosen.issuperset(group) for group in groups)
         how = f"split by video: {held} of {len(groups)} videos are in val"
-    part = f"{len(val)} of {len(pairs)} images in val ({len(val) / len(pairs):.0%}, asked for {share:.0%}), seed {seed}"
+    part = f"{len(val)} of {len(pairs)} images in val ({len(val) / len(pairs):.0%}, --val {share:g}), --seed {seed}"
     return train, [pairs[index] for index in sorted(val)], f"{how}; {part}"

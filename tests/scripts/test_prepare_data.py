@@ -43,7 +43,7 @@ def test_a_folder_becomes_lists_configs_and_a_picture(capsys):
     assert main(["data/mine", "--classes", "grass", "road", "--seed", "3"]) == 0
     out = capsys.readouterr().out
     assert "data/mine: 8 train, 2 val" in out
-    assert "split by video: 1 of 5 videos are in val; 2 of 10 images in val (20%, asked for 20%), seed 3" in out
+    assert "split by video: 1 of 5 videos are in val; 2 of 10 images in val (20%, --val 0.2), --seed 3" in out
     for key in (
         "--images",
         "--val",

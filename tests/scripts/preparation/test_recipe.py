@@ -1,6 +1,8 @@
 import pytest
 
-from scripts.preparation.recipe import choose_recipe
+from configs.schema import Experiment
+from scripts.preparation.recipe import choose_recipe, write_configs
+from utils.config import load_config
 
 
 @pytest.mark.parametrize(
@@ -12,7 +14,11 @@ from scripts.preparation.recipe import choose_recipe
     ],
 )
 def test_crop_and_iterations_follow_the_size_and_number_of_the_images(tmp_path, size, count, crop, iters):
-    sections = choose_recipe([size] * count, tmp_path).sections
+    recipe = choose_recipe([size] * count, tmp_path)
+    write_configs(recipe, {"type": "list", "root": "data/x", "class_names": ["a", "b"]}, "x", tmp_path)
+    for name in ("student", "teacher", "hmkd"):
+        assert load_config(tmp_path / f"{name}.py", Experiment).schedule.max_iters == iters
+    sections = recipe.sections
     assert sections["data"]["crop_size"] == crop
     assert sections["schedule"]["max_iters"] == iters
     assert sections["eval"]["interval"] == sections["checkpoint"]["interval"] == iters // 8

@@ -40,7 +40,7 @@ def test_no_video_is_on_both_sides(tmp_path, seed):
     sides = [{sequence_of(pair.image) for pair in splits[split]} for split in ("train", "val")]
     assert not sides[0] & sides[1]
     assert len(splits["val"]) == 6
-    assert f"split by video: 2 of 10 videos are in val; 6 of 30 images in val (20%, asked for 20%), seed {seed}" == how
+    assert f"split by video: 2 of 10 videos are in val; 6 of 30 images in val (20%, --val 0.2), --seed {seed}" == how
 
 
 def test_names_without_videos_are_split_by_image_and_it_is_said(tmp_path):
