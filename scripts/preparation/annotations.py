@@ -11,7 +11,7 @@ from PIL import Image
 
 from scripts._inputs import IMAGES, files_below
 from scripts.preparation.polygons import as_corners, rasterize
-from scripts.preparation.problems import DataError
+from scripts.preparation.problems import DataError, name_some
 
 RLE_NEEDS = "run lengths need pycocotools: pip install '.[coco]'"
 
@@ -37,11 +37,13 @@ class Annotations(NamedTuple):
         format: their name.
         categories: names, in the order of the ids.
         images: image, relative to the folder -> its objects, in the order of the file.
+        sizes: image -> H, W for which it was annotated, where the file says it.
     """
 
     format: str
     categories: list[str]
     images: dict[str, list[Thing]]
+    sizes: dict[str, tuple[int, int]]
 
 
 def read_annotations(root: Path, classes: Sequence[str] | None = None) -> Annotations:
@@ -70,12 +72,16 @@ def read_annotations(root: Path, classes: Sequence[str] | None = None) -> Annota
             [f"{root} has {found}; expected one kind of polygons: COCO JSON (images, annotations, categories), labelme "
              "JSON (shapes, imagePath), or YOLO's .txt files beside the images or in labels/"]
         )  # fmt: skip
-    if coco:
-        result = _read_coco(root, coco, images)
-    elif labelme:
-        result = _read_labelme(root, labelme, images)
-    else:
-        result = _read_yolo(root, yolo, classes)
+    try:
+        if coco:
+            result = _read_coco(coco, images)
+        elif labelme:
+            result = _read_labelme(labelme, images)
+        else:
+            result = _read_yolo(root, yolo, classes)
+    except (KeyError, TypeError, AttributeError) as error:
+        names = name_some(list(coco or labelme))
+        raise DataError([f"{names}: a part is not as its format says ({type(error).__name__}: {error})"]) from error
     if not any(result.images.values()):
         raise DataError([f"{', '.join([*documents] or [text for _, text in yolo])[:200]}: holds no object at all"])
     return result
@@ -89,10 +95,10 @@ def _load(path: Path) -> Any:
         raise DataError([f"{path} is not JSON ({what}); write it again or move it away"]) from error
 
 
-def _read_coco(root: Path, documents: dict[str, dict], images: Sequence[str]) -> Annotations:
+def _read_coco(documents: dict[str, dict], images: Sequence[str]) -> Annotations:
     categories: dict[int, str] = {}
     found: dict[str, list[Thing]] = {}
-    problems = []
+    sizes, problems = {}, []
     for name, document in documents.items():
         names = {entry["id"]: entry["name"] for entry in document["categories"]}
         problems += [
@@ -106,6 +112,8 @@ def _read_coco(root: Path, documents: dict[str, dict], images: Sequence[str]) ->
             try:
                 paths[entry["id"]] = _locate(entry["file_name"], name, images)
                 found.setdefault(paths[entry["id"]], [])
+                if {"height", "width"} <= entry.keys():
+                    sizes[paths[entry["id"]]] = (entry["height"], entry["width"])
             except ValueError as error:
                 problems.append(str(error))
         for entry in document["annotations"]:
@@ -117,7 +125,7 @@ def _read_coco(root: Path, documents: dict[str, dict], images: Sequence[str]) ->
                 found[paths[entry["image_id"]]].append(Thing(source, names[entry["category_id"]], draw))
     if problems:
         raise DataError(problems)
-    return Annotations("COCO JSON", [categories[key] for key in sorted(categories)], found)
+    return Annotations("COCO JSON", [categories[key] for key in sorted(categories)], found, sizes)
 
 
 def _locate(file_name: str, document: str, images: Sequence[str]) -> str:
@@ -146,22 +154,23 @@ def _draw_coco(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
 
 
 def _draw_run_lengths(segmentation: dict, size: tuple[int, int]) -> np.ndarray:
+    if tuple(segmentation["size"]) != size:
+        raise ValueError(f"its run lengths are for {segmentation['size']} (H, W), and the image is {list(size)}")
+    plain = isinstance(segmentation["counts"], list)
+    if plain and sum(segmentation["counts"]) != size[0] * size[1]:
+        raise ValueError(f"its run lengths add up to {sum(segmentation['counts'])} pixels, not {size[0] * size[1]}")
     try:
         from pycocotools import mask
     except ImportError as error:
         raise ValueError(RLE_NEEDS) from error
-    if tuple(segmentation["size"]) != size:
-        raise ValueError(f"its run lengths are for {segmentation['size']} (H, W), and the image is {list(size)}")
-    if isinstance(segmentation["counts"], list):
-        if sum(segmentation["counts"]) != size[0] * size[1]:
-            raise ValueError(f"its run lengths add up to {sum(segmentation['counts'])} pixels, not {size[0] * size[1]}")
+    if plain:
         segmentation = mask.frPyObjects(segmentation, *size)
     return mask.decode(segmentation).astype(bool)
 
 
-def _read_labelme(root: Path, documents: dict[str, dict], images: Sequence[str]) -> Annotations:
+def _read_labelme(documents: dict[str, dict], images: Sequence[str]) -> Annotations:
     found: dict[str, list[Thing]] = {}
-    problems = []
+    sizes, problems = {}, []
     for name, document in documents.items():
         path = PurePosixPath(document["imagePath"].replace("\\", "/")).name
         try:
@@ -169,13 +178,17 @@ def _read_labelme(root: Path, documents: dict[str, dict], images: Sequence[str])
         except ValueError as error:
             problems.append(str(error))
             continue
+        if {"imageHeight", "imageWidth"} <= document.keys():
+            sizes[image] = (document["imageHeight"], document["imageWidth"])
         found[image] = [
             Thing(f"{name}: shape {number}", shape["label"], partial(_draw_shape, shape))
             for number, shape in enumerate(document["shapes"])
         ]
     if problems:
         raise DataError(problems)
-    return Annotations("labelme JSON", sorted({thing.category for things in found.values() for thing in things}), found)
+    return Annotations(
+        "labelme JSON", sorted({thing.category for things in found.values() for thing in things}), found, sizes
+    )
 
 
 def _draw_shape(shape: dict, size: tuple[int, int]) -> np.ndarray:
@@ -225,7 +238,7 @@ def _read_yolo(root: Path, files: Sequence[tuple[str, str]], classes: Sequence[s
                 found[image].append(Thing(f"{text}:{number}", classes[index], partial(_draw_yolo, numbers)))
     if problems:
         raise DataError(problems)
-    return Annotations("YOLO", classes, found)
+    return Annotations("YOLO", classes, found, {})
 
 
 def _draw_yolo(numbers: Sequence[float], size: tuple[int, int]) -> np.ndarray:

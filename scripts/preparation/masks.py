@@ -51,15 +51,18 @@ def write_masks(root: Path, classes: Sequence[str] | None = None) -> Written:
 
     def draw(item: tuple[str, list[Thing]]) -> tuple[str, np.ndarray, list[str]]:
         image, things = item
-        mask, problems = draw_mask(image_size(root / image), things, names)
-        return image, mask, problems
+        size = image_size(root / image)
+        if (stated := annotations.sizes.get(image, size)) != size:
+            wrong = f"{image} is {size[0]} x {size[1]} (H x W), and was annotated as {stated[0]} x {stated[1]}"
+            return image, np.zeros(size, np.uint8), [wrong]
+        return image, *draw_mask(size, things, names)
 
     problems, owners = [], {}
     with TemporaryDirectory(prefix=".masks-", dir=root) as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         drafts = Path(folder) / FOLDER
         results = pool.map(draw, annotations.images.items())
         for image, mask, wrong in tqdm(results, "masks", len(annotations.images), leave=False, disable=None):
-            problems += [f"{text} (image {image})" for text in wrong]
+            problems += [text if image in text else f"{text} (image {image})" for text in wrong]
             picture = Image.fromarray(mask)
             picture.putpalette(palette.ravel().tolist())
             path = drafts / mask_path(image)
@@ -82,7 +85,8 @@ def draw_mask(size: tuple[int, int], things: Sequence[Thing], names: Sequence[st
         try:
             pixels = thing.draw(size)
         except (ValueError, KeyError, TypeError) as error:
-            problems.append(f"{thing.source} ({thing.category}): {error}")
+            what = f"lacks {error}" if isinstance(error, KeyError) else error
+            problems.append(f"{thing.source} ({thing.category}): {what}")
             continue
         drawn.append((int(pixels.sum()), names.index(thing.category), pixels))
     mask = np.zeros(size, np.uint8)

@@ -49,7 +49,7 @@ class Found(NamedTuple):
 
 
 class Sides(NamedTuple):
-    """All images and all masks, each by the key that an image and its mask have in common."""
+    """Image -> its key, mask -> its key: an image and its mask have the same key, but for known endings."""
 
     images: dict[str, str]
     labels: dict[str, str]
@@ -106,7 +106,7 @@ def find_pairs(
     allowed = _matching(root, unlabelled, "--unlabelled") & set(pictures)
     free = sorted(
         {pair.image for pair in pairs if pair.label is None and pair.image in allowed}
-        | allowed - {pair.image for pair in pairs} - set(sides.labels.values())
+        | allowed - {pair.image for pair in pairs} - sides.labels.keys()
     )
     pairs = [pair for pair in pairs if pair.image not in set(free)]
     lonely = [pair.image for pair in pairs if pair.label is None and split_of(pair.image) != "test"]
@@ -139,7 +139,7 @@ def _usual_sides(root: Path, files: Sequence[str]) -> Sides:
         for name in masks:
             if _below(name, label_folder):
                 if not label_folder.lower().endswith("gtfine") or PurePosixPath(name).stem.endswith("_labelIds"):
-                    labels[f"{image_folder}/{_without_suffix(name.removeprefix(f'{label_folder}/'))}"] = name
+                    labels[name] = f"{image_folder}/{_without_suffix(name.removeprefix(f'{label_folder}/'))}"
             elif _below(name, image_folder) and name.lower().endswith(IMAGES):
                 rest = name.removeprefix(f"{image_folder}/") if image_folder else name
                 images[name] = f"{image_folder}/{_without_suffix(rest)}"
@@ -194,27 +194,25 @@ def _beside(files: Sequence[str]) -> Sides:
 
     return Sides(
         {name: _without_suffix(name) for name in files if not is_mask(name) and name.lower().endswith(IMAGES)},
-        {_without_suffix(name): name for name in files if is_mask(name)},
+        {name: _without_suffix(name) for name in files if is_mask(name)},
         "masks are in the folders of their images",
     )
 
 
 def _match(sides: Sides) -> tuple[list[Pair], list[str]]:
     """The pairs, an image without a mask with None, and the problems."""
-    by_short = defaultdict(list)
-    for key in sides.labels:
-        by_short[_strip(key, LABEL_ENDINGS)].append(key)
+    exact, short = defaultdict(set), defaultdict(set)
+    for label, key in sides.labels.items():
+        exact[key].add(label)
+        short[_strip(key, LABEL_ENDINGS)].add(label)
     pairs, problems, used = [], [], set()
     for image, key in sides.images.items():
-        short = _strip(key, IMAGE_ENDINGS)
-        keys = {*([key] if key in sides.labels else []), *by_short.get(key, []), *by_short.get(short, [])}
-        used |= keys
-        if len(keys) > 1:
-            problems.append(_two_masks(image, [sides.labels[found] for found in keys]))
-        pairs.append(Pair(image, sides.labels[min(keys)] if keys else None))
-    return pairs, problems + _check_shared(pairs) + _check_unused(
-        [sides.labels[key] for key in sides.labels.keys() - used]
-    )
+        found = exact[key] | short[key] | short[_strip(key, IMAGE_ENDINGS)]
+        used |= found
+        if len(found) > 1:
+            problems.append(_two_masks(image, found))
+        pairs.append(Pair(image, min(found, default=None)))
+    return pairs, problems + _check_shared(pairs) + _check_unused(sides.labels.keys() - used)
 
 
 def _match_patterns(

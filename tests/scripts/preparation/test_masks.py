@@ -226,3 +226,22 @@ def test_two_images_with_one_mask_are_refused(tmp_path):
     image(tmp_path / "images/a.png", size=(16, 20))
     (tmp_path / "images/b.json").write_text(json.dumps({"imagePath": "a.png", "shapes": [shape(BOX, "road")]}))
     assert "would have the same mask masks/a.png" in problems(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("annotations", "more", "message"),
+    [
+        ([{"id": 1}], {}, "instances.json: a part is not as its format says (KeyError: 'category_id')"),
+        ([polygon(BOX)], {"images": 3}, "instances.json: a part is not as its format says (TypeError"),
+        ([polygon(["x"] * 6)], {}, "annotation 0 (road): its corners are no pairs of numbers"),
+        ([{"category_id": 20, "segmentation": {"counts": "1"}}], {}, "annotation 0 (road): lacks 'size'"),
+    ],
+)
+def test_what_is_not_as_the_format_says_is_named(tmp_path, annotations, more, message):
+    assert message in problems(coco(tmp_path, annotations, **more))
+
+
+def test_an_image_of_another_size_than_the_annotated_one_is_named(tmp_path):
+    coco(tmp_path, [polygon(BOX)])
+    image(tmp_path / "images/a.png", size=(32, 40))
+    assert problems(tmp_path) == "images/a.png is 32 x 40 (H x W), and was annotated as 16 x 20"

@@ -120,8 +120,16 @@ def test_segnets_test_set_may_have_no_masks(tmp_path):
 
 def test_two_masks_of_one_image_are_named(tmp_path):
     masked(tmp_path, "images/{}.png", "masks/{}.png", NAMES)
+    for other in ("a_mask.png", "a.bmp"):
+        save(tmp_path / "masks" / other, halves())
+        named = ", ".join(sorted(["masks/a.png", f"masks/{other}"]))
+        assert problems(tmp_path) == [
+            f"images/a.png has several masks: {named}; leave all but one out by --exclude, or set --labels"
+        ]
+        (tmp_path / "masks" / other).unlink()
     save(tmp_path / "masks/a_mask.png", halves())
-    assert "images/a.png has several masks: masks/a.png, masks/a_mask.png" in problems(tmp_path)[0]
+    (message,) = problems(tmp_path, images="images/*.png", labels="masks/{stem}*.png")
+    assert "images/a.png has several masks" in message
 
 
 def test_one_mask_of_two_images_is_named(tmp_path):
