@@ -130,7 +130,7 @@ def test_kept_outputs_are_those_at_the_scale_and_belong_to_it(experiments, tmp_p
     stream = build_train_stream(config, "x.py")
 
     def build(config):
-        teacher = build_teacher(config, "x.py", stream.dataset.class_names)
+        teacher = build_teacher(config, "x.py", build_split(config, "x.py", "val").class_names)
         teacher.cache = build_teacher_cache(config, "x.py", stream, teacher, ALONE)
         return teacher
 
@@ -171,7 +171,7 @@ def test_a_run_with_a_scaled_teacher_trains_and_evaluates_it(experiments, tmp_pa
     assert found[0.5] != found[1.0]
     # The teacher's mIoU in the log is that of its predictions at its scale.
     config = load(experiments["hmkd"], "teacher.scale=0.5")
-    teacher = build_teacher(config, "x.py", build_train_stream(config, "x.py").dataset.class_names)
+    teacher = build_teacher(config, "x.py", build_split(config, "x.py", "val").class_names)
     logged = json.loads((tmp_path / "0.5" / "metrics.jsonl").read_text().splitlines()[0])["teacher_miou"]
     val = build_split(config, "x.py", "val")
     assert evaluate(teacher, val, device="cpu", progress=False).miou == pytest.approx(logged)
@@ -227,7 +227,7 @@ def test_features_only_have_no_predictions_and_are_kept_without_logits(experimen
         predict(Teacher(Features()), images())
     options = ["data.distinct_epochs=1", f"teacher.cache={tmp_path}"]
     config = load(experiments["hmkd"], *options)
-    real = build_teacher(config, "x.py", build_train_stream(config, "x.py").dataset.class_names)
+    real = build_teacher(config, "x.py", build_split(config, "x.py", "val").class_names)
     config = config.model_copy(update={"teacher": config.teacher.model_copy(update={"cache_taps": ("late",)})})
     features = Features()
     features.normalization = real.network.normalization
