@@ -132,23 +132,36 @@ def write_provenance(run: Run) -> None:
 def validate(run: Run, log: RunLog) -> None:
     """Evaluates the student, saves it if it is the best so far, logs metrics and pictures."""
     trainer = run.trainer
-    metrics = run.evaluate(trainer.student, "validation")
+    metrics, averaged = run.evaluate(trainer.student, "validation"), None
+    if trainer.ema is not None:
+        averaged = run.evaluate(trainer.ema, "validation of the averaged weights").miou
     run.validated = trainer.step
     before = run.best
     if metrics.miou > before["miou"]:
         run.best = {"step": trainer.step, "miou": metrics.miou}
+    if averaged is not None and averaged > run.best["miou"]:
+        run.best = {"step": trainer.step, "miou": averaged, "averaged": True}
     # Rank 0 runs the teacher for the pictures, and its weights may be on all ranks.
     with keep_gathering(trainer.teacher, run.world, run.config.train.autocast_dtype):
         if run.world.is_main:
-            record_validation(run, log, metrics, before)
+            record_validation(run, log, metrics, averaged, before)
 
 
-def record_validation(run: Run, log: RunLog, metrics: SegMetrics, before: dict) -> None:
-    """Writes, on rank 0, the results of a validation; ``before`` is the best student before it."""
+def record_validation(run: Run, log: RunLog, metrics: SegMetrics, averaged: float | None, before: dict) -> None:
+    """Writes, on rank 0, the results of a validation.
+
+    Args:
+        run: the run.
+        log: its log.
+        metrics: the student's.
+        averaged: mIoU of the student's averaged weights, if there are any.
+        before: the best student before this validation.
+    """
     trainer, dataset = run.trainer, run.validation
-    if run.best != before and not run.write("best.pt", tolerate_errors=run.tolerate_errors):
+    best_is_averaged = "averaged" in run.best
+    if run.best != before and not run.write("best.pt", tolerate_errors=run.tolerate_errors, averaged=best_is_averaged):
         run.best = before  # best.pt still holds it
-    log.validation(trainer.step, metrics, dataset.class_names, run.best, run.teacher_miou)
+    log.validation(trainer.step, metrics, dataset.class_names, run.best, run.teacher_miou, averaged)
     if run.teacher_miou is not None and before["miou"] <= run.teacher_miou < metrics.miou:  # for the first time
         say(
             f"the student ({metrics.miou:.2%}) is better than its teacher ({run.teacher_miou:.2%}) in this validation; "
@@ -167,11 +180,12 @@ def finish(run: Run) -> None:
     """Writes ``student.safetensors``: the best student and the metadata to rebuild it. Prints the summary."""
     best = load_checkpoint(run.work_dir / "best.pt")
     save_student(run.work_dir / "student.safetensors", best["student"], best["about"])
-    rows = [["student, best", str(run.best["step"]), f"{run.best['miou']:.2%}"]]
+    student = "student (averaged weights)" if "averaged" in run.best else "student"
+    rows = [[f"{student}, best", str(run.best["step"]), f"{run.best['miou']:.2%}"]]
     if run.teacher_miou is not None:
         rows.insert(0, ["teacher", "", f"{run.teacher_miou:.2%}"])
     say(table(["validation", "step", "mIoU"], rows))
-    say(f"{run.work_dir / 'student.safetensors'} holds the best student")
+    say(f"{run.work_dir / 'student.safetensors'} holds the best {student}")
 
 
 def dry_run(run: Run) -> None:

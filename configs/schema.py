@@ -239,6 +239,9 @@ class Train(Section):
     # Hard example mining in the cross-entropy, (p, share): only pixels whose true class has a probability of at most
     # p, and at least this share of all pixels.
     ohem: tuple[OpenFraction, Share] | None = None
+    # Largest decay of a running average of the student's weights (0.999 is usual). The average is validated beside the
+    # student, and is the best student where its mIoU is higher. None: no average.
+    ema: Decay | None = None
     verify_teacher: bool = True  # Evaluate the teacher on the validation set before the first step.
     allow_weak_teacher: bool = False  # Train even if that evaluation finds a teacher that is no better than chance.
     # Use torch.compile for the networks' repeated blocks. The first step takes long, and results differ by rounding;

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 def learning_rate_factor(
@@ -118,6 +119,27 @@ def restore_optimizer(
     ]
     optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
     _start_momentum(optimizer)  # a saved optimizer without momentum has no buffers
+
+
+def update_average(average: nn.Module, network: nn.Module, decay: float, step: int) -> None:
+    """Moves an average of a network's weights towards its present weights, in place.
+
+    average = d * average + (1 - d) * network with d = min(decay, (1 + step) / (10 + step)), for all parameters and
+    buffers of a floating dtype. Other buffers are copied. The smaller d of the first steps lets the average forget the
+    initial weights.
+
+    Args:
+        average: a copy of the network.
+        network: after its step.
+        decay: largest d, in [0, 1).
+        step: number of updates before this one.
+    """
+    averages, values = ([*module.parameters(), *module.buffers()] for module in (average, network))
+    floating = [(old, new) for old, new in zip(averages, values, strict=True) if old.is_floating_point()]
+    get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))(*map(list, zip(*floating, strict=True)), None)
+    for old, new in zip(averages, values, strict=True):
+        if not old.is_floating_point():
+            old.copy_(new)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

@@ -100,6 +100,7 @@ class Run:
             curriculum={term: schedule.model_dump() for term, schedule in config.curriculum.items()},
             seed=config.train.seed,
             compile_blocks=config.train.compile,
+            ema=config.train.ema,
         )
         self.protocol = {
             "eval": {**config.eval.protocol, "precision": config.eval_precision},
@@ -257,8 +258,14 @@ class Run:
                 prune_checkpoints(self.work_dir, self.config.checkpoint.keep)
         barrier()
 
-    def write(self, *names: str, tolerate_errors: bool) -> bool:
+    def write(self, *names: str, tolerate_errors: bool, averaged: bool = False) -> bool:
         """Writes the state to these files in the work dir.
+
+        Args:
+            names: of the files.
+            tolerate_errors: print a warning if they cannot be written.
+            averaged: the files' ``student``, which evaluation and export read, has the averaged weights; those that are
+                trained are under ``trained``.
 
         Returns:
             Whether it was written.
@@ -266,8 +273,11 @@ class Run:
         Raises:
             OSError: it cannot be written, and errors are not tolerated; otherwise a warning is printed.
         """
+        state = self.state()
+        if averaged:
+            state |= {"trained": state["student"], "student": state.pop("ema")}
         try:
-            save_checkpoint(self.state(), *(self.work_dir / name for name in names))
+            save_checkpoint(state, *(self.work_dir / name for name in names))
         except OSError as error:
             if not tolerate_errors:
                 raise

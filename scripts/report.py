@@ -36,6 +36,13 @@ def read_metrics(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+def best_validation(log: list[dict]) -> tuple[int, float]:
+    """Step and mIoU (0..1) of the best student: with its own weights, or with their average where the run has one."""
+    validations = [line for line in log if line.get("miou") is not None]
+    best = max(validations, key=lambda line: max(line["miou"], line.get("averaged_miou", 0.0)))
+    return best["step"], max(best["miou"], best.get("averaged_miou", 0.0))
+
+
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -112,9 +119,9 @@ def main(arguments: list[str] | None = None) -> None:
             curves[title] = [(line["step"], 100 * line["miou"]) for line in log if line.get("miou") is not None]
             if not curves[title]:
                 raise ValueError(f"{run / 'metrics.jsonl'} holds no validation mIoU: the run never got to one")
-            (best_step, best), (_, last) = max(curves[title], key=lambda point: point[1]), curves[title][-1]
+            (best_step, best), (_, last) = best_validation(log), curves[title][-1]
             iterations, seed = str(config.schedule.max_iters), str(config.train.seed)
-            scores = [f"{best:.2f} ({best_step})", f"{last:.2f}"]
+            scores = [f"{100 * best:.2f} ({best_step})", f"{last:.2f}"]
             rows.append([title, *describe(config.student, network), taught, iterations, seed, *scores])
 
         header = ["run", "network", "parameters", "distillation", "iterations", "seed", "best val mIoU (step)", "last"]

@@ -18,7 +18,7 @@ from engine.build import build_distiller, build_split, build_student
 from engine.teacher import build_teacher
 from scripts.comparison.jobs import Job, run_jobs
 from scripts.comparison.report import report_text, summarize, write_pictures
-from scripts.report import read_metrics
+from scripts.report import best_validation, read_metrics
 from utils.config import ConfigError, changed_values, config_errors, dump_config, load_config, load_section, validate
 from utils.console import environment, say
 from utils.files import write_atomically
@@ -230,11 +230,11 @@ def read_run(folder: Path, config: Experiment, test: Path | None) -> dict[str, A
     validations = [line for line in read_metrics(folder) if line.get("miou") is not None]
     if not validations or validations[-1]["step"] != config.schedule.max_iters:
         raise ValueError(f"{folder / 'metrics.jsonl'} does not end with a validation: remove {folder} to run it again")
-    last, best = validations[-1], max(validations, key=lambda line: line["miou"])
+    last, (best_step, best) = validations[-1], best_validation(validations)
     return {
         "iterations": last["step"],
         "val": {name: last[name] for name in ("miou", "per_class_iou")},
-        "best": {"step": best["step"], "miou": best["miou"]},
+        "best": {"step": best_step, "miou": best},
         "test": read_evaluation(test) if test else None,
         "curve": [[line["step"], line["miou"]] for line in validations],
         "step_seconds": step_seconds(folder, config),

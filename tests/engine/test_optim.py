@@ -9,6 +9,7 @@ from engine.optim import (
     parameter_groups,
     restore_optimizer,
     set_learning_rate,
+    update_average,
     weight_factor,
 )
 
@@ -129,3 +130,16 @@ def test_an_optimizer_of_other_parameters_is_refused():
     optimizer = adam_with_marks(model, head_lr_mult=1.0, decay_norm_bias=True)
     with pytest.raises(ValueError, match="its optimizer has 6 parameters; this one has 0"):
         restore_optimizer(optimizer, optimizer.state_dict(), [])
+
+
+def test_the_average_follows_parameters_and_buffers_and_copies_counters():
+    """Weights 0 -> 1; the decays are 1/10 and 2/11 at the first steps, and later the given one."""
+    average, network = (torch.nn.BatchNorm1d(1) for _ in range(2))
+    for tensor in (average.weight, average.running_mean):
+        tensor.data.zero_()
+    for tensor in (network.weight, network.running_mean, network.num_batches_tracked):
+        tensor.data.fill_(1)
+    for step, expected in ((0, 0.9), (1, 1 - 0.1 * 2 / 11), (10**6, 1 - 0.1 * 2 / 11 * 0.75)):
+        update_average(average, network, 0.75, step)
+        assert average.weight.item() == average.running_mean.item() == pytest.approx(expected)
+        assert average.num_batches_tracked.item() == 1
