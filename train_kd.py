@@ -123,6 +123,8 @@ def write_provenance(run: Run) -> None:
     write_atomically(run.work_dir / "env.txt", "".join(f"{k}: {v}\n" for k, v in run.environment.items()).encode())
     where = f"{run.world.size} process(es) on {run.world.device.type}, {run.config.train.precision}"
     say(f"{run.work_dir}: {where}; {run.how_it_started}")
+    for line in run.from_data:
+        say(line)
     for note in run.notes:
         say(f"WARNING: {note}")
     for report in run.loaded:
@@ -195,6 +197,8 @@ def dry_run(run: Run) -> None:
     terms, norms = trainer.train_step(list(run.loader(stop=1)), measure_gradients=True)
     trainer.check()
     if run.world.is_main:
+        for line in run.from_data:
+            say(line)
         for note in run.notes:
             say(f"WARNING: {note}")
         for report in run.loaded:

@@ -235,7 +235,9 @@ class Train(Section):
     channels_last: bool = True  # Memory layout of images and weights; usually faster.
     grad_clip: PositiveFloat | None = None  # Largest gradient norm. None: no clipping.
     aux_weight: Weight = 0.4  # Loss weight of the auxiliary head, if student.aux is True.
-    class_weights: tuple[Weight, ...] | None = None  # Weight of each class in the cross-entropy. None: all 1.
+    # Weight of each class in the cross-entropy. 'auto': 1 / ln(1.02 + share), with the class's share of the labelled
+    # pixels of the training set. None: all 1.
+    class_weights: tuple[Weight, ...] | Literal["auto"] | None = None
     # Hard example mining in the cross-entropy, (p, share): only pixels whose true class has a probability of at most
     # p, and at least this share of all pixels.
     ohem: tuple[OpenFraction, Share] | None = None

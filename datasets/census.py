@@ -1,5 +1,6 @@
 """How many pixels of each class a data set's labels hold, and what that means for training."""
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -70,6 +71,18 @@ def add_up(histograms: Sequence[np.ndarray], num_classes: int) -> Census:
     """256 counts of each label -> the census of K classes."""
     counts = np.array(histograms, np.int64).reshape(-1, 256)
     return Census(len(counts), counts[:, :num_classes].sum(0), int(counts[:, VOID].sum()))
+
+
+def class_weights(pixels: Sequence[int]) -> tuple[float, ...]:
+    """Weights of the classes in a cross-entropy: 1 / ln(1.02 + share of all labelled pixels).
+
+    ENet (Paszke et al., 2016, section 5.2). They lie between 1.4, for a class that has all pixels, and 50.5.
+
+    Args:
+        pixels: K, labelled pixels of each class, one or more in total.
+    """
+    total = sum(map(int, pixels))
+    return tuple(1 / math.log(1.02 + int(count) / total) for count in pixels)
 
 
 def check_census(train: Census, val: Census, class_names: Sequence[str], default_table: bool) -> list[str]:

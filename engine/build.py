@@ -13,7 +13,7 @@ from torch import nn
 from configs.schema import Experiment, Network, SeveralMethods
 from datasets import build_dataset
 from datasets.base import SegDataset, TrainStream
-from datasets.census import check_census, count_labels
+from datasets.census import check_census, class_weights, count_labels
 from datasets.transforms import TrainTransform
 from losses import Composed, build_method
 from losses.distiller import Distiller
@@ -51,8 +51,14 @@ def build_train_stream(config: Experiment, source: str) -> TrainStream:
     return TrainStream(dataset, TrainTransform(**data.transform), seed, data.distinct_epochs, skip_bad)
 
 
-def check_labels(config: Experiment, source: str, train: SegDataset, val: SegDataset) -> list[str]:
-    """Reads all labels of both splits; what is odd about them, in sentences (``datasets.census.check_census``).
+def check_labels(
+    config: Experiment, source: str, train: SegDataset, val: SegDataset
+) -> tuple[list[str], tuple[float, ...]]:
+    """Reads all labels of both splits.
+
+    Returns:
+        What is odd about them, in sentences (``datasets.census.check_census``); and the weights that
+        ``train.class_weights='auto'`` stands for (``datasets.census.class_weights``).
 
     Raises:
         ConfigError: a label cannot be read, nothing can be learned, or no mIoU can be measured.
@@ -62,9 +68,10 @@ def check_labels(config: Experiment, source: str, train: SegDataset, val: SegDat
     with config_errors(source, "data.val_list"):
         of_val = count_labels(val, "val")
     try:
-        return check_census(of_train, of_val, train.class_names, config.data.ids_by_default)
+        notes = check_census(of_train, of_val, train.class_names, config.data.ids_by_default)
     except ValueError as error:  # it names the key
         raise ConfigError(f"{source}: {error}") from error
+    return notes, class_weights(of_train.pixels)
 
 
 def build_student(
@@ -83,10 +90,22 @@ def build_student(
     return student, report
 
 
-def build_distiller(config: Experiment, source: str, student: SegModel, teacher: nn.Module | None) -> Distiller:
+def build_distiller(
+    config: Experiment,
+    source: str,
+    student: SegModel,
+    teacher: nn.Module | None,
+    counted_weights: Sequence[float] | None = None,
+) -> Distiller:
     """Student, task loss and distillation method in the one module that is trained.
 
-    Only the ``spec`` of the teacher is read; without a teacher, the student is trained alone.
+    Args:
+        config: the experiment.
+        source: the config file, which errors name.
+        student: the network to train.
+        teacher: only its ``spec`` is read; None: the student is trained alone.
+        counted_weights: what ``train.class_weights='auto'`` stands for (``check_labels``); None: all 1, where no labels
+            are read.
     """
     method: nn.Module | None = None
     if teacher is not None:
@@ -97,7 +116,7 @@ def build_distiller(config: Experiment, source: str, student: SegModel, teacher:
             }
             several = isinstance(config.distill, SeveralMethods)
             method = Composed(methods) if several else methods[config.distill.type]
-    weights = config.train.class_weights
+    weights = counted_weights if config.train.class_weights == "auto" else config.train.class_weights
     if weights is not None and len(weights) != student.num_classes:
         raise ConfigError(
             f"{source}: train.class_weights: {len(weights)} weights for {student.num_classes} classes; give one a class"

@@ -65,7 +65,11 @@ class Run:
         self.validation = build_split(config, source, "val")
         if any(label is None for _, label in self.validation.files):
             raise ConfigError(f"{source}: data.val_list: {config.data.val_list} has images without labels")
-        self.notes = self.check_labels(source) if resume is None else []
+        auto, weights = config.train.class_weights == "auto", resume and resume[1].get("class_weights")
+        self.notes: list[str] = []
+        if resume is None or (auto and weights is None):
+            self.notes, weights = self.check_labels(source)
+        self.class_weights = weights if auto else None  # those that 'auto' stands for
         torch.manual_seed(config.train.seed)
         # The student first: its random weights are the same with and without a teacher.
         class_names = self.validation.class_names
@@ -77,7 +81,7 @@ class Run:
         networks = {"student": student} if teacher is None else {"teacher": teacher, "student": student}
         self.overview = network_table(networks, config.data.crop_size) if dry else ""
         self.announce(f"method: {', '.join(each.type for each in config.methods) or None}")
-        distiller = build_distiller(config, source, student, teacher)
+        distiller = build_distiller(config, source, student, teacher, self.class_weights)
         if teacher is not None:  # after the table, which copies the networks: a sharded one cannot be copied
             if not dry:
                 teacher.cache = build_teacher_cache(config, source, self.stream, teacher, world)
@@ -117,13 +121,13 @@ class Run:
         if resume is not None:
             self.restore(*resume, force)
 
-    def check_labels(self, source: str) -> list[str]:
-        """What is odd about the labels (``engine.build.check_labels``). Rank 0 reads them.
+    def check_labels(self, source: str) -> tuple[list[str], tuple[float, ...]]:
+        """What is odd about the labels, and the classes' weights (``engine.build.check_labels``); rank 0 reads them.
 
         Raises:
             ConfigError: on every rank, as ``engine.build.check_labels``.
         """
-        found: list[str] | Exception = []
+        found: tuple | Exception | None = None
         if self.world.is_main:
             try:
                 found = check_labels(self.config, source, self.stream.dataset, self.validation)
@@ -181,6 +185,14 @@ class Run:
                 "be measured; expected labelled images"
             )
         return metrics
+
+    @property
+    def from_data(self) -> list[str]:
+        """What the config leaves to the data, in lines to print."""
+        if self.class_weights is None:
+            return []
+        named = zip(self.validation.class_names, self.class_weights, strict=True)
+        return [f"train.class_weights='auto': {', '.join(f'{name} {weight:.2f}' for name, weight in named)}"]
 
     @property
     def predictors(self) -> dict[str, SegModel | Teacher]:
@@ -241,6 +253,7 @@ class Run:
             "validated": self.validated,
             "best": self.best,
             "teacher_miou": self.teacher_miou,
+            **({} if self.class_weights is None else {"class_weights": self.class_weights}),
             "protocol": self.protocol,
             "micro_batches": self.world.size * self.config.train.accumulate,
             "config": self.config.model_dump(),

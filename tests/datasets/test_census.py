@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from datasets import build_dataset
-from datasets.census import Census, add_up, check_census, count_labels
+from datasets.census import Census, add_up, check_census, class_weights, count_labels
 
 
 def written(folder, labels):
@@ -55,6 +55,11 @@ def test_no_label_at_all_gives_zeros():
 def test_labels_that_teach_or_measure_nothing_are_refused(train, val, default, message):
     with pytest.raises(ValueError, match=message):
         check_census(train, val, ["background", "object"], default)
+
+
+def test_the_weight_of_a_class_is_enets_of_its_share():
+    """1 / ln(1.02 + share) for the shares 0, .25 and .75, worked out with a calculator."""
+    assert class_weights(np.array([0, 1, 3])) == pytest.approx((50.4983, 4.1838, 1.7514), abs=1e-4)
 
 
 def test_the_suggested_table_has_every_class():
