@@ -160,6 +160,26 @@ class Student(Network):
     aux: bool = False  # Add an auxiliary FCN head on stage 3, weighted by train.aux_weight.
     # Backbone weights: a file or folder, 'timm', 'package:NAME' or 'hf:NAME' (pretrained/README.md). None: random.
     pretrained: str | None = None
+    # Weights of a whole segmentation network to fine-tune, instead of pretrained: a file or folder, or 'hf:NAME'. If it
+    # has other classes than the data, the last layer of its head is left out and starts from random weights.
+    init_from: str | None = None
+    # Parts that are not trained, such as ('backbone',) or ('backbone.net.layer1',): their weights and running
+    # statistics stay as they are, and they have no dropout.
+    freeze: tuple[str, ...] = ()
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """Arguments of ``models.build_model``, except the number of classes."""
+        return self.model_dump(exclude={"pretrained", "init_from", "freeze"})
+
+    @model_validator(mode="after")
+    def _check(self) -> "Student":
+        if self.pretrained is not None and self.init_from is not None:
+            raise ValueError(
+                f"pretrained is {self.pretrained!r} and init_from is {self.init_from!r}, which holds a backbone too: "
+                "set one of them to None"
+            )
+        return self
 
 
 class Teacher(Network):

@@ -18,13 +18,25 @@ from datasets.transforms import TrainTransform
 from losses import Composed, build_method
 from losses.distiller import Distiller
 from losses.task import TaskLoss
-from models import LoadReport, SegModel, Weights, build_model, load_read_weights, load_weights
+from models import (
+    LoadReport,
+    SegModel,
+    Weights,
+    build_model,
+    count_classes,
+    freeze,
+    load_read_weights,
+    load_weights,
+    read_weights,
+)
 from utils.config import ConfigError, config_errors
 
 NETWORK = ("backbone", "head", "output_stride", "width", "dropout", "drop_path", "normalization")
 HOW_TO_GET = {
     "student.pretrained": "python scripts/download_pretrained.py fetches what pretrained/README.md lists; None "
     "starts from random weights",
+    "student.init_from": "give a student.safetensors, or another file that pretrained/README.md describes; None starts "
+    "from student.pretrained",
     "teacher.weights": "train the teacher first (pretrained/README.md says how; the demo's is trained by "
     "scripts/quickstart.sh)",
 }
@@ -77,14 +89,19 @@ def check_labels(
 def build_student(
     config: Experiment, source: str, class_names: Sequence[str], pretrained: bool = True
 ) -> tuple[SegModel, LoadReport | None]:
-    """The student, and what was loaded from ``student.pretrained`` (None: it starts from random weights).
+    """The student, and what was loaded from ``student.init_from`` or ``student.pretrained`` (None: random weights).
 
     ``pretrained=False`` does not read that file: when other weights are loaded afterwards.
     """
     with config_errors(source, "student"):
         student = build_model(num_classes=len(class_names), aux=config.student.aux, **network_settings(config.student))
+    with config_errors(source, "student.freeze"):
+        freeze(student, config.student.freeze)
     report = None
-    if pretrained and config.student.pretrained is not None:
+    if pretrained and config.student.init_from is not None:
+        with weights_errors(source, "student.init_from"):
+            report = load_to_fine_tune(student, read_weights(config.student.init_from), class_names)
+    elif pretrained and config.student.pretrained is not None:
         with weights_errors(source, "student.pretrained"):
             report = load_weights(student, config.student.pretrained, part="backbone")
     return student, report
@@ -149,6 +166,29 @@ def load_trained(model: SegModel, weights: Weights, class_names: Sequence[str] |
             f"{weights.source} was trained on the classes {list(trained_on)}; the dataset has {list(class_names)}"
         )
     return report
+
+
+def load_to_fine_tune(model: SegModel, weights: Weights, class_names: Sequence[str]) -> LoadReport:
+    """Loads a whole trained network, without the last layer of its head if it has other classes.
+
+    Its classes are compared by name, or by number where its metadata has no names.
+
+    Args:
+        model: gets the weights.
+        weights: of all its tensors.
+        class_names: the dataset's.
+
+    Raises:
+        ValueError: as ``load_weights``.
+    """
+    trained_on, found = weights.metadata.get("class_names"), count_classes(model, weights)
+    if found in (None, len(class_names)) and trained_on in (None, list(class_names)):
+        return load_read_weights(model, weights)
+    report = load_read_weights(model, weights, part="body")
+    note = (
+        f"it has other classes ({found}) than the data ({len(class_names)}): the classifier starts from random weights"
+    )
+    return report._replace(notes=(*report.notes, note))
 
 
 @contextmanager

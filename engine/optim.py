@@ -159,6 +159,9 @@ def gradient_norms(
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     norms = {}
     for name, weight in weights.items():
+        if not terms[name].requires_grad:  # it reads frozen parts only
+            norms[name] = 0.0
+            continue
         gradients = torch.autograd.grad(scale * weight * terms[name], parameters, retain_graph=True, allow_unused=True)
         squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
         norms[name] = torch.stack(squares).sum().sqrt().item() / scale if squares else 0.0

@@ -26,7 +26,7 @@ NONE_YET = {"step": 0, "miou": -1.0}  # the best student before the first valida
 # evaluates, saves and logs, and how the work is divided.
 FREE_TO_CHANGE = (
     "custom_imports", "eval.", "checkpoint.", "log.", "data.workers", "data.root", "data.packed", "data.on_bad_sample",
-    "student.pretrained", "teacher.shard", "train.accumulate", "train.compile", "train.timeout",
+    "student.pretrained", "student.init_from", "teacher.shard", "train.accumulate", "train.compile", "train.timeout",
 )  # fmt: skip
 
 
@@ -73,7 +73,9 @@ class Run:
         torch.manual_seed(config.train.seed)
         # The student first: its random weights are the same with and without a teacher.
         class_names = self.validation.class_names
-        self.announce(f"student: {config.student.backbone}, weights {config.student.pretrained}")
+        self.announce(
+            f"student: {config.student.backbone}, weights {config.student.init_from or config.student.pretrained}"
+        )
         student, loaded = build_student(config, source, class_names, pretrained=resume is None)
         self.announce(f"teacher: {config.teacher and config.teacher.weights}")
         teacher = build_teacher(config, source, class_names)
@@ -239,7 +241,7 @@ class Run:
         """All that is needed to resume, and the metadata of the student's file."""
         student, dataset = self.trainer.student, self.validation
         metadata = {
-            "network": self.config.student.model_dump(exclude={"pretrained"}),
+            "network": self.config.student.network,
             "normalization": student.normalization._asdict(),
             "taps": {name: tap._asdict() for name, tap in student.tap_info.items()},
             "class_names": list(dataset.class_names),

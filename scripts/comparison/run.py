@@ -108,7 +108,7 @@ def build_all(methods: Sequence[Method]) -> tuple[dict[str, str | None], set[str
         student, loaded = build_student(config, source, class_names, pretrained=name == ALONE)
         teacher = build_teacher(config, source, class_names)
         build_distiller(config, source, student, teacher)
-        given = [(config.student.pretrained, loaded)]
+        given = [(config.student.init_from or config.student.pretrained, loaded)]
         if teacher is not None:
             given.append((config.teacher.weights, teacher.loaded))
             if teacher.spec.num_classes is not None:
