@@ -63,7 +63,7 @@ def train(config: Experiment, args: argparse.Namespace, world: World) -> int:
     resume = find_checkpoint(args.work_dir, args.resume, world)
     run = Run(config, args.config, args.work_dir, world, resume, args.force)
     del resume  # it needs as much memory as the networks
-    trainer, total, log_config = run.trainer, config.schedule.max_iters, config.log
+    trainer, total, log_config = run.trainer, run.config.schedule.max_iters, config.log
     log = RunLog(
         args.work_dir, trainer.step, run.validated, total, config.train.batch_size, active=world.is_main,
         tolerate_errors=run.tolerate_errors,

@@ -221,11 +221,16 @@ class Optimizer(Section):
 
 
 class Schedule(Section):
-    """The learning rate at each step."""
+    """The number of steps, and the learning rate at each of them."""
 
-    type: Literal["poly"] = "poly"  # Polynomial decay to 0.
-    max_iters: Positive  # Number of training steps.
-    power: PositiveFloat = 0.9  # Exponent of the decay.
+    # Decay to 0: with x the share of the steps that are done, the factor on the learning rate is (1 - x)^power for
+    # 'poly', and (1 + cos(pi x)) / 2 for 'cosine'.
+    type: Literal["poly", "cosine"] = "poly"
+    max_iters: Positive | None = None  # Number of training steps. None: epochs gives it.
+    # Passes over the training list, instead of max_iters: epochs * images / train.batch_size steps, rounded up. The
+    # resolved config has max_iters.
+    epochs: Positive | None = None
+    power: PositiveFloat = 0.9  # Exponent of the decay of 'poly'; 'cosine' has none.
     warmup_iters: Count = 0  # Steps of linear warm-up; at most max_iters.
     warmup_ratio: Share = 1e-6  # Factor on the learning rate at step 0 of the warm-up.
     # Step at which the schedule starts again, over the steps that are left; the steps before it are a schedule of their
@@ -235,10 +240,17 @@ class Schedule(Section):
     @property
     def arguments(self) -> dict[str, Any]:
         """Arguments of ``engine.optim.learning_rate_factor``, except the step."""
-        return self.model_dump(exclude={"type"})
+        return self.model_dump(exclude={"epochs"})
 
     @model_validator(mode="after")
     def _check(self) -> "Schedule":
+        if (self.max_iters is None) == (self.epochs is None):
+            raise ValueError(
+                f"max_iters is {self.max_iters} and epochs is {self.epochs}; expected a number for one of them, and "
+                "None for the other"
+            )
+        if self.max_iters is None:
+            return self
         if self.warmup_iters > self.max_iters:
             raise ValueError(f"warmup_iters {self.warmup_iters} is more than max_iters {self.max_iters}")
         if self.restart_at is not None and self.restart_at >= self.max_iters:

@@ -29,7 +29,7 @@ from models import (
     load_weights,
     read_weights,
 )
-from utils.config import ConfigError, config_errors
+from utils.config import ConfigError, config_errors, validate
 
 NETWORK = ("backbone", "head", "output_stride", "width", "dropout", "drop_path", "normalization")
 HOW_TO_GET = {
@@ -61,6 +61,20 @@ def build_train_stream(config: Experiment, source: str) -> TrainStream:
     seed = config.train.seed if data.seed is None else data.seed
     skip_bad = data.on_bad_sample == "skip"
     return TrainStream(dataset, TrainTransform(**data.transform), seed, data.distinct_epochs, skip_bad)
+
+
+def resolve_epochs(config: Experiment, source: str, samples: int) -> Experiment:
+    """The experiment with ``schedule.max_iters`` instead of ``schedule.epochs``, for this number of training samples.
+
+    Raises:
+        ConfigError: the schedule's other keys do not fit the number of steps.
+    """
+    epochs = config.schedule.epochs
+    if epochs is None:
+        return config
+    values, steps = config.model_dump(), -(-epochs * samples // config.train.batch_size)
+    values["schedule"] |= {"epochs": None, "max_iters": steps}
+    return validate(values, Experiment, f"{source}: schedule.epochs={epochs} makes {steps} steps")
 
 
 def check_labels(

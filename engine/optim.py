@@ -11,11 +11,13 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 def learning_rate_factor(
     step: int, *, max_iters: int, power: float, warmup_iters: int = 0, warmup_ratio: float = 1e-6,
-    restart_at: int | None = None,
+    restart_at: int | None = None, type: str = "poly",
 ) -> float:  # fmt: skip
-    """Factor on the base learning rate at ``step`` (0-based): linear warm-up times polynomial decay.
+    """Factor on the base learning rate at ``step`` (0-based): linear warm-up times a decay to 0.
 
-    factor = (1 - step / max_iters)^power * (warmup_ratio + (1 - warmup_ratio) * min(1, step / warmup_iters))
+    factor = decay(step / max_iters) * (warmup_ratio + (1 - warmup_ratio) * min(1, step / warmup_iters))
+
+    decay(x) is (1 - x)^power for ``'poly'``, and (1 + cos(pi x)) / 2 for ``'cosine'``.
 
     With ``restart_at``, the first ``restart_at`` steps are a whole schedule, and the steps after them are another.
 
@@ -26,7 +28,8 @@ def learning_rate_factor(
         raise ValueError(f"step {step} is outside 0..{max_iters} (schedule.max_iters)")
     if restart_at is not None:
         step, max_iters = (step, restart_at) if step < restart_at else (step - restart_at, max_iters - restart_at)
-    decay = (1 - step / max_iters) ** power
+    x = step / max_iters
+    decay = (1 - x) ** power if type == "poly" else (1 + math.cos(math.pi * x)) / 2
     warmup = warmup_ratio + (1 - warmup_ratio) * min(1.0, step / warmup_iters) if warmup_iters else 1.0
     return decay * warmup
 

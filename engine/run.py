@@ -8,7 +8,7 @@ import torch
 from configs.schema import Experiment, autocast_dtype
 from datasets import make_loader
 from datasets.samplers import PositionBatches
-from engine.build import build_distiller, build_split, build_student, build_train_stream, check_labels
+from engine.build import build_distiller, build_split, build_student, build_train_stream, check_labels, resolve_epochs
 from engine.checkpoint import checkpoint_to_resume, load_checkpoint, prune_checkpoints, save_checkpoint
 from engine.evaluation import describe_samples, evaluate
 from engine.metrics import SegMetrics
@@ -34,7 +34,7 @@ class Run:
     """One training run: the trainer, its data, the results so far and the folder.
 
     Args:
-        config: the experiment.
+        config: the experiment. The run's own has ``schedule.max_iters`` instead of ``schedule.epochs``.
         source: the config file, which errors name.
         work_dir: folder of the run.
         world: this process and its peers.
@@ -62,6 +62,8 @@ class Run:
             self.positions(start=0, stop=0)
         self.announce(f"data: {config.data.root}, {config.data.train_list} and {config.data.val_list}")
         self.stream = build_train_stream(config, source)
+        self.epochs = config.schedule.epochs
+        self.config = config = resolve_epochs(config, source, len(self.stream.dataset))
         self.validation = build_split(config, source, "val")
         if any(label is None for _, label in self.validation.files):
             raise ConfigError(f"{source}: data.val_list: {config.data.val_list} has images without labels")
@@ -191,10 +193,19 @@ class Run:
     @property
     def from_data(self) -> list[str]:
         """What the config leaves to the data, in lines to print."""
-        if self.class_weights is None:
-            return []
-        named = zip(self.validation.class_names, self.class_weights, strict=True)
-        return [f"train.class_weights='auto': {', '.join(f'{name} {weight:.2f}' for name, weight in named)}"]
+        lines = []
+        if self.epochs is not None:
+            images, batch, steps = (
+                len(self.stream.dataset),
+                self.config.train.batch_size,
+                self.config.schedule.max_iters,
+            )
+            lines.append(f"schedule.epochs={self.epochs}: {steps} steps of {batch} images, {images} images an epoch")
+        if self.class_weights is not None:
+            named = zip(self.validation.class_names, self.class_weights, strict=True)
+            weights = ", ".join(f"{name} {weight:.2f}" for name, weight in named)
+            lines.append(f"train.class_weights='auto': {weights}")
+        return lines
 
     @property
     def predictors(self) -> dict[str, SegModel | Teacher]:

@@ -28,7 +28,7 @@ ALONE = "student alone"
 PROBE = {"max_iters": 20, "log_interval": 4}  # of the short runs that measure the time of a step
 # What may differ between experiments on equal terms: what is compared, what the command sets, what changes no result.
 MAY_DIFFER = (
-    "teacher", "distill", "curriculum", "schedule.max_iters", "train.seed", "train.verify_teacher",
+    "teacher", "distill", "curriculum", "schedule.max_iters", "schedule.epochs", "train.seed", "train.verify_teacher",
     "train.allow_weak_teacher", "checkpoint", "log",
 )  # fmt: skip
 
@@ -195,7 +195,7 @@ def iterations(methods: Sequence[Method], args: argparse.Namespace, lock: int) -
     for name, source, config in methods:
         if name not in budget["step_seconds"]:
             probe = with_values(
-                config, source, schedule={"max_iters": PROBE["max_iters"], "warmup_iters": 0},
+                config, source, schedule={"max_iters": PROBE["max_iters"], "epochs": None, "warmup_iters": 0},
                 train={"verify_teacher": False}, log={"interval": PROBE["log_interval"], "panel_images": 0},
             )  # fmt: skip
             folder = args.out / "probes" / folder_name(name)
@@ -253,8 +253,9 @@ def compare(args: argparse.Namespace, lock: int) -> None:
     for seed in args.seeds:  # all methods with the first seed first: a look at the runs soon says something
         for name, source, config in methods:
             resolved = with_values(
-                config, source, schedule={"max_iters": steps[name]}, train={"seed": seed, "verify_teacher": False}
-            )
+                config, source, schedule={"max_iters": steps[name], "epochs": None},
+                train={"seed": seed, "verify_teacher": False},
+            )  # fmt: skip
             runs[name, seed] = resolved, args.out / "runs" / folder_name(name) / f"seed_{seed}"
     jobs = [training(f"{name}, seed {seed}", *run) for (name, seed), run in runs.items()]
     finished = sum(job.result.is_file() for job in jobs)

@@ -33,6 +33,14 @@ def test_a_restarted_schedule_is_two_schedules_by_hand():
     assert factor == pytest.approx([0.5, 3 / 4, 2 / 4, 1 / 4, 0.5, *(k / 8 for k in range(7, -1, -1))])
 
 
+def test_cosine_falls_to_zero_along_half_a_wave():
+    """(1 + cos(pi x)) / 2 at x = 0, 1/3, 1/2, 2/3, 1; and twice where the schedule starts again."""
+    factor = [learning_rate_factor(step, max_iters=6, power=0.9, type="cosine") for step in (0, 2, 3, 4, 6)]
+    assert factor == pytest.approx([1, 0.75, 0.5, 0.25, 0])
+    factor = [learning_rate_factor(s, max_iters=6, power=0.9, type="cosine", restart_at=2) for s in (0, 1, 2, 4, 6)]
+    assert factor == pytest.approx([1, 0.5, 1, 0.5, 0])
+
+
 def test_a_step_outside_the_schedule_is_refused():
     with pytest.raises(ValueError, match="step 11 is outside 0..10"):
         learning_rate_factor(11, max_iters=10, power=0.9)
