@@ -66,7 +66,7 @@ def train(config: Experiment, args: argparse.Namespace, world: World) -> int:
     resume = find_checkpoint(args.work_dir, args.resume, world)
     run = Run(config, args.config, args.work_dir, world, resume, args.force)
     del resume  # it needs as much memory as the networks
-    trainer, total, log_config = run.trainer, config.schedule.max_iters, config.log
+    trainer, total, log_config = run.trainer, run.config.schedule.max_iters, config.log
     log = RunLog(
         args.work_dir, trainer.step, run.validated, total, config.train.images, active=world.is_main,
         tolerate_errors=run.tolerate_errors,
@@ -128,11 +128,8 @@ def write_provenance(run: Run) -> None:
     write_atomically(run.work_dir / "env.txt", "".join(f"{k}: {v}\n" for k, v in run.environment.items()).encode())
     where = f"{run.world.size} process(es) on {run.world.device.type}, {run.config.train.precision}"
     say(f"{run.work_dir}: {where}; {run.how_it_started}")
-    if run.stream.unlabelled is not None:
-        labelled, unlabelled = (
-            0 if each is None else len(each.dataset) for each in (run.stream.labelled, run.stream.unlabelled)
-        )
-        say(f"training images: {labelled} with labels, {unlabelled} without")
+    for line in run.from_data:
+        say(line)
     for note in run.notes:
         say(f"WARNING: {note}")
     for report in run.loaded:
@@ -142,23 +139,36 @@ def write_provenance(run: Run) -> None:
 def validate(run: Run, log: RunLog) -> None:
     """Evaluates the student, saves it if it is the best so far, logs metrics and pictures."""
     trainer = run.trainer
-    metrics = run.evaluate(trainer.student, "validation")
+    metrics, averaged = run.evaluate(trainer.student, "validation"), None
+    if trainer.ema is not None:
+        averaged = run.evaluate(trainer.ema, "validation of the averaged weights").miou
     run.validated = trainer.step
     before = run.best
     if metrics.miou > before["miou"]:
         run.best = {"step": trainer.step, "miou": metrics.miou}
+    if averaged is not None and averaged > run.best["miou"]:
+        run.best = {"step": trainer.step, "miou": averaged, "averaged": True}
     # Rank 0 runs the teacher for the pictures, and its weights may be on all ranks.
     with keep_gathering(trainer.teacher, run.world, run.config.train.autocast_dtype):
         if run.world.is_main:
-            record_validation(run, log, metrics, before)
+            record_validation(run, log, metrics, averaged, before)
 
 
-def record_validation(run: Run, log: RunLog, metrics: SegMetrics, before: dict) -> None:
-    """Writes, on rank 0, the results of a validation; ``before`` is the best student before it."""
+def record_validation(run: Run, log: RunLog, metrics: SegMetrics, averaged: float | None, before: dict) -> None:
+    """Writes, on rank 0, the results of a validation.
+
+    Args:
+        run: the run.
+        log: its log.
+        metrics: the student's.
+        averaged: mIoU of the student's averaged weights, if there are any.
+        before: the best student before this validation.
+    """
     trainer, dataset = run.trainer, run.validation
-    if run.best != before and not run.write("best.pt", tolerate_errors=run.tolerate_errors):
+    best_is_averaged = "averaged" in run.best
+    if run.best != before and not run.write("best.pt", tolerate_errors=run.tolerate_errors, averaged=best_is_averaged):
         run.best = before  # best.pt still holds it
-    log.validation(trainer.step, metrics, dataset.class_names, run.best, run.teacher_miou)
+    log.validation(trainer.step, metrics, dataset.class_names, run.best, run.teacher_miou, averaged)
     if run.teacher_miou is not None and before["miou"] <= run.teacher_miou < metrics.miou:  # for the first time
         say(
             f"the student ({metrics.miou:.2%}) is better than its teacher ({run.teacher_miou:.2%}) in this validation; "
@@ -177,11 +187,12 @@ def finish(run: Run) -> None:
     """Writes ``student.safetensors``: the best network and the metadata to rebuild it. Prints the summary."""
     best = load_checkpoint(run.work_dir / "best.pt")
     save_student(run.work_dir / "student.safetensors", best["student"], best["about"])
-    rows = [["trained network, best", str(run.best["step"]), f"{run.best['miou']:.2%}"]]
+    network = "trained network (averaged weights)" if "averaged" in run.best else "trained network"
+    rows = [[f"{network}, best", str(run.best["step"]), f"{run.best['miou']:.2%}"]]
     if run.teacher_miou is not None:
         rows.insert(0, ["teacher", "", f"{run.teacher_miou:.2%}"])
     say(table(["validation", "step", "mIoU"], rows))
-    say(f"{run.work_dir / 'student.safetensors'} holds the best trained network")
+    say(f"{run.work_dir / 'student.safetensors'} holds the best {network}")
 
 
 def dry_run(run: Run) -> None:
@@ -191,6 +202,8 @@ def dry_run(run: Run) -> None:
     terms, norms = trainer.train_step(list(run.loader(stop=1)), measure_gradients=True)
     trainer.check()
     if run.world.is_main:
+        for line in run.from_data:
+            say(line)
         for note in run.notes:
             say(f"WARNING: {note}")
         for report in run.loaded:

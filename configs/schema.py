@@ -180,6 +180,26 @@ class Student(Network):
     aux: bool = False  # Add an auxiliary FCN head on stage 3, weighted by train.aux_weight.
     # Backbone weights: a file or folder, 'timm', 'package:NAME' or 'hf:NAME' (pretrained/README.md). None: random.
     pretrained: FilePath | None = None
+    # Weights of a whole segmentation network to fine-tune, instead of pretrained: a file or folder, or 'hf:NAME'. If it
+    # has other classes than the data, the last layer of its head is left out and starts from random weights.
+    init_from: FilePath | None = None
+    # Parts that are not trained, such as ('backbone',) or ('backbone.net.layer1',): their weights and running
+    # statistics stay as they are, and they have no dropout.
+    freeze: tuple[str, ...] = ()
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """Arguments of ``models.build_model``, except the number of classes."""
+        return self.model_dump(exclude={"pretrained", "init_from", "freeze"})
+
+    @model_validator(mode="after")
+    def _check(self) -> "Student":
+        if self.pretrained is not None and self.init_from is not None:
+            raise ValueError(
+                f"pretrained is {self.pretrained!r} and init_from is {self.init_from!r}, which holds a backbone too: "
+                "set one of them to None"
+            )
+        return self
 
 
 class Teacher(Network):
@@ -221,11 +241,16 @@ class Optimizer(Section):
 
 
 class Schedule(Section):
-    """The learning rate at each step."""
+    """The number of steps, and the learning rate at each of them."""
 
-    type: Literal["poly"] = "poly"  # Polynomial decay to 0.
-    max_iters: Positive  # Number of training steps.
-    power: PositiveFloat = 0.9  # Exponent of the decay.
+    # Decay to 0: with x the share of the steps that are done, the factor on the learning rate is (1 - x)^power for
+    # 'poly', and (1 + cos(pi x)) / 2 for 'cosine'.
+    type: Literal["poly", "cosine"] = "poly"
+    max_iters: Positive | None = None  # Number of training steps. None: epochs gives it.
+    # Passes over the labelled images, instead of max_iters: epochs * images / train.batch_size steps, rounded up. The
+    # resolved config has max_iters.
+    epochs: Positive | None = None
+    power: PositiveFloat = 0.9  # Exponent of the decay of 'poly'; 'cosine' has none.
     warmup_iters: Count = 0  # Steps of linear warm-up; at most max_iters.
     warmup_ratio: Share = 1e-6  # Factor on the learning rate at step 0 of the warm-up.
     # Step at which the schedule starts again, over the steps that are left; the steps before it are a schedule of their
@@ -235,10 +260,17 @@ class Schedule(Section):
     @property
     def arguments(self) -> dict[str, Any]:
         """Arguments of ``engine.optim.learning_rate_factor``, except the step."""
-        return self.model_dump(exclude={"type"})
+        return self.model_dump(exclude={"epochs"})
 
     @model_validator(mode="after")
     def _check(self) -> "Schedule":
+        if (self.max_iters is None) == (self.epochs is None):
+            raise ValueError(
+                f"max_iters is {self.max_iters} and epochs is {self.epochs}; expected a number for one of them, and "
+                "None for the other"
+            )
+        if self.max_iters is None:
+            return self
         if self.warmup_iters > self.max_iters:
             raise ValueError(f"warmup_iters {self.warmup_iters} is more than max_iters {self.max_iters}")
         if self.restart_at is not None and self.restart_at >= self.max_iters:
@@ -257,10 +289,15 @@ class Train(Section):
     channels_last: bool = True  # Memory layout of images and weights; usually faster.
     grad_clip: PositiveFloat | None = None  # Largest gradient norm. None: no clipping.
     aux_weight: Weight = 0.4  # Loss weight of the auxiliary head, if student.aux is True.
-    class_weights: tuple[Weight, ...] | None = None  # Weight of each class in the cross-entropy. None: all 1.
+    # Weight of each class in the cross-entropy. 'auto': 1 / ln(1.02 + share), with the class's share of the labelled
+    # pixels of the training set. None: all 1.
+    class_weights: tuple[Weight, ...] | Literal["auto"] | None = None
     # Hard example mining in the cross-entropy, (p, share): only pixels whose true class has a probability of at most
     # p, and at least this share of all pixels.
     ohem: tuple[OpenFraction, Share] | None = None
+    # Largest decay of a running average of the student's weights (0.999 is usual). The average is validated beside the
+    # student, and is the best student where its mIoU is higher. None: no average.
+    ema: Decay | None = None
     verify_teacher: bool = True  # Evaluate the teacher on the validation set before the first step.
     allow_weak_teacher: bool = False  # Train even if that evaluation finds a teacher that is no better than chance.
     # Use torch.compile for the networks' repeated blocks. The first step takes long, and results differ by rounding;
@@ -384,6 +421,8 @@ class Experiment(Section):
                 f"data.train_list is {data.train_list!r} and train.batch_size is {train.batch_size}; expected a list "
                 "and a positive number of labelled images in a step, or None and 0"
             )
+        if train.batch_size == 0 and train.class_weights == "auto":
+            raise ValueError("train.class_weights is 'auto', which counts labels, and data.train_list is None")
         hidden = data.unlabelled is not None or data.labelled_fraction < 1
         if train.unlabelled_batch and not hidden:
             raise ValueError(

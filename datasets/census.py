@@ -1,5 +1,6 @@
 """How many pixels and images of each class a data set's labels hold, and what that means for training."""
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -79,14 +80,16 @@ def add_up(histograms: Sequence[np.ndarray], num_classes: int) -> Census:
     return Census(len(counts), classes.sum(0), (classes > 0).sum(0), int(counts[:, VOID].sum()))
 
 
-def class_weights(census: Census) -> list[float]:
-    """K weights for the cross-entropy: 1 / ln(1.02 + p), where p is the class's share of the labelled pixels.
+def class_weights(pixels: Sequence[int]) -> tuple[float, ...]:
+    """Weights of the classes in a cross-entropy: 1 / ln(1.02 + share of all labelled pixels).
 
-    Paszke et al., "ENet", arXiv:1606.02147, section 5.2. A class without a pixel gets the largest weight, 50.5, which
-    no pixel uses.
+    ENet (Paszke et al., 2016, section 5.2). They lie between 1.4, for a class that has all pixels, and 50.5.
+
+    Args:
+        pixels: K, labelled pixels of each class, one or more in total.
     """
-    share = census.pixels / max(1, census.pixels.sum())
-    return (1 / np.log(ENET + share)).tolist()
+    total = sum(map(int, pixels))
+    return tuple(1 / math.log(1.02 + int(count) / total) for count in pixels)
 
 
 def count_values(raw: np.ndarray, label: np.ndarray) -> dict[tuple[Value, int], int]:

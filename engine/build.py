@@ -13,7 +13,7 @@ from torch import nn
 from configs.schema import Experiment, Network, SeveralMethods
 from datasets import build_dataset
 from datasets.base import SegDataset
-from datasets.census import check_census, count_labels
+from datasets.census import check_census, class_weights, count_labels
 from datasets.mixing import Mixing
 from datasets.sequences import group_sequences
 from datasets.stream import JointStream, Pool, TrainStream
@@ -21,13 +21,25 @@ from datasets.transforms import TrainTransform
 from losses import Composed, build_method
 from losses.distiller import Distiller
 from losses.task import TaskLoss
-from models import LoadReport, SegModel, Weights, build_model, load_read_weights, load_weights
-from utils.config import ConfigError, config_errors
+from models import (
+    LoadReport,
+    SegModel,
+    Weights,
+    build_model,
+    count_classes,
+    freeze,
+    load_read_weights,
+    load_weights,
+    read_weights,
+)
+from utils.config import ConfigError, config_errors, validate
 
 NETWORK = ("backbone", "head", "output_stride", "width", "dropout", "drop_path", "normalization")
 HOW_TO_GET = {
     "student.pretrained": "python scripts/download_pretrained.py fetches what pretrained/README.md lists; None "
     "starts from random weights",
+    "student.init_from": "give a student.safetensors, or another file that pretrained/README.md describes; None starts "
+    "from student.pretrained",
     "teacher.weights": "train the teacher first (pretrained/README.md says how; the demo's is trained by "
     "scripts/quickstart.sh)",
 }
@@ -134,14 +146,37 @@ def build_mixing(config: Experiment, micro_batches: int) -> Mixing | None:
     return Mixing(data.mixing, data.mixing_probability, data.mixing_domain, seed)
 
 
-def check_labels(config: Experiment, source: str, train: Pool | None, val: SegDataset) -> list[str]:
-    """Reads the labels of both splits; what is odd about them, in sentences (``datasets.census.check_census``).
+def resolve_epochs(config: Experiment, source: str, stream: JointStream) -> Experiment:
+    """The experiment with ``schedule.max_iters`` instead of ``schedule.epochs``.
+
+    An epoch is a pass over the labelled images, or over the unlabelled ones if no image has a label.
+
+    Raises:
+        ConfigError: the schedule's other keys do not fit the number of steps.
+    """
+    epochs = config.schedule.epochs
+    if epochs is None:
+        return config
+    samples, batch_size = len(stream.streams[0].dataset), config.train.batch_size or config.train.unlabelled_batch
+    values, steps = config.model_dump(), -(-epochs * samples // batch_size)
+    values["schedule"] |= {"epochs": None, "max_iters": steps}
+    return validate(values, Experiment, f"{source}: schedule.epochs={epochs} makes {steps} steps")
+
+
+def check_labels(
+    config: Experiment, source: str, train: Pool | None, val: SegDataset
+) -> tuple[list[str], tuple[float, ...] | None]:
+    """Reads the labels of both splits.
 
     Args:
         config: the experiment.
         source: the config file, which errors name.
         train: labelled training samples; None: there are none.
         val: the validation set.
+
+    Returns:
+        What is odd about them, in sentences (``datasets.census.check_census``); and the weights that
+        ``train.class_weights='auto'`` stands for (``datasets.census.class_weights``), None without training labels.
 
     Raises:
         ConfigError: a label cannot be read, nothing can be learned, or no mIoU can be measured.
@@ -153,31 +188,49 @@ def check_labels(config: Experiment, source: str, train: Pool | None, val: SegDa
     with config_errors(source, "data.val_list"):
         of_val = count_labels(val, "val")
     try:
-        return check_census(of_train, of_val, val.class_names, config.data.ids_by_default)
+        notes = check_census(of_train, of_val, val.class_names, config.data.ids_by_default)
     except ValueError as error:  # it names the key
         raise ConfigError(f"{source}: {error}") from error
+    return notes, None if of_train is None else class_weights(of_train.pixels)
 
 
 def build_student(
     config: Experiment, source: str, class_names: Sequence[str], pretrained: bool = True
 ) -> tuple[SegModel, LoadReport | None]:
-    """The student, and what was loaded from ``student.pretrained`` (None: it starts from random weights).
+    """The student, and what was loaded from ``student.init_from`` or ``student.pretrained`` (None: random weights).
 
     ``pretrained=False`` does not read that file: when other weights are loaded afterwards.
     """
     with config_errors(source, "student"):
         student = build_model(num_classes=len(class_names), aux=config.student.aux, **network_settings(config.student))
+    with config_errors(source, "student.freeze"):
+        freeze(student, config.student.freeze)
     report = None
-    if pretrained and config.student.pretrained is not None:
+    if pretrained and config.student.init_from is not None:
+        with weights_errors(source, "student.init_from"):
+            report = load_to_fine_tune(student, read_weights(config.student.init_from), class_names)
+    elif pretrained and config.student.pretrained is not None:
         with weights_errors(source, "student.pretrained"):
             report = load_weights(student, config.student.pretrained, part="backbone")
     return student, report
 
 
-def build_distiller(config: Experiment, source: str, student: SegModel, teacher: nn.Module | None) -> Distiller:
+def build_distiller(
+    config: Experiment,
+    source: str,
+    student: SegModel,
+    teacher: nn.Module | None,
+    counted_weights: Sequence[float] | None = None,
+) -> Distiller:
     """Student, task loss and distillation method in the one module that is trained.
 
-    Only the ``spec`` of the teacher is read; without a teacher, the student is trained alone.
+    Args:
+        config: the experiment.
+        source: the config file, which errors name.
+        student: the network to train.
+        teacher: only its ``spec`` is read; None: the student is trained alone.
+        counted_weights: what ``train.class_weights='auto'`` stands for (``check_labels``); None: all 1, where no labels
+            are read.
     """
     method: nn.Module | None = None
     if teacher is not None:
@@ -188,7 +241,7 @@ def build_distiller(config: Experiment, source: str, student: SegModel, teacher:
             }
             several = isinstance(config.distill, SeveralMethods)
             method = Composed(methods) if several else methods[config.distill.type]
-    weights = config.train.class_weights
+    weights = counted_weights if config.train.class_weights == "auto" else config.train.class_weights
     if weights is not None and len(weights) != student.num_classes:
         raise ConfigError(
             f"{source}: train.class_weights: {len(weights)} weights for {student.num_classes} classes; give one a class"
@@ -221,6 +274,29 @@ def load_trained(model: SegModel, weights: Weights, class_names: Sequence[str] |
             f"{weights.source} was trained on the classes {list(trained_on)}; the dataset has {list(class_names)}"
         )
     return report
+
+
+def load_to_fine_tune(model: SegModel, weights: Weights, class_names: Sequence[str]) -> LoadReport:
+    """Loads a whole trained network, without the last layer of its head if it has other classes.
+
+    Its classes are compared by name, or by number where its metadata has no names.
+
+    Args:
+        model: gets the weights.
+        weights: of all its tensors.
+        class_names: the dataset's.
+
+    Raises:
+        ValueError: as ``load_weights``.
+    """
+    trained_on, found = weights.metadata.get("class_names"), count_classes(model, weights)
+    if found in (None, len(class_names)) and trained_on in (None, list(class_names)):
+        return load_read_weights(model, weights)
+    report = load_read_weights(model, weights, part="body")
+    note = (
+        f"it has other classes ({found}) than the data ({len(class_names)}): the classifier starts from random weights"
+    )
+    return report._replace(notes=(*report.notes, note))
 
 
 @contextmanager

@@ -100,12 +100,29 @@ class RunLog:
             say(f"teacher: val mIoU {miou:.2%}")
 
     def validation(
-        self, step: int, metrics: SegMetrics, class_names: Sequence[str], best: Mapping, teacher_miou: float | None
+        self,
+        step: int,
+        metrics: SegMetrics,
+        class_names: Sequence[str],
+        best: Mapping[str, Any],
+        teacher_miou: float | None,
+        averaged_miou: float | None = None,
     ) -> None:
-        """Logs the student's metrics at ``step``; the terminal also shows the best mIoU so far and the teacher's."""
+        """Logs a validation; the terminal also shows the best mIoU so far and the teacher's.
+
+        Args:
+            step: number of the step.
+            metrics: the student's.
+            class_names: of the data.
+            best: ``step`` and ``miou`` of the best student so far; ``averaged`` if that has averaged weights.
+            teacher_miou: the teacher's, if it was verified.
+            averaged_miou: of the student's averaged weights, if there are any.
+        """
         if not self.active:
             return
         overall = {"miou": metrics.miou, "macc": metrics.macc, "pixel_accuracy": metrics.pixel_accuracy}
+        if averaged_miou is not None:
+            overall["averaged_miou"] = averaged_miou
         per_class = dict(zip(class_names, metrics.per_class_iou, strict=True))
         self._write(step, **overall, per_class_iou=per_class)
         self._scalars(step, "val", overall)
@@ -113,7 +130,10 @@ class RunLog:
         self.board.flush()
         teacher = f", teacher {teacher_miou:.2%}" if teacher_miou is not None else ""
         miou = f"{metrics.miou:.2%} {metrics.coverage}".strip()
-        say(f"step {step}/{self.total} val mIoU {miou}, best {best['miou']:.2%} at {best['step']}{teacher}")
+        averaged = f", averaged weights {averaged_miou:.2%}" if averaged_miou is not None else ""
+        which = " (averaged weights)" if "averaged" in best else ""
+        best_so_far = f"best {best['miou']:.2%} at {best['step']}{which}"
+        say(f"step {step}/{self.total} val mIoU {miou}{averaged}, {best_so_far}{teacher}")
 
     def new_protocol(self, step: int, best: Mapping) -> None:
         """Logs that the validations after ``step`` are measured in another way or on other data than those before it.

@@ -6,15 +6,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 def learning_rate_factor(
     step: int, *, max_iters: int, power: float, warmup_iters: int = 0, warmup_ratio: float = 1e-6,
-    restart_at: int | None = None,
+    restart_at: int | None = None, type: str = "poly",
 ) -> float:  # fmt: skip
-    """Factor on the base learning rate at ``step`` (0-based): linear warm-up times polynomial decay.
+    """Factor on the base learning rate at ``step`` (0-based): linear warm-up times a decay to 0.
 
-    factor = (1 - step / max_iters)^power * (warmup_ratio + (1 - warmup_ratio) * min(1, step / warmup_iters))
+    factor = decay(step / max_iters) * (warmup_ratio + (1 - warmup_ratio) * min(1, step / warmup_iters))
+
+    decay(x) is (1 - x)^power for ``'poly'``, and (1 + cos(pi x)) / 2 for ``'cosine'``.
 
     With ``restart_at``, the first ``restart_at`` steps are a whole schedule, and the steps after them are another.
 
@@ -25,7 +28,8 @@ def learning_rate_factor(
         raise ValueError(f"step {step} is outside 0..{max_iters} (schedule.max_iters)")
     if restart_at is not None:
         step, max_iters = (step, restart_at) if step < restart_at else (step - restart_at, max_iters - restart_at)
-    decay = (1 - step / max_iters) ** power
+    x = step / max_iters
+    decay = (1 - x) ** power if type == "poly" else (1 + math.cos(math.pi * x)) / 2
     warmup = warmup_ratio + (1 - warmup_ratio) * min(1.0, step / warmup_iters) if warmup_iters else 1.0
     return decay * warmup
 
@@ -120,6 +124,27 @@ def restore_optimizer(
     _start_momentum(optimizer)  # a saved optimizer without momentum has no buffers
 
 
+def update_average(average: nn.Module, network: nn.Module, decay: float, step: int) -> None:
+    """Moves an average of a network's weights towards its present weights, in place.
+
+    average = d * average + (1 - d) * network with d = min(decay, (1 + step) / (10 + step)), for all parameters and
+    buffers of a floating dtype. Other buffers are copied. The smaller d of the first steps lets the average forget the
+    initial weights.
+
+    Args:
+        average: a copy of the network.
+        network: after its step.
+        decay: largest d, in [0, 1).
+        step: number of updates before this one.
+    """
+    averages, values = ([*module.parameters(), *module.buffers()] for module in (average, network))
+    floating = [(old, new) for old, new in zip(averages, values, strict=True) if old.is_floating_point()]
+    get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))(*map(list, zip(*floating, strict=True)), None)
+    for old, new in zip(averages, values, strict=True):
+        if not old.is_floating_point():
+            old.copy_(new)
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Sets every group's learning rate to its base rate times ``factor``."""
     for group in optimizer.param_groups:
@@ -137,6 +162,9 @@ def gradient_norms(
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     norms = {}
     for name, weight in weights.items():
+        if not terms[name].requires_grad:  # it reads frozen parts only
+            norms[name] = 0.0
+            continue
         gradients = torch.autograd.grad(scale * weight * terms[name], parameters, retain_graph=True, allow_unused=True)
         squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
         norms[name] = torch.stack(squares).sum().sqrt().item() / scale if squares else 0.0

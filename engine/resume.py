@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 # evaluates, saves and logs, and how the work is divided.
 FREE_TO_CHANGE = (
     "custom_imports", "eval.", "checkpoint.", "log.", "data.workers", "data.root", "data.unlabelled_root",
-    "data.packed", "data.on_bad_sample", "student.pretrained", "teacher.shard", "train.accumulate", "train.compile",
-    "train.timeout",
+    "data.packed", "data.on_bad_sample", "student.pretrained", "student.init_from", "teacher.shard",
+    "train.accumulate", "train.compile", "train.timeout",
 )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from engine.build import (
     build_train_stream,
     check_labels,
     check_leaks,
+    resolve_epochs,
 )
 from engine.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
 from engine.evaluation import describe_samples, evaluate
@@ -37,7 +38,7 @@ class Run:
     """One training run: the trainer, its data, the results so far and the folder.
 
     Args:
-        config: the experiment.
+        config: the experiment. The run's own has ``schedule.max_iters`` instead of ``schedule.epochs``.
         source: the config file, which errors name.
         work_dir: folder of the run.
         world: this process and its peers.
@@ -66,6 +67,8 @@ class Run:
             mixing = build_mixing(config, world.size * config.train.accumulate)
         self.announce(f"data: {config.data.root}, {config.data.train_list} and {config.data.val_list}")
         self.stream = build_train_stream(config, source)
+        self.epochs = config.schedule.epochs
+        self.config = config = resolve_epochs(config, source, self.stream)
         self.validation = build_split(config, source, "val")
         if any(label is None for _, label in self.validation.files):
             raise ConfigError(f"{source}: data.val_list: {config.data.val_list} has images without labels")
@@ -73,11 +76,17 @@ class Run:
             check_leaks(source, self.stream.unlabelled, self.validation)
         labelled = self.stream.labelled and self.stream.labelled.dataset
         new = resume is None  # what a resumed run reads was checked at its start
-        self.notes = call_on_main(check_labels, config, source, labelled, self.validation) if new else []
+        auto, weights = config.train.class_weights == "auto", resume and resume[1].get("class_weights")
+        self.notes: list[str] = []
+        if new or (auto and weights is None):
+            self.notes, weights = call_on_main(check_labels, config, source, labelled, self.validation)
+        self.class_weights = weights if auto else None  # those that 'auto' stands for
         torch.manual_seed(config.train.seed)
         # The student first: its random weights are the same with and without a teacher.
         class_names = self.validation.class_names
-        self.announce(f"student: {config.student.backbone}, weights {config.student.pretrained}")
+        self.announce(
+            f"student: {config.student.backbone}, weights {config.student.init_from or config.student.pretrained}"
+        )
         student, loaded = build_student(config, source, class_names, pretrained=resume is None)
         self.announce(f"teacher: {config.teacher and config.teacher.weights}")
         teacher = build_teacher(config, source, class_names)
@@ -91,7 +100,7 @@ class Run:
             evaluated = networks if config.train.verify_teacher else {"student": student}
             call_on_main(check_validation_sizes, config, source, self.validation, evaluated)
         self.announce(f"method: {', '.join(each.type for each in config.methods) or None}")
-        distiller = build_distiller(config, source, student, teacher)
+        distiller = build_distiller(config, source, student, teacher, self.class_weights)
         if teacher is not None:  # after the table, which copies the networks: a sharded one cannot be copied
             if not dry:
                 teacher.cache = build_teacher_cache(config, source, self.stream, teacher, world)
@@ -115,6 +124,7 @@ class Run:
             seed=config.train.seed,
             mixing=mixing,
             compile_blocks=config.train.compile,
+            ema=config.train.ema,
         )
         self.protocol = {
             "eval": {**config.eval.protocol, "precision": config.eval_precision},
@@ -189,6 +199,24 @@ class Run:
         return metrics
 
     @property
+    def from_data(self) -> list[str]:
+        """What the config leaves to the data, in lines to print."""
+        lines = []
+        if self.epochs is not None:
+            images, steps = len(self.stream.streams[0].dataset), self.config.schedule.max_iters
+            lines.append(f"schedule.epochs={self.epochs}: {steps} steps, {images} images an epoch")
+        if self.stream.unlabelled is not None:
+            labelled, unlabelled = (
+                0 if each is None else len(each.dataset) for each in (self.stream.labelled, self.stream.unlabelled)
+            )
+            lines.append(f"training images: {labelled} with labels, {unlabelled} without")
+        if self.class_weights is not None:
+            named = zip(self.validation.class_names, self.class_weights, strict=True)
+            weights = ", ".join(f"{name} {weight:.2f}" for name, weight in named)
+            lines.append(f"train.class_weights='auto': {weights}")
+        return lines
+
+    @property
     def predictors(self) -> dict[str, SegModel | Teacher]:
         """The networks that have logits, by role, the student last."""
         student, teacher = self.trainer.student, self.trainer.teacher
@@ -233,7 +261,7 @@ class Run:
         """All that is needed to resume, and the metadata of the student's file."""
         student, dataset = self.trainer.student, self.validation
         metadata = {
-            "network": self.config.student.model_dump(exclude={"pretrained"}),
+            "network": self.config.student.network,
             "normalization": student.normalization._asdict(),
             "taps": {name: tap._asdict() for name, tap in student.tap_info.items()},
             "class_names": list(dataset.class_names),
@@ -247,6 +275,7 @@ class Run:
             "validated": self.validated,
             "best": self.best,
             "teacher_miou": self.teacher_miou,
+            **({} if self.class_weights is None else {"class_weights": self.class_weights}),
             "protocol": self.protocol,
             "micro_batches": self.world.size * self.config.train.accumulate,
             "config": self.config.model_dump(),
@@ -264,8 +293,14 @@ class Run:
                 prune_checkpoints(self.work_dir, self.config.checkpoint.keep)
         barrier()
 
-    def write(self, *names: str, tolerate_errors: bool) -> bool:
+    def write(self, *names: str, tolerate_errors: bool, averaged: bool = False) -> bool:
         """Writes the state to these files in the work dir.
+
+        Args:
+            names: of the files.
+            tolerate_errors: print a warning if they cannot be written.
+            averaged: the files' ``student``, which evaluation and export read, has the averaged weights; those that are
+                trained are under ``trained``.
 
         Returns:
             Whether it was written.
@@ -273,8 +308,11 @@ class Run:
         Raises:
             OSError: it cannot be written, and errors are not tolerated; otherwise a warning is printed.
         """
+        state = self.state()
+        if averaged:
+            state |= {"trained": state["student"], "student": state.pop("ema")}
         try:
-            save_checkpoint(self.state(), *(self.work_dir / name for name in names))
+            save_checkpoint(state, *(self.work_dir / name for name in names))
         except OSError as error:
             if not tolerate_errors:
                 raise

@@ -1,6 +1,7 @@
 """One optimizer step: device, precision, processes and accumulation. The losses are the distiller's."""
 
 import contextlib
+import copy
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from engine.optim import (
     parameter_groups,
     restore_optimizer,
     set_learning_rate,
+    update_average,
     weight_factor,
 )
 from engine.sharding import compile_in_place
@@ -27,7 +29,7 @@ from engine.teacher import Teacher
 from losses.labels import Labels
 from models.inference import resize
 from models.placement import place
-from utils.distributed import World, all_reduce_sum
+from utils.distributed import World, all_reduce_sum, broadcast_buffers
 
 # In float16 the loss scale is halved whenever a gradient overflows. A gradient that overflows even below this scale is
 # not finite for another reason.
@@ -76,6 +78,10 @@ class Trainer:
         seed: of dropout and drop path.
         mixing: of the training images, or None.
         compile_blocks: ``torch.compile`` of the student's blocks (``engine.sharding``); parameters keep their names.
+        ema: largest decay of the average of the student's weights (``engine.optim.update_average``), or None.
+
+    Attributes:
+        ema: the student with averaged weights, in evaluation mode and the same on all ranks; None without ``ema``.
     """
 
     def __init__(
@@ -93,6 +99,7 @@ class Trainer:
         seed: int,
         mixing: Mixing | None = None,
         compile_blocks: bool = False,
+        ema: float | None = None,
     ):
         self.world, self.schedule, self.grad_clip, self.seed = world, schedule, grad_clip, seed
         self.autocast_dtype, self.curriculum, self.teacher, self.mixing = autocast_dtype, curriculum, teacher, mixing
@@ -103,6 +110,8 @@ class Trainer:
             # timm's conversion: PyTorch's drops the activation that timm fuses into some of its norms.
             distiller = convert_sync_batchnorm(distiller)
         self.distiller = place(distiller, world.device, channels_last)
+        self.ema_decay = ema
+        self.ema = None if ema is None else copy.deepcopy(self.student).requires_grad_(False).eval()
         if compile_blocks:
             compile_in_place(self.student)
         self.wrapped = self.distiller
@@ -220,6 +229,9 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:  # after a step that the scaler skipped, the weights that it averages are unchanged
+            update_average(self.ema, self.student, self.ema_decay, self.step)
+            broadcast_buffers(self.ema)  # without SyncBatchNorm the running statistics differ between ranks
         self.skipped += bad
         failed = bad & (scale < SMALLEST_LOSS_SCALE) if self.scaled else bad
         self.pending = PendingStep(self.step, batches, weights, local, async_read(torch.stack([failed, scale])))
@@ -286,6 +298,7 @@ class Trainer:
         method = self.distiller.method
         return {
             "student": self.student.state_dict(),
+            **({} if self.ema is None else {"ema": self.ema.state_dict()}),
             "method": method.state_dict() if method is not None else {},
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -297,10 +310,13 @@ class Trainer:
         """Resumes from what ``state`` returned. The hyperparameters stay those of this trainer.
 
         Args:
-            state: of the trainer that was interrupted.
+            state: of the trainer that was interrupted. If it has no average of the weights, the average begins with its
+                student. In ``best.pt``, the average may be the student (``Run.write``).
             optimizer: its settings, of the same type.
         """
-        self.student.load_state_dict(state["student"])
+        self.student.load_state_dict(state.get("trained", state["student"]))
+        if self.ema is not None:
+            self.ema.load_state_dict(state.get("ema", state["student"]))
         if self.distiller.method is not None:
             self.distiller.method.load_state_dict(state["method"])
         restore_optimizer(self.optimizer, state["optimizer"], self.groups(optimizer))

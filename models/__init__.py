@@ -16,11 +16,12 @@ from models.base import (
     SegModel,
     SegOutput,
     Tap,
+    freeze,
 )
 from models.class_map import MappedModel
 from models.heads import deeplabv3, pspnet, segformer  # noqa: F401  (each registers its heads)
 from models.heads.fcn import FCNHead
-from models.weights.load import LoadReport, load_read_weights, load_weights, source_settings
+from models.weights.load import LoadReport, count_classes, load_read_weights, load_weights, source_settings
 from models.weights.sources import Weights, read_weights
 from utils.names import unknown_name
 
@@ -39,7 +40,9 @@ __all__ = [
     "Weights",
     "build_backbone",
     "build_model",
+    "count_classes",
     "count_parameters",
+    "freeze",
     "load_read_weights",
     "load_student",
     "load_weights",

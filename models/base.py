@@ -1,12 +1,12 @@
 """The interface of every network: uint8 images in, logits and named taps out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from utils.names import Registry
+from utils.names import Registry, unknown_name
 
 
 class Tap(NamedTuple):
@@ -87,6 +87,28 @@ BACKBONES: Registry[Callable[[int, float], Backbone]] = Registry("backbone")
 # Called with the backbone's ``tap_info``, the number of classes, dropout= and, where the config sets it, width=. It is
 # a module as ``SegModel`` describes it, with ``default_output_stride``: the output stride that it asks a backbone for.
 HEADS: Registry[Callable[..., nn.Module]] = Registry("head")
+
+
+def freeze(network: nn.Module, parts: Sequence[str]) -> None:
+    """Takes parts of a network out of its training: no gradients, and evaluation mode (running statistics, dropout).
+
+    Args:
+        network: in training mode. It must not be put in training mode again, because that is for all its parts.
+        parts: names of its modules, such as ``'backbone'`` or ``'backbone.net.layer1'``.
+
+    Raises:
+        ValueError: a part does not exist, or no parameter is left to train.
+    """
+    for name in parts:
+        module, path = network, ""
+        for part in name.split("."):
+            children = dict(module.named_children())
+            if part not in children:
+                raise unknown_name("part", name, [f"{path}{child}" for child in children])
+            module, path = children[part], f"{path}{part}."
+        module.requires_grad_(False).eval()
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise ValueError(f"{', '.join(map(repr, parts))} are all of the network, so nothing is left to train")
 
 
 class SegModel(nn.Module):

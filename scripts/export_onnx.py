@@ -122,7 +122,7 @@ def load_network(
     else:
         model, _ = build_student(config, args.config, dataset.class_names, pretrained=False)
         network, report = model, load_trained(model, read_weights(args.checkpoint), dataset.class_names)
-        settings = config.student.model_dump(exclude={"pretrained"}, exclude_none=True)
+        settings = {name: value for name, value in config.student.network.items() if value is not None}
     print(report)
     metadata = {
         "class_names": dataset.class_names, "palette": dataset.palette.tolist(),

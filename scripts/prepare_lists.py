@@ -220,7 +220,7 @@ def check_labels(splits: Mapping[str, Split], default_table: bool) -> list[str]:
         return [str(error)]
     for note in notes:
         print(f"warning: {note}", file=sys.stderr)
-    weights = tuple(round(weight, 3) for weight in class_weights(census["train"]))
+    weights = tuple(round(weight, 3) for weight in class_weights(census["train"].pixels))
     print(f"\nto give rare classes more weight (ENet's formula): train.class_weights={weights}")
     return problems
 

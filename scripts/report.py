@@ -44,10 +44,15 @@ def last_protocol(log: list[dict]) -> tuple[list[dict], list[tuple[int, float]]]
     """
     changes = [number for number, line in enumerate(log) if line.get("new_protocol")]
     entries = log[changes[-1] :] if changes else log
-    measured = [(line["step"], line["miou"]) for line in entries if line.get("miou") is not None]
+    measured = [(line["step"], best_miou(line)) for line in entries if line.get("miou") is not None]
     if changes and "best_miou" in entries[0]:
         measured.insert(0, (entries[0]["best_step"], entries[0]["best_miou"]))
     return entries, [(step, 100 * miou) for step, miou in measured]
+
+
+def best_miou(line: dict) -> float:
+    """mIoU (0..1) of a validation: of the student, or of the average of its weights where that is better."""
+    return max(line["miou"], line.get("averaged_miou", 0.0))
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:

@@ -207,7 +207,8 @@ def _section(schema: type[BaseModel], values: Any, place: Sequence[str | int]) -
 def _explain(problem: dict[str, Any], schema: type[BaseModel], values: dict[str, Any]) -> str:
     """One line for one pydantic error: dotted key, what was found, what is expected, the nearest choice."""
     *place, last = problem["loc"] or [""]
-    key, message, found = ".".join(map(str, problem["loc"])), problem["msg"], problem["input"]
+    parts = [str(part) for part in problem["loc"] if "[" not in str(part)]  # such a part names a choice of a union
+    key, message, found = ".".join(parts), problem["msg"], problem["input"]
     if problem["type"] == "extra_forbidden":
         return f"{key}: unknown key; {did_you_mean(last, _section(schema, values, place).model_fields)}"
     if problem["type"] == "missing":

@@ -249,10 +249,17 @@ def call_on_main(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def broadcast_buffers(module: nn.Module) -> None:
-    """Copies rank 0's buffers (running statistics) to every rank."""
-    if dist.is_initialized():
-        for buffer in module.buffers():
-            dist.broadcast(buffer, src=0)
+    """Copies rank 0's buffers (running statistics) to every rank, in one message for each dtype."""
+    if not dist.is_initialized():
+        return
+    groups: dict[torch.dtype, list[Tensor]] = {}
+    for buffer in module.buffers():
+        groups.setdefault(buffer.dtype, []).append(buffer)
+    for buffers in groups.values():
+        flat = torch.cat([buffer.flatten() for buffer in buffers])
+        dist.broadcast(flat, src=0)
+        for buffer, values in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
+            buffer.copy_(values.view_as(buffer))
 
 
 def barrier() -> None:

@@ -11,6 +11,8 @@ from models.base import NORMALIZATIONS, SegModel
 from models.weights.layouts import LAYOUTS, OURS, Layout, State, find_layout
 from models.weights.sources import Weights, read_weights, timm_weights
 
+CLASSIFIERS = ("head.classifier.", "aux_head.classifier.")  # the last layers of the heads
+
 
 class LoadReport(NamedTuple):
     """What was loaded.
@@ -19,7 +21,7 @@ class LoadReport(NamedTuple):
         source: the file, folder, package or hub.
         path: the file with the tensors; None where timm downloaded them.
         layout: name of its layout.
-        part: ``'all'`` or ``'backbone'``.
+        part: ``'all'``, ``'backbone'`` or ``'body'``, see ``load_weights``.
         loaded: number of tensors copied into the network.
         skipped: keys of the file that were not loaded, by an exception that ``load_weights`` lists.
         widened: ``'float16'`` or ``'bfloat16'`` where the file has tensors in half precision, or None.
@@ -40,7 +42,7 @@ class LoadReport(NamedTuple):
     def __str__(self) -> str:
         skipped = f", {len(self.skipped)} skipped ({_list(self.skipped)})" if self.skipped else ""
         widened = f", {self.widened} converted to float32" if self.widened else ""
-        where = "network" if self.part == "all" else "backbone"
+        where = {"all": "network", "backbone": "backbone", "body": "network without its classifier"}[self.part]
         loaded = f"{self.loaded} tensors loaded into the {where}{widened}{skipped}"
         return "; ".join([f"{self.source}: {self.layout} layout, {loaded}", *self.notes])
 
@@ -49,45 +51,49 @@ def load_weights(model: SegModel, source: str | Path, part: str = "all") -> Load
     """Loads weights into a network, strictly; an error leaves the network unchanged.
 
     Not loaded, but named in the report: the ImageNet classifier of an encoder; an auxiliary head that the network does
-    not have; with ``part='backbone'``, the heads (so the file may have another number of classes).
-    ``num_batches_tracked`` may be missing.
+    not have; with ``part='backbone'``, the heads; with ``part='body'``, the last layer of each head. So with these two
+    parts the file may have another number of classes. ``num_batches_tracked`` may be missing.
 
     Args:
         model: the network.
         source: what :func:`models.weights.sources.read_weights` accepts (torch file, read with ``weights_only=True``,
             ``.safetensors``, folder of Hugging Face, ``hf:NAME``, ``package:NAME``), or ``'timm'`` for timm's
             ImageNet weights of the backbone.
-        part: ``'all'``, or ``'backbone'`` to load nothing into the heads.
+        part: ``'all'``; ``'backbone'`` to load no heads; ``'body'`` to load nothing into the heads' last layers.
 
     Raises:
         FileNotFoundError: there is no such file, or it cannot be downloaded.
-        ValueError: it cannot be read, has no known layout, is an encoder but ``part`` is ``'all'``, has another number
-            of classes, has missing tensors, unknown ones or ones of another shape, or was trained with another
-            normalisation or other strides than the network has.
+        ValueError: it cannot be read, has no known layout, is an encoder but ``part`` is not ``'backbone'``, has
+            another number of classes, has missing tensors, unknown ones or ones of another shape, or was trained with
+            another normalisation or other strides than the network has.
     """
-    if part not in ("all", "backbone"):
-        raise ValueError(f"part is {part!r}; expected 'all' or 'backbone'")
+    if part not in ("all", "backbone", "body"):
+        raise ValueError(f"part is {part!r}; expected 'all', 'backbone' or 'body'")
     return load_read_weights(model, timm_weights(model) if source == "timm" else read_weights(source), part)
 
 
 def load_read_weights(model: SegModel, weights: Weights, part: str = "all") -> LoadReport:
     """As :func:`load_weights`, for weights that :func:`models.weights.sources.read_weights` has read."""
-    layout, state = _detect(model, weights), weights.tensors
-    if part == "all" and layout.holds == "backbone":
+    layout = _detect(model, weights)
+    if part != "backbone" and layout.holds == "backbone":
         raise ValueError(
             f"{weights.source} is an ImageNet encoder ({layout.name}), not a segmentation model: the heads would stay "
             f"random. Give a segmentation checkpoint, or load only the backbone (student.pretrained)"
         )
-    skipped = [key for key in state if key.startswith(layout.skip)]
-    state = layout.convert({key: tensor for key, tensor in state.items() if key not in skipped})
+    state, skipped = _split(layout, weights)
+    state = layout.convert(state)
 
     wanted = model.state_dict()
     if part == "backbone":
         wanted = {key: tensor for key, tensor in wanted.items() if key.startswith("backbone.")}
         extra = [key for key in state if not key.startswith("backbone.")]
     else:
-        _check_classes(model, state, weights)
         extra = [key for key in state if key.startswith("aux_head.") and model.aux_head is None]
+        if part == "body":
+            wanted = {key: tensor for key, tensor in wanted.items() if not key.startswith(CLASSIFIERS)}
+            extra += [key for key in state if key.startswith(CLASSIFIERS) and key not in extra]
+        else:
+            _check_classes(model, state, weights)
     state = {key: tensor for key, tensor in state.items() if key not in extra}
 
     _check_strict(wanted, state, weights, layout, part)
@@ -131,12 +137,30 @@ def _timm_layout(backbone: TimmBackbone) -> Layout:
     )
 
 
+def count_classes(model: SegModel, weights: Weights) -> int | None:
+    """Number of classes of weights in any layout that fits the network; None: they have no known classifier.
+
+    Raises:
+        ValueError: they have no known layout.
+    """
+    layout = _detect(model, weights)
+    return _classifier_rows(layout.convert(_split(layout, weights)[0]))
+
+
+def _split(layout: Layout, weights: Weights) -> tuple[State, list[str]]:
+    """The tensors that networks of a layout have, and the keys of the others."""
+    skipped = [key for key in weights.tensors if key.startswith(layout.skip)]
+    return {key: tensor for key, tensor in weights.tensors.items() if key not in skipped}, skipped
+
+
+def _classifier_rows(state: State) -> int | None:
+    classifier = state.get(f"{CLASSIFIERS[0]}weight")
+    return len(classifier) if classifier is not None and classifier.ndim else None
+
+
 def _check_classes(model: SegModel, state: State, weights: Weights) -> None:
-    classifier = state.get("head.classifier.weight")
-    if classifier is not None and classifier.ndim and len(classifier) != model.num_classes:
-        raise ValueError(
-            f"{weights.source} was trained on {len(classifier)} classes; the network has {model.num_classes}"
-        )
+    if (found := _classifier_rows(state)) not in (None, model.num_classes):
+        raise ValueError(f"{weights.source} was trained on {found} classes; the network has {model.num_classes}")
 
 
 def _check_settings(model: SegModel, weights: Weights, layout: Layout, part: str) -> None:
@@ -152,7 +176,7 @@ def _check_settings(model: SegModel, weights: Weights, layout: Layout, part: str
             else f"{weights.source} was trained on images normalised by {theirs}; expected one of "
             f"{', '.join(NORMALIZATIONS)}: add it to NORMALIZATIONS in models/base.py"
         )
-    theirs = _lists(settings.get("taps", {})) if part == "all" else {}
+    theirs = _lists(settings.get("taps", {})) if part != "backbone" else {}
     for name, tap in _lists({name: tap._asdict() for name, tap in model.tap_info.items()}).items():
         if theirs and theirs.get(name) != tap:
             raise ValueError(
@@ -167,7 +191,7 @@ def _check_settings(model: SegModel, weights: Weights, layout: Layout, part: str
         (network.get("output_stride"), f"{weights.source} was trained"),
         (layout.output_stride, f"{weights.source}: networks of the {layout.name} layout run"),
     ):
-        if part == "all" and theirs not in (None, stride):
+        if part != "backbone" and theirs not in (None, stride):
             raise ValueError(f"{what} at output_stride={theirs}; the network has {stride}: correct output_stride")
 
 

@@ -18,7 +18,7 @@ from engine.build import build_distiller, build_split, build_student
 from engine.teacher import build_teacher
 from scripts.comparison.jobs import Job, run_jobs
 from scripts.comparison.report import report_text, summarize, write_pictures
-from scripts.report import read_metrics
+from scripts.report import best_miou, read_metrics
 from utils.config import ConfigError, changed_values, config_errors, dump_config, load_config, load_section, validate
 from utils.console import environment, say
 from utils.files import write_atomically
@@ -28,9 +28,9 @@ ALONE = "student alone"
 PROBE = {"max_iters": 20, "log_interval": 4}  # of the short runs that measure the time of a step
 # What may differ between experiments on equal terms: what is compared, what the command sets, what changes no result.
 MAY_DIFFER = (
-    "teacher", "distill", "curriculum", "schedule.max_iters", "train.seed", "train.verify_teacher",
-    "train.allow_weak_teacher", "checkpoint", "log", "data.unlabelled", "data.unlabelled_root", "data.mixing",
-    "train.unlabelled_batch",
+    "teacher", "distill", "curriculum", "schedule.max_iters", "schedule.epochs", "train.seed",
+    "train.verify_teacher", "train.allow_weak_teacher", "checkpoint", "log", "data.unlabelled",
+    "data.unlabelled_root", "data.mixing", "train.unlabelled_batch",
 )  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def build_all(methods: Sequence[Method]) -> tuple[dict[str, str | None], set[str
         student, loaded = build_student(config, source, class_names, pretrained=name == ALONE)
         teacher = build_teacher(config, source, class_names)
         build_distiller(config, source, student, teacher)
-        given = [(config.student.pretrained, loaded)]
+        given = [(config.student.init_from or config.student.pretrained, loaded)]
         if teacher is not None:
             given.append((config.teacher.weights, teacher.loaded))
             if teacher.spec.num_classes is not None:
@@ -208,7 +208,7 @@ def iterations(methods: Sequence[Method], args: argparse.Namespace, lock: int) -
     for name, source, config in methods:
         if name not in budget["step_seconds"]:
             probe = with_values(
-                config, source, schedule={"max_iters": PROBE["max_iters"], "warmup_iters": 0},
+                config, source, schedule={"max_iters": PROBE["max_iters"], "epochs": None, "warmup_iters": 0},
                 train={"verify_teacher": False}, log={"interval": PROBE["log_interval"], "panel_images": 0},
             )  # fmt: skip
             folder = args.out / "probes" / folder_name(name)
@@ -243,11 +243,11 @@ def read_run(folder: Path, config: Experiment, test: Path | None) -> dict[str, A
     validations = [line for line in read_metrics(folder) if line.get("miou") is not None]
     if not validations or validations[-1]["step"] != config.schedule.max_iters:
         raise ValueError(f"{folder / 'metrics.jsonl'} does not end with a validation: remove {folder} to run it again")
-    last, best = validations[-1], max(validations, key=lambda line: line["miou"])
+    last, best = validations[-1], max(validations, key=best_miou)
     return {
         "iterations": last["step"],
         "val": {name: last[name] for name in ("miou", "per_class_iou")},
-        "best": {"step": best["step"], "miou": best["miou"]},
+        "best": {"step": best["step"], "miou": best_miou(best)},
         "test": read_evaluation(test) if test else None,
         "curve": [[line["step"], line["miou"]] for line in validations],
         "step_seconds": step_seconds(folder, config),
@@ -266,8 +266,9 @@ def compare(args: argparse.Namespace, lock: int) -> None:
     for seed in args.seeds:  # all methods with the first seed first: a look at the runs soon says something
         for name, source, config in methods:
             resolved = with_values(
-                config, source, schedule={"max_iters": steps[name]}, train={"seed": seed, "verify_teacher": False}
-            )
+                config, source, schedule={"max_iters": steps[name], "epochs": None},
+                train={"seed": seed, "verify_teacher": False},
+            )  # fmt: skip
             runs[name, seed] = resolved, args.out / "runs" / folder_name(name) / f"seed_{seed}"
     jobs = [training(f"{name}, seed {seed}", *run) for (name, seed), run in runs.items()]
     finished = sum(job.result.is_file() for job in jobs)

@@ -81,6 +81,11 @@ PAIR = "configs/hmkd/camvid_b4_r18.py"
         ("train.aux_weight=0.0", "student.aux is True but train.aux_weight is 0"),
         ("data.scale_range=(2.0,1.0)", r"camvid_b4_r18.py: data: scale_range is \(2.0, 1.0\)"),
         ("schedule.warmup_iters=80001", "schedule: warmup_iters 80001 is more than max_iters 80000"),
+        ("schedule.epochs=3", "schedule: max_iters is 80000 and epochs is 3; expected a number for one of them"),
+        (
+            "schedule.max_iters=None",
+            "schedule: max_iters is None and epochs is None; expected a number for one of them",
+        ),
         ("optimizer.betas=(0.9,2.0)", r"optimizer.betas.1: .*less than 1; found 2.0"),
         ("eval.mode=slide", "eval: mode='slide' needs crop_size"),
         ("train.precision=fp8", r"train.precision: 'fp8' is not valid; did you mean 'fp32'\?"),

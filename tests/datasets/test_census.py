@@ -73,6 +73,11 @@ def test_labels_that_teach_or_measure_nothing_are_refused(train, val, default, m
         check_census(train, val, ["background", "object"], default)
 
 
+def test_the_weight_of_a_class_is_enets_of_its_share():
+    """1 / ln(1.02 + share) for the shares 0, .25 and .75, worked out with a calculator."""
+    assert class_weights(np.array([0, 1, 3])) == pytest.approx((50.4983, 4.1838, 1.7514), abs=1e-4)
+
+
 def test_the_suggested_table_has_every_class():
     with pytest.raises(ValueError, match=r"where 255 is 'c', set data\.id_table=\{0: 0, 1: 1, 255: 2\}$"):
         check_census(census([5, 0, 0], 5), census([1, 1, 1]), ["a", "b", "c"], True)

@@ -9,6 +9,7 @@ from engine.optim import (
     parameter_groups,
     restore_optimizer,
     set_learning_rate,
+    update_average,
     weight_factor,
 )
 
@@ -30,6 +31,14 @@ def test_a_restarted_schedule_is_two_schedules_by_hand():
         for s in range(13)
     ]
     assert factor == pytest.approx([0.5, 3 / 4, 2 / 4, 1 / 4, 0.5, *(k / 8 for k in range(7, -1, -1))])
+
+
+def test_cosine_falls_to_zero_along_half_a_wave():
+    """(1 + cos(pi x)) / 2 at x = 0, 1/3, 1/2, 2/3, 1; and twice where the schedule starts again."""
+    factor = [learning_rate_factor(step, max_iters=6, power=0.9, type="cosine") for step in (0, 2, 3, 4, 6)]
+    assert factor == pytest.approx([1, 0.75, 0.5, 0.25, 0])
+    factor = [learning_rate_factor(s, max_iters=6, power=0.9, type="cosine", restart_at=2) for s in (0, 1, 2, 4, 6)]
+    assert factor == pytest.approx([1, 0.5, 1, 0.5, 0])
 
 
 def test_a_step_outside_the_schedule_is_refused():
@@ -129,3 +138,16 @@ def test_an_optimizer_of_other_parameters_is_refused():
     optimizer = adam_with_marks(model, head_lr_mult=1.0, decay_norm_bias=True)
     with pytest.raises(ValueError, match="its optimizer has 6 parameters; this one has 0"):
         restore_optimizer(optimizer, optimizer.state_dict(), [])
+
+
+def test_the_average_follows_parameters_and_buffers_and_copies_counters():
+    """Weights 0 -> 1; the decays are 1/10 and 2/11 at the first steps, and later the given one."""
+    average, network = (torch.nn.BatchNorm1d(1) for _ in range(2))
+    for tensor in (average.weight, average.running_mean):
+        tensor.data.zero_()
+    for tensor in (network.weight, network.running_mean, network.num_batches_tracked):
+        tensor.data.fill_(1)
+    for step, expected in ((0, 0.9), (1, 1 - 0.1 * 2 / 11), (10**6, 1 - 0.1 * 2 / 11 * 0.75)):
+        update_average(average, network, 0.75, step)
+        assert average.weight.item() == average.running_mean.item() == pytest.approx(expected)
+        assert average.num_batches_tracked.item() == 1

@@ -64,7 +64,7 @@ def optimizer(kind="sgd", **changed):
     return settings | {"momentum": 0.5, "betas": (0.9, 0.999)} | changed
 
 
-def toy_trainer(kind="sgd", dtype=None, toy=None, channels_last=False, **changed):
+def toy_trainer(kind="sgd", dtype=None, toy=None, channels_last=False, ema=None, **changed):
     return Trainer(
         toy or Toy(),
         None,
@@ -76,6 +76,7 @@ def toy_trainer(kind="sgd", dtype=None, toy=None, channels_last=False, **changed
         grad_clip=None,
         curriculum={},
         seed=0,
+        ema=ema,
     )
 
 
@@ -199,3 +200,14 @@ def test_a_run_resumed_in_another_precision_has_its_own_loss_scale(before, now):
     fresh = other.scaler.get_scale()
     other.restore(trainer.state(), optimizer())
     assert other.scaler.get_scale() == fresh
+
+
+def test_a_step_that_float16_skips_averages_unchanged_weights():
+    """The first step is skipped: .1 * 1 + .9 * 1. The second has the decay 2/11: 2/11 * 1 + 9/11 * .5."""
+    trainer = toy_trainer(dtype=torch.float16, ema=0.9)
+    trainer.student.backbone.weight.register_hook(lambda grad: grad.half().float())
+    trainer.train_step([batch(1.0)])
+    assert trainer.ema.backbone.weight.tolist() == [1.0] * 4
+    trainer.train_step([batch(1.0)])
+    assert trainer.ema.backbone.weight.tolist() == pytest.approx([2 / 11 + 9 / 11 * 0.5] * 4)
+    assert not trainer.ema.backbone.weight.requires_grad

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from models import Weights, build_model, load_read_weights, load_weights
+from models import Weights, build_model, count_classes, load_read_weights, load_weights
 from models.weights.layouts import LAYOUTS
 from tests.models import foreign
 from tests.models.oracles import randomize, rename
@@ -413,6 +413,19 @@ def test_backbone_of_a_whole_network(network):
     assert report.loaded == len(model.backbone.state_dict())
     heads = [key for key in convert(theirs)[1] if not key.startswith("backbone.")]
     assert report.skipped == (*network.skipped, *heads)
+
+
+@pytest.mark.filterwarnings("ignore:.*non-meta parameter")  # of the classifiers, which stay as they are
+@pytest.mark.parametrize("network", NETWORKS, ids=name)
+def test_body_of_a_network_of_other_classes(network):
+    theirs = meta(network.build, K).state_dict()
+    model = meta(build_model, num_classes=3, **network.ours)
+    assert count_classes(model, Weights("theirs.pth", theirs, {}, None)) == K
+    report = load(model, theirs, part="body")
+    classifiers = [key for key in convert(theirs)[1] if ".classifier." in key]
+    assert len(classifiers) == (4 if network.aux else 2)
+    assert report.skipped == (*network.skipped, *classifiers)
+    assert report.loaded == len(model.state_dict()) - len(classifiers)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

@@ -382,5 +382,5 @@ def test_a_file_without_known_weights_is_refused(tmp_path, segformer, content, m
 
 
 def test_part_is_checked(tmp_path, segformer, segformer_state):
-    with pytest.raises(ValueError, match="part is 'encoder'; expected 'all' or 'backbone'"):
+    with pytest.raises(ValueError, match="part is 'encoder'; expected 'all', 'backbone' or 'body'"):
         load_weights(segformer, save(tmp_path / "x.pt", segformer_state), part="encoder")
