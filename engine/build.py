@@ -38,8 +38,8 @@ NETWORK = ("backbone", "head", "output_stride", "width", "dropout", "drop_path",
 HOW_TO_GET = {
     "student.pretrained": "python scripts/download_pretrained.py fetches what pretrained/README.md lists; None "
     "starts from random weights",
-    "student.init_from": "give a student.safetensors, or another file that pretrained/README.md describes; None starts "
-    "from student.pretrained",
+    "student.init_from": "give a student.safetensors, or another file that docs/weights.md describes; None starts from "
+    "student.pretrained",
     "teacher.weights": "train the teacher first (pretrained/README.md says how; the demo's is trained by "
     "scripts/quickstart.sh)",
 }

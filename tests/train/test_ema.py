@@ -10,11 +10,15 @@ from safetensors.torch import load_file
 from torch.multiprocessing import spawn
 
 import train_kd
+from configs.schema import Experiment
+from engine.build import build_split
+from engine.evaluation import evaluate
 from engine.trainer import Trainer
 from losses.distiller import Distiller
 from losses.task import TaskLoss
 from models import build_model, load_student
 from tests.runs import PowerCutError, assert_same, losses, metrics, refused, weights
+from utils.config import load_config
 from utils.distributed import World
 
 OPTIONS = ["train.ema=0.5", "log.panel_images=0", "eval.interval=2"]
@@ -26,6 +30,16 @@ def averaged(experiments, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "averaged"
     train_kd.main([experiments["hmkd"], "--work-dir", str(folder), "--cfg-options", *OPTIONS])
     return folder
+
+
+def with_fixed_miou(student, averaged):
+    """``Run.evaluate`` that finds these values."""
+    original = train_kd.Run.evaluate
+
+    def measure(self, model, description):
+        return replace(original(self, model, description), miou=averaged if "averaged" in description else student)
+
+    return measure
 
 
 def saved(path, part="ema"):
@@ -71,12 +85,8 @@ def test_a_resumed_run_has_the_same_average(averaged, experiments, tmp_path, mon
 def test_the_better_of_the_two_is_the_best_and_is_exported(
     experiments, tmp_path, monkeypatch, capsys, average_is_better, name
 ):
-    evaluate, averaged_miou = train_kd.Run.evaluate, 0.6 if average_is_better else 0.4
-
-    def fixed(self, model, description):
-        return replace(evaluate(self, model, description), miou=averaged_miou if "averaged" in description else 0.5)
-
-    monkeypatch.setattr(train_kd.Run, "evaluate", fixed)
+    averaged_miou = 0.6 if average_is_better else 0.4
+    monkeypatch.setattr(train_kd.Run, "evaluate", with_fixed_miou(0.5, averaged_miou))
     options = [*OPTIONS, "schedule.max_iters=3", "eval.interval=3"]
     train_kd.main([experiments["hmkd"], "--work-dir", str(tmp_path), "--cfg-options", *options])
     last, best = (torch.load(tmp_path / f"{file}.pt", weights_only=True) for file in ("last", "best"))
@@ -137,3 +147,22 @@ def rank_of_two(rank: int, store: str) -> None:
 
 def test_every_rank_has_the_same_average_although_running_statistics_differ(tmp_path):
     spawn(rank_of_two, (str(tmp_path / "store"),), nprocs=2)
+
+
+def test_an_averaged_best_student_is_measured_again_under_another_protocol(experiments, tmp_path, monkeypatch, capsys):
+    """As any best student; best.pt keeps both networks."""
+    with monkeypatch.context() as patch:
+        patch.setattr(train_kd.Run, "evaluate", with_fixed_miou(0.5, 0.6))
+        options = [*OPTIONS, "schedule.max_iters=2"]
+        train_kd.main([experiments["alone"], "--work-dir", str(tmp_path), "--cfg-options", *options])
+    before = torch.load(tmp_path / "best.pt", weights_only=True)
+    options.append("eval.scales=(1.5,)")
+    train_kd.main([experiments["alone"], "--work-dir", str(tmp_path), "--resume", "--cfg-options", *options])
+    after = torch.load(tmp_path / "best.pt", weights_only=True)
+    assert_same(after["student"], before["student"])
+    assert_same(after["trained"], before["trained"])
+    config = load_config(experiments["alone"], Experiment, options)
+    student, _ = load_student(tmp_path / "best.pt")
+    measured = evaluate(student, build_split(config, "", "val"), device="cpu", **config.eval.protocol).miou
+    assert after["best"] == {"step": 2, "miou": measured, "averaged": True}
+    assert "holds the best student (averaged weights)" in capsys.readouterr().out
