@@ -209,7 +209,9 @@ class Teacher(Network):
     head: Annotated[str, one_of(HEADS, "head")] | None = None  # As the student's.
     # As the student's. None, and no metadata: 'imagenet'.
     normalization: Annotated[str, one_of(NORMALIZATIONS, "normalization")] | None = None
-    weights: FilePath  # Weights of the whole segmentation network: a file or folder, or 'hf:NAME'.
+    # Weights of the whole segmentation network: a file or folder, or 'hf:NAME'. 'ema': the teacher is the average of
+    # the student's own weights (train.ema), for self-training.
+    weights: FilePath
     # Factor on height and width of the images that the teacher sees. Its maps and its cost change with them.
     scale: Annotated[float, Field(gt=0, le=LARGEST_SCALE)] = 1.0
     # If the teacher has other classes than the data: for each of its classes the data's class, or None to ignore it.
@@ -383,6 +385,11 @@ class Experiment(Section):
     protocol: str | None = None  # Name of the published recipe, written into every result.
 
     @property
+    def self_taught(self) -> bool:
+        """Whether the teacher is the average of the student's own weights."""
+        return self.teacher is not None and self.teacher.weights == "ema"
+
+    @property
     def methods(self) -> tuple[MethodSection, ...]:
         """The distillation methods; none if the student is trained alone."""
         if self.distill is None:
@@ -399,6 +406,11 @@ class Experiment(Section):
             given, missing = ("distill", "teacher") if self.teacher is None else ("teacher", "distill")
             raise ValueError(f"{given} is set but {missing} is None: set both to distil, or neither to train alone")
         self._check_unlabelled()
+        if self.self_taught and (self.train.ema is None or self.teacher != Teacher(weights="ema")):
+            raise ValueError(
+                "teacher.weights is 'ema', the average of the student's weights: set train.ema, for example to 0.999, "
+                "and no other key of teacher"
+            )
         if self.student.aux and self.train.aux_weight == 0:
             raise ValueError("student.aux is True but train.aux_weight is 0: the auxiliary head would never learn")
         if self.teacher is not None and self.teacher.cache is not None and self.data.on_bad_sample == "skip":

@@ -126,6 +126,8 @@ class Run:
             compile_blocks=config.train.compile,
             ema=config.train.ema,
         )
+        if config.self_taught:
+            self.trainer.teacher = Teacher(self.trainer.ema)
         self.protocol = {
             "eval": {**config.eval.protocol, "precision": config.eval_precision},
             "validation": broadcast_from_main(describe_samples(self.validation)),
@@ -224,12 +226,12 @@ class Run:
         return {**({"teacher": teacher} if has_logits else {}), "student": student}
 
     def verify_teacher(self) -> None:
-        """Evaluates the teacher once in a run, if it has logits.
+        """Evaluates the teacher once in a run, if it has logits and does not change.
 
         Raises:
             ValueError: its mIoU is not better than chance (mIoU <= 1 / K), and ``train.allow_weak_teacher`` is False.
         """
-        if "teacher" not in self.predictors:
+        if "teacher" not in self.predictors or self.config.self_taught:
             return
         self.teacher_miou = self.evaluate(self.trainer.teacher, "validation of the teacher").miou
         chance = 1 / self.validation.num_classes

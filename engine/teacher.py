@@ -133,7 +133,7 @@ def cast_weights(module: nn.Module, dtype: torch.dtype) -> None:
 def build_teacher(
     config: Experiment, source: str, class_names: Sequence[str], pretrained: bool = True
 ) -> Teacher | None:
-    """The config's teacher on the host, or None where the config has none.
+    """The config's teacher on the host, or None where the config has none or the student teaches itself.
 
     Args:
         config: the experiment.
@@ -144,7 +144,7 @@ def build_teacher(
     Raises:
         ConfigError: the weights or the class map do not fit the network or the data.
     """
-    if config.teacher is None:
+    if config.teacher is None or config.self_taught:
         return None
     settings, weights, loaded = network_settings(config.teacher), None, None
     if pretrained or config.teacher.backbone is None:

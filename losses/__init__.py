@@ -1,7 +1,25 @@
 """Losses on the labels and distillation methods, by name."""
 
 # Each module registers its method.
-from losses import afdcd, aicsd, at, cirkd, cwd, dist, dkd, dtkd, fitnet, heteroakd, hmkd, ifvd, kd, mgd, ofa, skd  # noqa: F401
+from losses import (  # noqa: F401
+    afdcd,
+    aicsd,
+    at,
+    cirkd,
+    cwd,
+    dist,
+    dkd,
+    dtkd,
+    fitnet,
+    heteroakd,
+    hmkd,
+    ifvd,
+    kd,
+    mgd,
+    ofa,
+    self_training,
+    skd,
+)  # fmt: skip
 from losses.base import METHODS, Method
 from losses.composed import Composed
 from models.base import ModelSpec

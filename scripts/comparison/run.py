@@ -14,7 +14,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from configs.schema import Experiment
-from engine.build import build_distiller, build_split, build_student
+from engine.build import build_distiller, build_split, build_student, build_train_stream
 from engine.teacher import build_teacher
 from scripts.comparison.jobs import Job, run_jobs
 from scripts.comparison.report import report_text, summarize, write_pictures
@@ -115,7 +115,7 @@ def build_all(methods: Sequence[Method]) -> tuple[dict[str, str | None], set[str
         and the names of the methods whose teacher has logits, so that it can be evaluated.
     """
     _, source, config = methods[0]
-    build_split(config, source, "train")
+    build_train_stream(config, source)
     class_names, hashes, with_logits = build_split(config, source, "val").class_names, {}, set()
     for name, source, config in methods:
         student, loaded = build_student(config, source, class_names, pretrained=name == ALONE)

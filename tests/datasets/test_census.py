@@ -1,5 +1,3 @@
-import math
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -38,12 +36,6 @@ def test_a_label_that_cannot_be_read_is_an_error_or_left_out(tmp_path):
     with pytest.raises(ValueError, match=r"1_label\.png cannot be decoded"):
         count_labels(dataset, "train")
     assert count_labels(dataset, "train", skip_bad=True).pixels.tolist() == [1, 1]
-
-
-def test_class_weights_follow_enet():
-    # Shares of the labelled pixels: 3/4, 1/4 and 0.
-    expected = [1 / math.log(1.77), 1 / math.log(1.27), 1 / math.log(1.02)]
-    assert class_weights(census([30, 10, 0], void=60)) == pytest.approx(expected)
 
 
 def test_values_in_a_label_file_are_counted_by_their_class():

@@ -24,6 +24,7 @@ from utils.names import OUTSIDE, VOID
 
 # Small sizes, and every term on.
 OPTIONS = {
+    "self_training": {"threshold": 0.2},
     "afdcd": {"groups": 2, "patch": 2, "pool": 2},
     "cirkd": {"pixel_queue": 40, "region_queue": 5, "pixel_keys": 30, "region_keys": 12, "batch_cells": 24},
     "hmkd": {"relation": 1.0, "stage_logit": 1.0, "patch": 2},
@@ -53,7 +54,7 @@ ELEMENTS = {
     "dist_inter": 48, "dist_intra": 1, "dkd_target": 48, "dkd_nontarget": 48, "dtkd_dynamic": 48, "dtkd_kd": 48,
     "fitnet": 48, "heteroakd_feature": 12, "heteroakd_anchor": 12, "heteroakd_logit": 48, "feature": 12, "anchor": 12,
     "logit": 48, "relation": 12, "relation_anchor": 12, "stage_logit": 48, "ifvd": 48, "kd": 48, "mgd": 12,
-    "ofa_stage": 48, "ofa_logit": 48, "skd_pixel": 48, "skd_pairwise": 16,
+    "ofa_stage": 48, "ofa_logit": 48, "self_training": 48, "skd_pixel": 48, "skd_pairwise": 16,
 }  # fmt: skip
 
 every_method = pytest.mark.parametrize("name", [*METHODS, "hmkd_released"])
@@ -279,7 +280,7 @@ def test_autocast_changes_no_value_but_that_of_convolutions_in_half_precision(na
 @every_method
 def test_a_teacher_without_logits_is_refused_by_name_or_accepted(name):
     teacher, (student_output, teacher_output) = LARGE._replace(num_classes=None), outputs()
-    said = name.removesuffix("_released")
+    said = name.removesuffix("_released").replace("_", "")
     if FEATURES_ONLY.get(name) != {}:
         with pytest.raises(ValueError, match=rf"(?i)^{said} compares logits, and the teacher gives none: \w+"):
             build(name, teacher=teacher)

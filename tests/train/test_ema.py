@@ -81,7 +81,9 @@ def test_a_resumed_run_has_the_same_average(averaged, experiments, tmp_path, mon
     assert_same(saved(tmp_path / "last.pt"), saved(averaged / "last.pt"))
 
 
-@pytest.mark.parametrize(("average_is_better", "name"), [(True, "student (averaged weights)"), (False, "student")])
+@pytest.mark.parametrize(
+    ("average_is_better", "name"), [(True, "trained network (averaged weights)"), (False, "trained network")]
+)
 def test_the_better_of_the_two_is_the_best_and_is_exported(
     experiments, tmp_path, monkeypatch, capsys, average_is_better, name
 ):
@@ -165,4 +167,4 @@ def test_an_averaged_best_student_is_measured_again_under_another_protocol(exper
     student, _ = load_student(tmp_path / "best.pt")
     measured = evaluate(student, build_split(config, "", "val"), device="cpu", **config.eval.protocol).miou
     assert after["best"] == {"step": 2, "miou": measured, "averaged": True}
-    assert "holds the best student (averaged weights)" in capsys.readouterr().out
+    assert "holds the best trained network (averaged weights)" in capsys.readouterr().out

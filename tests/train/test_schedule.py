@@ -16,7 +16,7 @@ def test_epochs_equal_the_steps_that_they_make(experiments, tmp_path, capsys):
     for folder, options in (("epochs", EPOCHS), ("steps", steps)):
         train_kd.main([experiments["alone"], "--work-dir", str(tmp_path / folder), "--cfg-options", *options])
     said = capsys.readouterr().out
-    assert said.count("schedule.epochs=3: 5 steps of 5 images, 8 images an epoch") == 1
+    assert said.count("schedule.epochs=3: 5 steps, 8 images an epoch") == 1
     assert metrics(tmp_path / "epochs") == metrics(tmp_path / "steps")
     assert (tmp_path / "epochs" / "config.py").read_text() == (tmp_path / "steps" / "config.py").read_text()
     schedule = load_config(tmp_path / "epochs" / "config.py", Experiment).schedule

@@ -121,3 +121,33 @@ def test_an_image_without_a_label_cannot_be_in_the_training_list(experiments, st
     message = refused([experiments["alone"], "--work-dir", tmp_path / "run", "--cfg-options", f"data.root={root}"])
     assert "1 training samples have no label in their list, first " in message
     assert "name images without labels in data.unlabelled" in message
+
+
+SELF_TAUGHT = ["train.ema=0.9", "teacher={'_delete_': True, 'weights': 'ema'}",
+               "distill={'_delete_': True, 'type': 'self_training', 'threshold': 0.1}"]  # fmt: skip
+
+
+def test_the_average_of_its_own_weights_teaches_the_student(experiments, tmp_path, launch):
+    """It resumes bit for bit, two ranks learn what one does with accumulation, and it is verified by nobody."""
+    options = [*HALF[:3], *SELF_TAUGHT, "train.verify_teacher=True", "log.panel_images=0"]
+    whole = run(experiments["hmkd"], tmp_path / "whole", *options)
+    found = [line for line in metrics(whole) if "loss" in line]
+    assert all(line["self_training"] > 0 for line in found)
+    assert not any("teacher_miou" in line for line in metrics(whole))
+    (tmp_path / "parts").mkdir()
+    shutil.copy(whole / "step_4.pt", tmp_path / "parts")
+    run(experiments["hmkd"], tmp_path / "parts", *options, resume=["--resume"])
+    assert losses(tmp_path / "parts") == losses(whole)[4:]
+    assert_same(weights(tmp_path / "parts/last.pt"), weights(whole / "last.pt"))
+    two = ["--cfg-options", *options, "schedule.max_iters=3"]
+    done = launch("train_kd.py", experiments["hmkd"], "--work-dir", tmp_path / "two", *two, processes=2)
+    assert done.returncode == 0, done.stderr
+    one = run(experiments["hmkd"], tmp_path / "one", *options, "schedule.max_iters=3", "train.accumulate=2")
+    # The average's batch statistics are those of rank 0, which sees half of the images; the first step has none yet.
+    assert losses(tmp_path / "two")[0] == pytest.approx(losses(one)[0], rel=1e-5)
+    assert losses(tmp_path / "two") == pytest.approx(losses(one), rel=1e-2)
+
+
+def test_what_self_training_needs_is_named(experiments, tmp_path):
+    message = refused([experiments["hmkd"], "--work-dir", tmp_path, "--cfg-options", *SELF_TAUGHT[1:]])
+    assert "teacher.weights is 'ema', the average of the student's weights: set train.ema" in message
