@@ -44,38 +44,51 @@ class Mixing:
             positions: B int64 on the CPU; negative for an unlabelled image.
             classes_of: the teacher's classes, b 3 H W -> b H W; called for unlabelled images with classmix only.
         """
-        masks = torch.zeros_like(ids, dtype=torch.bool)
-        partners = torch.arange(len(ids))
+        mixed, labels = images.clone(), ids.clone()
         for name, mine in (("labelled", positions >= 0), ("unlabelled", positions < 0)):
-            rows = mine.nonzero()[:, 0]
-            if self.domain not in (name, "both") or not len(rows):
+            rows = mine.nonzero()[:, 0].tolist()
+            if self.domain not in (name, "both") or not rows:
                 continue
-            partners[rows] = rows.view(-1, 2).flip(1).flatten()
-            classes = ids
+            classes = ids[rows]
             if self.kind == "classmix" and name == "unlabelled":
-                classes = ids.clone()
-                classes[rows] = classes_of(images[rows]).to(ids).where(ids[rows] != OUTSIDE, OUTSIDE)
-            for row in rows.tolist():
-                masks[row] = self._region(classes[partners[row]], int(positions[row]))
-        partners = partners.to(images.device)
-        return images[partners].where(masks[:, None], images), ids[partners].where(masks, ids)
+                classes = classes_of(images[rows]).to(ids).where(classes != OUTSIDE, OUTSIDE)
+            for i, row in enumerate(rows):
+                partner = rows[i ^ 1]
+                region = self._region(classes[i ^ 1], int(positions[row]))
+                for new, old in ((mixed, images), (labels, ids)):
+                    self._paste(old[partner], new[row], region)
+        return mixed, labels
 
-    def _region(self, classes: Tensor, position: int) -> Tensor:
-        """H W bool: the pixels that the image at this position takes from its partner, whose classes are H W."""
+    def _region(self, classes: Tensor, position: int) -> tuple[slice, slice] | Tensor | None:
+        """What the image at this position takes from its partner, whose classes are H W.
+
+        Returns:
+            Rows and columns; or H W bool; or None if it takes nothing.
+        """
         domain, number = (0, position) if position >= 0 else (1, -1 - position)
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(4 + domain, number)))
-        mask = torch.zeros_like(classes, dtype=torch.bool)
         if rng.random() >= self.probability:
-            return mask
+            return None
         if self.kind == "classmix":
             there = [k for k in classes.unique().tolist() if k < OUTSIDE]
             chosen = rng.permutation(there)[: (len(there) + 1) // 2]
             return torch.isin(classes, torch.as_tensor(chosen, dtype=classes.dtype, device=classes.device))
         share, aspect = rng.uniform(0.1, 0.5), math.exp(rng.uniform(-math.log(2), math.log(2)))
-        height, width = (
-            min(side, round(side * math.sqrt(part)))
-            for side, part in zip(classes.shape, (share / aspect, share * aspect), strict=True)
-        )
-        top, left = (rng.integers(side - size + 1) for side, size in zip(classes.shape, (height, width), strict=True))
-        mask[top : top + height, left : left + width] = True
-        return mask
+        sizes = (math.sqrt(share / aspect), math.sqrt(share * aspect))
+        rows, columns = (self._span(side, min(1.0, size), rng) for side, size in zip(classes.shape, sizes, strict=True))
+        return rows, columns
+
+    @staticmethod
+    def _span(side: int, share: float, rng: np.random.Generator) -> slice:
+        """A random part of ``side`` pixels in a row."""
+        size = round(share * side)
+        first = int(rng.integers(side - size + 1))
+        return slice(first, first + size)
+
+    @staticmethod
+    def _paste(source: Tensor, target: Tensor, region: tuple[slice, slice] | Tensor | None) -> None:
+        """Copies a region of ... H W to another one, in place."""
+        if isinstance(region, Tensor):
+            target.copy_(source.where(region, target))
+        elif region is not None:
+            target[..., region[0], region[1]] = source[..., region[0], region[1]]
