@@ -105,6 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         first: SegDataset | None = None
         teachers, students, protocols, curves, teacher_rows, rows, notes = {}, {}, {}, {}, [], [], []
+        shown_teachers: list[Teacher] = []
         for title, run in zip(titles, args.runs, strict=True):
             source = str(run / "config.py")
             config = load_config(source, Experiment)
@@ -124,10 +125,15 @@ def main(arguments: list[str] | None = None) -> None:
                     "are those from there on, and that of its best network before, measured again."
                 )
             taught = "none"
-            teacher = build_teacher(config, source, dataset.class_names)
+            teacher = None
+            if config.teacher is not None:
+                taught = f"{config.distill.type}, {config.teacher.backbone or config.teacher.weights}"
+                if config.teacher not in shown_teachers:  # runs may have the same one
+                    shown_teachers.append(config.teacher)
+                    teacher = build_teacher(config, source, dataset.class_names)
             if teacher is not None:
                 found = [f"{100 * line['teacher_miou']:.2f}" for line in log if "teacher_miou" in line]
-                taught, name = f"{config.distill.type}, {config.teacher.backbone}", f"teacher of {title}"
+                name = f"teacher of {title}"
                 if teacher.spec.num_classes is not None:
                     teachers[name], protocols[name] = teacher, config.eval.protocol
                 teacher_rows.append(
