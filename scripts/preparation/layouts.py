@@ -93,6 +93,7 @@ def find_voc(root: Path) -> Found:
     found, folder = Found({}, []), root / "VOCdevkit" / "VOC2012"
     lists = {split: folder / "ImageSets" / "Segmentation" / f"{split}.txt" for split in COUNTS["voc"]}
     names = {split: path.read_text(encoding="utf-8").split() for split, path in lists.items() if path.is_file()}
+    found.problems.extend(f"{lists[split]} is missing" for split in ("train", "val") if split not in names)
     images, own, added = (
         _by_name(folder / name, "*", suffix)
         for name, suffix in (("JPEGImages", ".jpg"), ("SegmentationClass", ".png"), ("SegmentationClassAug", ".png"))

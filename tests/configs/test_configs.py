@@ -7,7 +7,7 @@ import torch
 
 import train_kd
 from configs.schema import Experiment, MethodSection
-from datasets import DATASETS, camvid, cityscapes
+from datasets import DATASETS, ade20k, camvid, cityscapes, coco_stuff, voc
 from engine.build import build_distiller, build_student
 from engine.checkpoint import save_student
 from engine.teacher import build_teacher
@@ -18,7 +18,13 @@ from utils.config import ConfigError, component_section, dump_config, load_confi
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").glob("*/*.py") if path.parent.name != "_base_")
 METHOD_FOLDER = ROOT / "configs/_base_/methods"
-CLASSES = {"camvid": tuple(camvid.GROUPS), "cityscapes": tuple(name for name, _, _ in cityscapes.CLASSES)}
+CLASSES = {
+    "ade20k": ade20k.CLASSES,
+    "camvid": tuple(camvid.GROUPS),
+    "cityscapes": tuple(name for name, _, _ in cityscapes.CLASSES),
+    "coco_stuff": coco_stuff.CLASSES,
+    "voc": voc.CLASSES,
+}
 
 
 def load(path, *options):
@@ -35,7 +41,8 @@ def build(config, source="config.py"):
 
 def test_the_missions_configs_are_shipped():
     names = {str(path) for path in SHIPPED}
-    for dataset in CLASSES:
+    assert {load(path).data.type for path in SHIPPED} == set(DATASETS) - {"list"}
+    for dataset in ("camvid", "cityscapes"):
         for pair in ("b4_r18", "r101_b0", "r101_r18", "b4_b0"):
             assert f"configs/hmkd/{dataset}_{pair}.py" in names
         for network in ("r18", "r101", "b0", "b4"):

@@ -147,6 +147,14 @@ def test_an_image_of_vocs_val_in_trainaug_is_named(tmp_path, capsys):
     assert "trainaug.txt has 2007_000033, which is also in val.txt" in capsys.readouterr().err
 
 
+def test_without_vocs_own_lists_nothing_is_written(tmp_path, capsys):
+    """Without val.txt the images of val would be in trainaug."""
+    (make_voc(tmp_path, listed=False) / "ImageSets/Segmentation/val.txt").unlink()
+    assert main(["voc", str(tmp_path)]) == 1
+    assert "ImageSets/Segmentation/val.txt is missing" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.txt"))
+
+
 def test_what_vocs_lists_name_and_its_folders_lack_is_named(tmp_path):
     folder = make_voc(tmp_path)
     (folder / "JPEGImages/2007_000032.jpg").unlink()
