@@ -1,12 +1,10 @@
-"""Writes the train, val and test lists of a published data set, after checking every image and label in them.
+"""Writes the train, val and test lists of a published data set, after reading every image and label in them whole.
 
-To check a file, it is read completely, as in training and evaluation. With --config the lists of a config are checked,
-for any data set. For the labels of train and val, tables show the values in the files, the pixels of each class, and
-class weights for train.class_weights.
+With --config the lists of a config are checked, for any data set. For the labels of train and val, tables show the
+values in the files, the pixels of each class, and class weights for train.class_weights.
 """
 
 import argparse
-import os
 import shutil
 import sys
 from collections import Counter
@@ -33,55 +31,42 @@ from datasets.census import Value, add_up, check_census, class_weights, count_va
 from datasets.pixels import read_ids
 from engine.build import build_split
 from engine.report import census_table, value_table
-from scripts.preparation.layouts import COUNTS, FINDERS, MovedList, read_moved_list
+from scripts.preparation.layouts import COUNTS, LAYOUTS, MovedList, find_lists, read_moved_list
+from scripts.preparation.problems import name_some, report_problems
 from utils.config import load_config
 from utils.names import VOID
 
-EXAMPLES = """\
+EXAMPLES = f"""\
 examples:
   python scripts/prepare_lists.py cityscapes data/cityscapes
-      data/cityscapes/leftImg8bit/{train,val,test}/CITY/*_leftImg8bit.png
-      data/cityscapes/gtFine/{train,val,test}/CITY/*_gtFine_labelIds.png (or _labelTrainIds.png)
-  python scripts/prepare_lists.py camvid data/camvid
-      SegNet's files:    data/camvid/{train,trainannot,val,valannot,test,testannot}/*.png; its lists (paths that begin
-                         with /SegNet/CamVid/) are written anew, and kept as {train,val,test}.txt.orig
-      the original ones: data/camvid/{701_StillsRaw_full/*.png,LabeledApproved_full/*_L.png}, or {images,labels}
-  python scripts/prepare_lists.py ade20k data/ade20k
-      data/ade20k/ADEChallengeData2016/{images,annotations}/{training,validation}
-  python scripts/prepare_lists.py voc data/voc
-      data/voc/VOCdevkit/VOC2012/{ImageSets/Segmentation,JPEGImages,SegmentationClass,SegmentationClassAug}
-  python scripts/prepare_lists.py coco_stuff data/coco_stuff
-      data/coco_stuff/{train2017,val2017,stuffthingmaps_trainval2017/train2017,stuffthingmaps_trainval2017/val2017},
-      or {images,annotations}/{train2017,val2017}
   python scripts/prepare_lists.py camvid data/camvid --check
       checks the existing lists, and writes nothing
   python scripts/prepare_lists.py --config configs/hmkd/camvid_b4_r18.py
       checks the lists of a config, and writes nothing
-"""
-SHOWN = 20  # problems printed
+
+{LAYOUTS}"""
 SIZES_SHOWN = 4  # different sizes of images printed
 VALUES_SHOWN = 60  # different values in label files printed
 EXIF_ORIENTATION = 274
 
 
 class Sample(NamedTuple):
-    """What was found in one sample.
+    """What one sample holds.
 
     Attributes:
-        problem: why it cannot be used.
-        rotated: the image, if it has an EXIF rotation.
-        void: the label, if it is void everywhere.
+        image, label: its files.
         size: H, W of the image.
+        rotated: the image has an EXIF rotation.
         counts: 256 pixels of each train id; None without a label.
         values: pixels of each (value in the label file, train id).
     """
 
-    problem: str | None = None
-    rotated: Path | None = None
-    void: Path | None = None
-    size: tuple[int, int] | None = None
-    counts: np.ndarray | None = None
-    values: Mapping[tuple[Value, int], int] = {}
+    image: Path
+    label: Path | None
+    size: tuple[int, int]
+    rotated: bool
+    counts: np.ndarray | None
+    values: Mapping[tuple[Value, int], int]
 
 
 class Split(NamedTuple):
@@ -94,17 +79,16 @@ class Split(NamedTuple):
 
 def check_lists(name: str, root: Path, folder: Path) -> list[str]:
     """Reads the lists in ``folder`` as training does and prints what they hold. Returns the problems."""
-    paths = {split: folder / f"{split}.txt" for split in COUNTS[name]}
-    if not any(path.is_file() for path in paths.values()):
-        print("".join(_count(split, 0, COUNTS[name][split]) + "\n" for split in paths), end="")
-        return [f"{folder} has none of {', '.join(path.name for path in paths.values())}"]
     splits = {}
-    for split, path in paths.items():
+    for split, expected in COUNTS[name].items():
+        path = folder / f"{split}.txt"
         if path.is_file():
             build = partial(DATASETS[name], root, path.resolve())
-            splits[split] = check_split(split, build, COUNTS[name][split], advice=_advice(name, root, path.name))
+            splits[split] = check_split(split, build, expected, advice=_advice(name, root, path.name))
         else:
-            print(_count(split, 0, COUNTS[name][split]))
+            print(_describe(split, [], expected))
+    if not splits:
+        return [f"{folder} has none of {', '.join(f'{split}.txt' for split in COUNTS[name])}"]
     return check_labels(splits, default_table=False)
 
 
@@ -121,7 +105,7 @@ def check_config(source: str, options: Sequence[str]) -> list[str]:
         if list_file is None:
             continue
         if split == "test" and not (path := Path(config.data.root) / list_file).is_file():
-            print(f"{_count(split, 0, None)}: data.test_list {path} is missing; only eval.py --split test needs it")
+            print(f"{_describe(split, [])}: data.test_list {path} is missing; only eval.py --split test needs it")
             continue
         build = partial(build_split, config, source, split, check_files=False)
         advice = _advice(config.data.type, Path(config.data.root), list_file)
@@ -151,24 +135,23 @@ def check_split(
     there = [index for index, pair in enumerate(dataset.files) if missing.isdisjoint(pair)]
     with ThreadPoolExecutor() as pool:
         results = pool.map(lambda index: check_sample(dataset, index), there)
-        samples = list(tqdm(results, split, len(there), leave=False, disable=None))  # no bar in a log file
-    problems += [sample.problem for sample in samples if sample.problem]
-    samples = [sample for sample in samples if not sample.problem]
-    sizes = Counter(sample.size for sample in samples)
-    print(f"{_count(split, len(dataset), expected)}{_sizes(sizes)}")
-    for what, files in {
-        "labels are void everywhere and teach nothing": [sample.void for sample in samples if sample.void],
-        "images have an EXIF rotation, which is not applied: their labels must fit the pixels as stored": [
-            sample.rotated for sample in samples if sample.rotated
-        ],
-    }.items():
+        found = list(tqdm(results, split, len(there), leave=False, disable=None))  # no bar in a log file
+    problems += [problem for problem in found if isinstance(problem, str)]
+    samples = [sample for sample in found if isinstance(sample, Sample)]
+    print(_describe(split, [sample.size for sample in samples], expected, len(dataset)))
+    void = [sample.label for sample in samples if sample.counts is not None and not sample.counts[:VOID].any()]
+    rotated = [sample.image for sample in samples if sample.rotated]
+    for files, what in (
+        (void, "labels are void everywhere and teach nothing"),
+        (rotated, "images have an EXIF rotation, which is not applied: their labels must fit the pixels as stored"),
+    ):
         if files:
             print(f"warning: {split}: {len(files)} {what}; the first is {files[0]}", file=sys.stderr)
     return Split(dataset, samples, problems)
 
 
-def check_sample(dataset: SegDataset, index: int) -> Sample:
-    """Reads one sample completely."""
+def check_sample(dataset: SegDataset, index: int) -> Sample | str:
+    """Reads one sample completely. Returns what it holds, or why it cannot be used."""
     image, label = dataset.files[index]
     try:
         pixels, truth = dataset.load(index)
@@ -178,12 +161,9 @@ def check_sample(dataset: SegDataset, index: int) -> Sample:
         standard = label is not None and type(dataset).read_label is SegDataset.read_label
         values = count_values(read_ids(label), truth) if standard else {}
     except (OSError, ValueError) as error:
-        return Sample(problem=str(error))
-    found = Sample(rotated=image if rotated else None, size=pixels.shape[:2], values=values)
-    if label is None:
-        return found
-    counts = np.bincount(truth.ravel(), minlength=256)
-    return found._replace(void=label if counts[VOID] == truth.size else None, counts=counts)
+        return str(error)
+    counts = None if label is None else np.bincount(truth.ravel(), minlength=256)
+    return Sample(image, label, pixels.shape[:2], rotated, counts, values)
 
 
 def check_labels(splits: Mapping[str, Split], default_table: bool) -> list[str]:
@@ -227,9 +207,9 @@ def check_labels(splits: Mapping[str, Split], default_table: bool) -> list[str]:
 
 def write_lists(name: str, root: Path) -> list[str]:
     """Writes the lists of the files under ``root``. Returns the problems; if there are any, nothing was written."""
-    lines, problems = FINDERS[name](root)
+    lines, problems = find_lists(name, root)
     if not any(lines.values()):
-        return [*problems, f"no image with its label was found under {root}; the known layouts are\n{EXAMPLES}"]
+        return [*problems, f"no image with its label was found under {root}; {LAYOUTS}"]
     moved = {split: found for split in lines if (found := read_moved_list(root, f"{split}.txt")) is not None}
     lines |= {split: found.lines for split, found in moved.items()}
     # Drafts in the same file system (so that moving them is atomic), which are always removed.
@@ -259,10 +239,7 @@ def write_drafts(lines: dict[str, list[str]], root: Path, folder: Path, moved: M
         if not entries:
             continue
         text, path = "\n".join(entries) + "\n", root / f"{split}.txt"
-        with open(folder / path.name, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        (folder / path.name).write_text(text, encoding="utf-8")
         if split in moved:
             if (kept := path.with_name(f"{path.name}.orig")).exists():
                 problems.append(f"{kept} exists, where the old {path.name} would be kept; move it away")
@@ -297,17 +274,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         problems = [str(error)]
     except KeyboardInterrupt:
         sys.exit("interrupted; nothing was written")
-    for problem in problems[:SHOWN]:
-        print(f"error: {problem}", file=sys.stderr)
-    if problems:
-        more = f" ({len(problems) - SHOWN} more than shown)" if len(problems) > SHOWN else ""
-        print(f"problems: {len(problems)}{more}{'; nothing was written' if writes else ''}", file=sys.stderr)
+    report_problems(problems, "; nothing was written" if writes else "")
     return 1 if problems else 0
-
-
-def _count(split: str, count: int, expected: int | None) -> str:
-    missing = f" ({expected - count} missing)" if expected and count < expected else ""
-    return f"{split:9}{count:6}{f' of {expected}' if expected else ''}{missing}"
 
 
 def _advice(name: str, root: Path, list_file: str) -> str:
@@ -319,11 +287,12 @@ def _advice(name: str, root: Path, list_file: str) -> str:
     return f"; python scripts/prepare_lists.py {name} {root} writes the list anew without {found.prefix}"
 
 
-def _sizes(sizes: Counter[tuple[int, int]]) -> str:
-    """The most frequent sizes, such as ', H x W: 720 x 960 (367)'."""
-    named = [f"{height} x {width} ({count})" for (height, width), count in sizes.most_common(SIZES_SHOWN)]
-    more = f", {len(sizes) - SIZES_SHOWN} more" if len(sizes) > SIZES_SHOWN else ""
-    return f", H x W: {', '.join(named)}{more}" if named else ""
+def _describe(split: str, sizes: Sequence[tuple[int, int]], expected: int | None = None, count: int = 0) -> str:
+    """Number and most frequent sizes, such as 'train  367 of 367, H x W: 720 x 960 (367)'."""
+    missing = f" ({expected - count} missing)" if expected and count < expected else ""
+    named = [f"{height} x {width} ({times})" for (height, width), times in Counter(sizes).most_common()]
+    shown = f", H x W: {name_some(named, SIZES_SHOWN)}" if named else ""
+    return f"{split:9}{count:6}{f' of {expected}' if expected else ''}{missing}{shown}"
 
 
 if __name__ == "__main__":

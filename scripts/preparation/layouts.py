@@ -1,6 +1,7 @@
 """The images and labels of the published data sets, found where their archives put them."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -11,52 +12,71 @@ COUNTS = {
     "voc": {"train": 1464, "trainaug": 10582, "val": 1449},
     "coco_stuff": {"train": 118287, "val": 5000},
 }
-ORIGINAL_CAMVID = (("701_StillsRaw_full", "LabeledApproved_full"), ("images", "labels"))
+LAYOUTS = """\
+layouts below the folder:
+  cityscapes  leftImg8bit/{train,val,test}/CITY/*_leftImg8bit.png
+              gtFine/{train,val,test}/CITY/*_gtFine_labelIds.png (or _labelTrainIds.png)
+  camvid      SegNet's {train,trainannot,val,valannot,test,testannot}/*.png; its lists (paths that begin with
+              /SegNet/CamVid/) are written anew, and kept as {train,val,test}.txt.orig
+              or the original 701_StillsRaw_full/*.png, LabeledApproved_full/*_L.png, or images and labels
+  ade20k      ADEChallengeData2016/{images,annotations}/{training,validation}
+  voc         VOCdevkit/VOC2012/{ImageSets/Segmentation,JPEGImages,SegmentationClass,SegmentationClassAug}
+  coco_stuff  {train2017,val2017} and stuffthingmaps_trainval2017/{train2017,val2017},
+              or {images,annotations}/{train2017,val2017}
+"""
+CAMVID_FOLDERS = (("701_StillsRaw_full", "LabeledApproved_full"), ("images", "labels"))  # of the original frames
 
-COCO_FOLDERS = ((".", "stuffthingmaps_trainval2017"), ("images", "annotations"))  # of images and of pixelmaps
-COCO_NAME = "[0-9]" * 12  # not the files *_labelTrainIds.png that mmsegmentation puts beside the pixelmaps
+Files = dict[str, Path]  # by file name without ending
+Splits = dict[str, tuple[Files, Files | None]]  # images and labels of each split; None: its labels are secret
 
 
-class Found(NamedTuple):
-    """The content of a data folder: the list lines of each split, and all problems."""
+def find_lists(name: str, root: Path) -> tuple[dict[str, list[str]], list[str]]:
+    """The list lines of each split of a published data set, and the problems: files without a partner, wrong names."""
+    problems: list[str] = []
+    lines = {}
+    for split, (images, labels) in FINDERS[name](root, problems).items():
+        if labels is not None:
+            problems += [f"{images[key]}: has no label" for key in sorted(images.keys() - labels.keys())]
+            problems += [f"{labels[key]}: has no image" for key in sorted(labels.keys() - images.keys())]
+            images = {key: path for key, path in images.items() if key in labels}
+        lines[split] = [
+            list_line(*(str(files[key].relative_to(root)) for files in (images, labels) if files is not None))
+            for key in images
+        ]
+    return lines, problems
 
-    lines: dict[str, list[str]]
-    problems: list[str]
+
+def list_line(image: str, label: str | None = None) -> str:
+    """A line of a list file.
+
+    Raises:
+        ValueError: an image without a label has a space in its name.
+    """
+    if label is None and " " in image:
+        raise ValueError(f"{image!r} has a space and no label, which a list cannot hold; rename it")
+    names = [image] if label is None else [image, label]
+    return ("\t" if " " in "".join(names) else " ").join(names)
 
 
-def find_cityscapes(root: Path) -> Found:
+def find_cityscapes(root: Path, problems: list[str]) -> Splits:
     """Pairs leftImg8bit with gtFine. The public labels of the test set are empty, so its lines have only the image."""
-    found = Found({}, [])
-    for split in COUNTS["cityscapes"]:
-        pictures, truths = root / "leftImg8bit" / split, root / "gtFine" / split
-        images = _by_name(pictures, "*/*", "_leftImg8bit.png")
-        if split == "test":
-            found.lines[split] = [str(path.relative_to(root)) for path in images.values()]
-            continue
-        # Where both kinds of labels exist, labelIds are used.
-        labels = _by_name(truths, "*/*", "_gtFine_labelTrainIds.png") | _by_name(truths, "*/*", "_gtFine_labelIds.png")
-        found.lines[split] = _pair(root, images, labels, found.problems)
-    return found
+    images, labels = "leftImg8bit/{}/*/*_leftImg8bit.png", "gtFine/{}/*/*_gtFine_label%s.png"
+    found = _find_splits(root, images, labels % "TrainIds", COUNTS["cityscapes"])
+    for split in found:  # where both kinds of labels exist, labelIds are used
+        found[split][1].update(_by_name(root, (labels % "Ids").format(split)))
+    return found | {"test": (found["test"][0], None)}
 
 
-def find_camvid(root: Path) -> Found:
+def find_camvid(root: Path, problems: list[str]) -> Splits:
     """SegNet's folders, or else the original 701 frames, split as SegNet did."""
-    found = Found({}, [])
-    original = next((pair for pair in ORIGINAL_CAMVID if (root / pair[0]).is_dir() and (root / pair[1]).is_dir()), None)
-    if (root / "train").is_dir() or original is None:
-        for split in COUNTS["camvid"]:
-            images, labels = _by_name(root / split, "*", ".png"), _by_name(root / f"{split}annot", "*", ".png")
-            found.lines[split] = _pair(root, images, labels, found.problems)
-        return found
-    images, labels = _by_name(root / original[0], "*", ".png"), _by_name(root / original[1], "*", "_L.png")
+    folders = next((pair for pair in CAMVID_FOLDERS if all((root / folder).is_dir() for folder in pair)), None)
+    if (root / "train").is_dir() or folders is None:
+        return _find_splits(root, "{}/*.png", "{}annot/*.png", COUNTS["camvid"])
+    images, labels = _by_name(root, f"{folders[0]}/*.png"), _by_name(root, f"{folders[1]}/*_L.png")
     splits = {name: segnet_split(name) for name in images | labels}
-    found.problems.extend(
-        f"{name}: not a frame of CamVid, so it is in no split" for name in splits if splits[name] is None
-    )
-    for split in COUNTS["camvid"]:
-        mine = [{name: files[name] for name in files if splits[name] == split} for files in (images, labels)]
-        found.lines[split] = _pair(root, *mine, found.problems)
-    return found
+    problems += [f"{name}: not a frame of CamVid, so it is in no split" for name in splits if splits[name] is None]
+    members = {split: [name for name in splits if splits[name] == split] for split in COUNTS["camvid"]}
+    return {split: (_select(images, names), _select(labels, names)) for split, names in members.items()}
 
 
 def segnet_split(name: str) -> str | None:
@@ -74,62 +94,53 @@ def segnet_split(name: str) -> str | None:
     return "val" if sequence == "0016E5" and 7959 <= frame <= 8159 else "train"
 
 
-def find_ade20k(root: Path) -> Found:
+def find_ade20k(root: Path, problems: list[str]) -> Splits:
     """ADEChallengeData2016, the archive of SceneParse150."""
-    found, folder = Found({}, []), root / "ADEChallengeData2016"
-    for split, name in (("train", "training"), ("val", "validation")):
-        images = _by_name(folder / "images" / name, "*", ".jpg")
-        labels = _by_name(folder / "annotations" / name, "*", ".png")
-        found.lines[split] = _pair(root, images, labels, found.problems)
-    return found
+    folder = root / "ADEChallengeData2016"
+    found = _find_splits(folder, "images/{}/*.jpg", "annotations/{}/*.png", ("training", "validation"))
+    return {"train": found["training"], "val": found["validation"]}
 
 
-def find_voc(root: Path) -> Found:
+def find_voc(root: Path, problems: list[str]) -> Splits:
     """VOCdevkit/VOC2012 by its lists of names, and trainaug where SegmentationClassAug has SBD's labels.
 
     trainaug is the names in trainaug.txt or, without this file, all images of train and SegmentationClassAug that are
     not in val. An image that VOC itself labels keeps that label.
     """
-    found, folder = Found({}, []), root / "VOCdevkit" / "VOC2012"
+    folder = root / "VOCdevkit" / "VOC2012"
     lists = {split: folder / "ImageSets" / "Segmentation" / f"{split}.txt" for split in COUNTS["voc"]}
     names = {split: path.read_text(encoding="utf-8").split() for split, path in lists.items() if path.is_file()}
     images, own, added = (
-        _by_name(folder / name, "*", suffix)
-        for name, suffix in (("JPEGImages", ".jpg"), ("SegmentationClass", ".png"), ("SegmentationClassAug", ".png"))
+        _by_name(folder, pattern)
+        for pattern in ("JPEGImages/*.jpg", "SegmentationClass/*.png", "SegmentationClassAug/*.png")
     )
     val = set(names.get("val", []))
     if added:
         names.setdefault("trainaug", sorted({*names.get("train", []), *added} - val))
-    elif "trainaug" in names:
-        found.problems.append(
+    elif names.pop("trainaug", None) is not None:
+        problems.append(
             f"{lists['trainaug']} needs SBD's labels as PNG files of ids, and {folder / 'SegmentationClassAug'} has "
             "none (SBD's own .mat files are not read); put them there, or move the list away"
         )
-        del names["trainaug"]
+    found: Splits = {}
     for split, wanted in names.items():
         labels = added | own if split == "trainaug" else own
-        found.problems.extend(
-            f"{lists[split]} has {name}, which is also in val.txt" for name in wanted if split != "val" and name in val
-        )
-        found.problems.extend(
-            f"{lists[split]} has {name}, which has no image and no label"
-            for name in wanted
-            if name not in images and name not in labels
-        )
-        pairs = [{name: files[name] for name in wanted if name in files} for files in (images, labels)]
-        found.lines[split] = _pair(root, *pairs, found.problems)
+        twice = [name for name in wanted if split != "val" and name in val]
+        problems += [f"{lists[split]} has {name}, which is also in val.txt" for name in twice]
+        absent = [name for name in wanted if name not in images and name not in labels]
+        problems += [f"{lists[split]} has {name}, which has no image and no label" for name in absent]
+        found[split] = (_select(images, wanted), _select(labels, wanted))
     return found
 
 
-def find_coco_stuff(root: Path) -> Found:
-    """COCO's archives of images and the one of pixelmaps, in the folders of either of ``COCO_FOLDERS``."""
-    found = Found({}, [])
-    pictures, truths = next((pair for pair in COCO_FOLDERS if (root / pair[1]).is_dir()), COCO_FOLDERS[0])
-    for split in COUNTS["coco_stuff"]:
-        images = _by_name(root / pictures / f"{split}2017", "*", ".jpg")
-        labels = _by_name(root / truths / f"{split}2017", COCO_NAME, ".png")
-        found.lines[split] = _pair(root, images, labels, found.problems)
-    return found
+def find_coco_stuff(root: Path, problems: list[str]) -> Splits:
+    """COCO's archives of images and the one of pixelmaps."""
+    images, labels = (
+        ("images", "annotations") if (root / "annotations").is_dir() else (".", "stuffthingmaps_trainval2017")
+    )
+    # Not the files *_labelTrainIds.png that mmsegmentation puts beside the pixelmaps.
+    numbered = "[0-9]" * 12 + ".png"
+    return _find_splits(root, f"{images}/{{}}2017/*.jpg", f"{labels}/{{}}2017/{numbered}", COUNTS["coco_stuff"])
 
 
 class MovedList(NamedTuple):
@@ -161,21 +172,19 @@ def read_moved_list(root: Path, name: str) -> MovedList | None:
     return None
 
 
-def _by_name(folder: Path, pattern: str, suffix: str) -> dict[str, Path]:
-    """File name without suffix -> path, sorted; empty where the folder is missing."""
-    return {path.name.removesuffix(suffix): path for path in sorted(folder.glob(pattern + suffix))}
+def _find_splits(root: Path, images: str, labels: str, splits: Iterable[str]) -> Splits:
+    """The files of each split by patterns in which ``{}`` is the split's folder."""
+    return {split: (_by_name(root, images.format(split)), _by_name(root, labels.format(split))) for split in splits}
 
 
-def _pair(root: Path, images: dict[str, Path], labels: dict[str, Path], problems: list[str]) -> list[str]:
-    """List lines of the complete pairs; an image or label without a partner is added to ``problems``."""
-    problems += [f"{images[name]}: has no label" for name in sorted(images.keys() - labels.keys())]
-    problems += [f"{labels[name]}: has no image" for name in sorted(labels.keys() - images.keys())]
-    return [_line(images[name].relative_to(root), labels[name].relative_to(root)) for name in images if name in labels]
+def _by_name(folder: Path, pattern: str) -> Files:
+    """File name without what comes after the pattern's last wildcard -> path, sorted."""
+    ending = re.split(r"[*\]]", pattern)[-1]
+    return {path.name.removesuffix(ending): path for path in sorted(folder.glob(pattern))}
 
 
-def _line(image: Path, label: Path) -> str:
-    separator = "\t" if " " in f"{image}{label}" else " "  # names with spaces need a tab between them
-    return f"{image}{separator}{label}"
+def _select(files: Files, names: list[str]) -> Files:
+    return {name: files[name] for name in names if name in files}
 
 
 FINDERS = {
