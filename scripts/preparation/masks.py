@@ -5,15 +5,16 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from datasets.listed import distinct_colours
-from scripts.preparation.annotations import Annotations, Thing, image_size, read_annotations
+from scripts.preparation.annotations import Annotations, Shape, image_size, read_annotations
 from scripts.preparation.pairs import IMAGE_FOLDERS
+from scripts.preparation.polygons import as_corners, rasterize
 from scripts.preparation.problems import DataError, name_some
 from utils.names import OUTSIDE
 
@@ -49,20 +50,15 @@ def write_masks(root: Path, classes: Sequence[str] | None = None) -> Written:
     names = _number_classes(annotations, classes)
     palette = distinct_colours(len(names))
 
-    def draw(item: tuple[str, list[Thing]]) -> tuple[str, np.ndarray, list[str]]:
-        image, things = item
-        size = image_size(root / image)
-        if (stated := annotations.sizes.get(image, size)) != size:
-            wrong = f"{image} is {size[0]} x {size[1]} (H x W), and was annotated as {stated[0]} x {stated[1]}"
-            return image, np.zeros(size, np.uint8), [wrong]
-        return image, *draw_mask(size, things, names)
+    def draw(image: str) -> tuple[np.ndarray, list[str]]:
+        return draw_mask(image_size(root / image), annotations.shapes[image], names)
 
     problems, owners = [], {}
     with TemporaryDirectory(prefix=".masks-", dir=root) as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         drafts = Path(folder) / FOLDER
-        results = pool.map(draw, annotations.images.items())
-        for image, mask, wrong in tqdm(results, "masks", len(annotations.images), leave=False, disable=None):
-            problems += [text if image in text else f"{text} (image {image})" for text in wrong]
+        results = zip(annotations.shapes, pool.map(draw, annotations.shapes), strict=True)
+        for image, (mask, wrong) in tqdm(results, "masks", len(annotations.shapes), leave=False, disable=None):
+            problems += [f"{image}: {text}" for text in wrong]
             picture = Image.fromarray(mask)
             picture.putpalette(palette.ravel().tolist())
             path = drafts / mask_path(image)
@@ -75,41 +71,56 @@ def write_masks(root: Path, classes: Sequence[str] | None = None) -> Written:
         lines = [f"{red} {green} {blue} {name}\n" for (red, green, blue), name in zip(palette, names, strict=True)]
         (drafts / COLORS).write_text("".join(lines), encoding="utf-8")
         drafts.replace(target)
-    return Written(annotations.format, len(annotations.images), names)
+    return Written(annotations.format, len(annotations.shapes), names)
 
 
-def draw_mask(size: tuple[int, int], things: Sequence[Thing], names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+def draw_mask(size: tuple[int, int], shapes: Sequence[Shape], names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
     """H W uint8 ids of all objects, the larger below the smaller, and the problems."""
     drawn, problems = [], []
-    for thing in things:
+    for shape in shapes:
         try:
-            pixels = thing.draw(size)
+            pixels = _draw_outline(shape.outline, size)
         except (ValueError, KeyError, TypeError) as error:
             what = f"lacks {error}" if isinstance(error, KeyError) else error
-            problems.append(f"{thing.source} ({thing.category}): {what}")
+            problems.append(f"{shape.source} ({shape.category}): {what}")
             continue
-        drawn.append((int(pixels.sum()), names.index(thing.category), pixels))
+        drawn.append((int(pixels.sum()), names.index(shape.category), pixels))
     mask = np.zeros(size, np.uint8)
     for _, index, pixels in sorted(drawn, key=lambda entry: -entry[0]):
         mask[pixels] = index
     return mask, problems
 
 
+def _draw_outline(outline: Any, size: tuple[int, int]) -> np.ndarray:
+    """H W bool: the union of polygons, or COCO's run lengths."""
+    if not outline:
+        raise ValueError("it has no polygon (a box alone is not enough)")
+    if not isinstance(outline, dict):
+        return np.any([rasterize(as_corners(polygon), size) for polygon in outline], axis=0)
+    if tuple(outline["size"]) != size:
+        raise ValueError(f"its run lengths are for {outline['size']} (H, W), and the image is {list(size)}")
+    plain = isinstance(outline["counts"], list)
+    if plain and sum(outline["counts"]) != size[0] * size[1]:
+        raise ValueError(f"its run lengths add up to {sum(outline['counts'])} pixels, not {size[0] * size[1]}")
+    try:
+        from pycocotools import mask
+    except ImportError as error:
+        raise ValueError("run lengths need pycocotools: pip install '.[coco]'") from error
+    return mask.decode(mask.frPyObjects(outline, *size) if plain else outline).astype(bool)
+
+
 def mask_path(image: str) -> PurePosixPath:
     """The mask of an image in ``masks/``: the same path, without a first folder such as ``images``."""
-    path = PurePosixPath(image)
-    inside = PurePosixPath(*path.parts[1:]) if path.parts[0].lower() in IMAGE_FOLDERS and len(path.parts) > 1 else path
-    return inside.with_suffix(".png")
+    folder, _, rest = image.partition("/")
+    return PurePosixPath(rest if rest and folder.lower() in IMAGE_FOLDERS else image).with_suffix(".png")
 
 
 def _number_classes(annotations: Annotations, classes: Sequence[str] | None) -> list[str]:
     """All names in the order of their ids: background, then ``classes`` or the file's."""
     names = list(annotations.categories if classes is None else classes)
-    if unnamed := [name for name in annotations.categories if name not in names]:
-        used = {thing.category for things in annotations.images.values() for thing in things}
-        unnamed = [name for name in unnamed if name in used]
-        if unnamed:
-            raise DataError([f"the categories {name_some(unnamed)} are not in --classes {' '.join(names)}; add them"])
+    used = {shape.category for shapes in annotations.shapes.values() for shape in shapes}
+    if unnamed := sorted(used - set(names)):
+        raise DataError([f"the categories {name_some(unnamed)} are not in --classes {' '.join(names)}; add them"])
     if len(set(names)) < len(names):
         raise DataError([f"a class has the same name as another: {', '.join(names)}; rename one"])
     names = [BACKGROUND, *(name for name in names if name != BACKGROUND)]
