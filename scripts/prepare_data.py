@@ -52,7 +52,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("--images", metavar="PATTERN", help="images, below FOLDER (default: the usual layouts)")
     parser.add_argument("--labels", metavar="PATTERN", help="mask of an image, with {stem} and perhaps {folder}")
-    parser.add_argument("--exclude", nargs="+", default=[], metavar="PATTERN", help="files to leave out")
     parser.add_argument(
         "--unlabelled", nargs="+", default=[], metavar="PATTERN",
         help="images that need no mask; those without one go to NAME_unlabelled.txt",
@@ -79,7 +78,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     args = parser.parse_args(arguments)
     if args.known and len(arguments) > 2:
         parser.error(f"{args.known} FOLDER takes no flags")
-    if args.to_masks and set(arguments) & {"--images", "--labels", "--exclude", "--colors", "--ignore", "--name"}:
+    if args.to_masks and set(arguments) & {"--images", "--labels", "--colors", "--ignore", "--name"}:
         parser.error("--to-masks takes FOLDER and --classes alone; the other flags are for the call after it")
     if not args.folder.is_dir():
         parser.error(f"{args.folder} is not a folder")
@@ -99,7 +98,7 @@ def prepare(args: argparse.Namespace) -> None:
         DataError: something is wrong with the folder; nothing was written.
     """
     refuse_existing(args)
-    found = find_pairs(args.folder, args.images, args.labels, args.exclude, args.unlabelled)
+    found = find_pairs(args.folder, args.images, args.labels, args.unlabelled)
     division = divide(args.folder, found.pairs, args.val, args.seed)
     pairs = [pair for part in division.splits.values() for pair in part]
     samples = dict(zip(pairs, read_samples(args.folder, pairs, args.image_range), strict=True))
@@ -150,19 +149,19 @@ def compare_contents(division: Division, samples: dict[Pair, Sample], free: dict
     if leaked:
         raise DataError(
             [f"{len(leaked)} unlabelled images are also in val: {name_some(leaked)}; the student would be measured on "
-             "images that taught it: leave them out by --exclude"]
+             "images that taught it: move them away"]
         )  # fmt: skip
     train = [(pair.image, samples[pair].digest) for pair in division.splits["train"]]
     twice = [f"{image} = {val[digest]}" for image, digest in train if digest in val]
     if not twice:
         return []
-    return [f"{len(twice)} images of train are also in val: {name_some(twice)}; leave one of each out by --exclude"]
+    return [f"{len(twice)} images of train are also in val: {name_some(twice)}; move one of each away"]
 
 
 def print_choices(args: argparse.Namespace, found: Found, division: Division, classes: Classes, recipe: Recipe) -> None:
     sizes = ", ".join(f"{len(pairs)} {split}" for split, pairs in division.splits.items())
     print(f"{args.folder}: {sizes}" + (f", {len(found.unlabelled)} without labels" if found.unlabelled else ""))
-    print(f"pairs: {found.layout} (--images and --labels change it)")
+    print("pairs: as {} with {} (--images and --labels change it)".format(*division.splits["train"][0]))
     if found.unused:
         print(f"not used: {len(found.unused)} other pictures: {name_some(found.unused)}")
     print(division.how)

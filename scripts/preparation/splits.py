@@ -40,8 +40,8 @@ def divide(root: Path, pairs: Sequence[Pair], share: float, seed: int) -> Divisi
     if None in splits:
         outside = name_some([pair.image for pair in splits[None]])
         raise DataError(
-            [f"{len(splits[None])} images are in no folder named train, val or test, and others are: {outside}; leave "
-             "them out by --exclude, or move them"]
+            [f"{len(splits[None])} images are in no folder named train, val or test, and others are: {outside}; move "
+             "them"]
         )  # fmt: skip
     how = f"split by {source}"
     if "val" not in splits:
