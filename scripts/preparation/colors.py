@@ -2,33 +2,28 @@
 
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 from datasets.ids import Color
 from scripts.preparation.problems import DataError
 
 NUMBERS = r"(?P<r>\d+)\s*[,;\s]\s*(?P<g>\d+)\s*[,;\s]\s*(?P<b>\d+)"
+EXPECTED = "'R G B name' or 'name: R, G, B'"
 LINES = (
     re.compile(rf"{NUMBERS}[\s,;:]+(?P<name>\S.*?)"),  # CamVid's label_colors.txt: 64 128 64    Animal
     re.compile(rf"(?P<name>\S.*?)\s*[\s,;:]\s*{NUMBERS}(?:\s*:.*)?"),  # Animal: 64, 128, 64; CVAT's label map for VOC
 )
 
 
-class ColorFile(NamedTuple):
-    """Colour -> name, in the order of the lines; several colours may have one name."""
+def read_colors(path: Path) -> dict[Color, str]:
+    """Colour -> name, in the order of the lines ``R G B name`` or ``name: R, G, B``; several colours may have one name.
 
-    path: Path
-    names: dict[Color, str]
-
-
-def read_colors(path: Path) -> ColorFile:
-    """Reads lines ``R G B name`` or ``name: R, G, B``; leaves out empty lines, comments (#) and a first line of titles.
+    Empty lines, comments (#) and a first line of titles are left out.
 
     Raises:
         DataError: the file is missing, a line is neither, or a colour is there twice or out of range.
     """
     if not path.is_file():
-        raise DataError([f"--colors {path} is missing; expected a file with lines 'R G B name' or 'name: R, G, B'"])
+        raise DataError([f"--colors {path} is missing; expected a file with lines {EXPECTED}"])
     names: dict[Color, str] = {}
     problems = []
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
@@ -37,7 +32,7 @@ def read_colors(path: Path) -> ColorFile:
             continue
         match = next(filter(None, (pattern.fullmatch(line) for pattern in LINES)), None)
         if match is None:
-            problems.append(f"{path}:{number}: {line!r}; expected 'R G B name' or 'name: R, G, B'")
+            problems.append(f"{path}:{number}: {line!r}; expected {EXPECTED}")
             continue
         color = (int(match["r"]), int(match["g"]), int(match["b"]))
         if max(color) > 255:
@@ -46,5 +41,5 @@ def read_colors(path: Path) -> ColorFile:
             problems.append(f"{path}:{number}: {color} is the colour of {names[color]!r} already; keep one line")
         names[color] = match["name"].strip("'\"")
     if problems or not names:
-        raise DataError(problems or [f"{path} names no colour; expected lines 'R G B name' or 'name: R, G, B'"])
-    return ColorFile(path, names)
+        raise DataError(problems or [f"{path} names no colour; expected lines {EXPECTED}"])
+    return names

@@ -78,7 +78,7 @@ def test_the_smaller_of_two_objects_is_on_top_in_any_order(tmp_path, order):
     written = write_masks(coco(tmp_path, [polygon(BOX), polygon(SMALL, 30)][::order]))
     assert written == ("COCO JSON", 1, ["background", "road", "car"])
     assert (read(tmp_path / "masks/a.png") == expected()).all()
-    assert list(read_colors(tmp_path / "masks/colors.txt").names.values()) == written.classes
+    assert list(read_colors(tmp_path / "masks/colors.txt").values()) == written.classes
     assert find_pairs(tmp_path).pairs == [("images/a.png", "masks/a.png")]
 
 
