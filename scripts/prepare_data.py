@@ -213,8 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         make_masks(args) if args.to_masks else prepare(args)
     except (OSError, ValueError) as error:
         problems = error.problems if isinstance(error, DataError) else [str(error)]
-        report_problems(problems, "; nothing was written")
-        return 1
+        return report_problems(problems, "; nothing was written")
     except KeyboardInterrupt:
         sys.exit("interrupted; nothing was written")
     return 0

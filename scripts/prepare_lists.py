@@ -31,7 +31,7 @@ from datasets.census import Value, add_up, check_census, class_weights, count_va
 from datasets.pixels import read_ids
 from engine.build import build_split
 from engine.report import census_table, value_table
-from scripts.preparation.layouts import COUNTS, LAYOUTS, MovedList, find_lists, read_moved_list
+from scripts.preparation.layouts import COUNTS, LAYOUTS, find_lists, relocate_list
 from scripts.preparation.problems import name_some, report_problems
 from utils.config import load_config
 from utils.names import VOID
@@ -84,7 +84,7 @@ def check_lists(name: str, root: Path, folder: Path) -> list[str]:
         path = folder / f"{split}.txt"
         if path.is_file():
             build = partial(DATASETS[name], root, path.resolve())
-            splits[split] = check_split(split, build, expected, advice=_advice(name, root, path.name))
+            splits[split] = check_split(split, build, expected)
         else:
             print(_describe(split, [], expected))
     if not splits:
@@ -93,11 +93,7 @@ def check_lists(name: str, root: Path, folder: Path) -> list[str]:
 
 
 def check_config(source: str, options: Sequence[str]) -> list[str]:
-    """Reads the lists of a config as training and evaluation do, and prints what they hold.
-
-    Returns:
-        The problems.
-    """
+    """Reads the lists of a config as training and evaluation do, and prints what they hold. Returns the problems."""
     config = load_config(source, Experiment, [*options, "data.packed=None"])
     splits = {}
     for split in ("train", "val", "test"):
@@ -108,13 +104,12 @@ def check_config(source: str, options: Sequence[str]) -> list[str]:
             print(f"{_describe(split, [])}: data.test_list {path} is missing; only eval.py --split test needs it")
             continue
         build = partial(build_split, config, source, split, check_files=False)
-        advice = _advice(config.data.type, Path(config.data.root), list_file)
-        splits[split] = check_split(split, build, labelled=split != "test", advice=advice)
+        splits[split] = check_split(split, build, labelled=split != "test")
     return check_labels(splits, config.data.ids_by_default)
 
 
 def check_split(
-    split: str, build: Callable[[], SegDataset], expected: int | None = None, labelled: bool = False, advice: str = ""
+    split: str, build: Callable[[], SegDataset], expected: int | None = None, labelled: bool = False
 ) -> Split:
     """Reads all samples of a split; prints their number, their sizes, and warnings.
 
@@ -123,12 +118,11 @@ def check_split(
         build: returns its data set.
         expected: its number of samples if it is complete.
         labelled: each sample must have a label.
-        advice: what to do if the list cannot be used; added to the problem.
     """
     try:
         dataset = build()
     except (OSError, ValueError) as error:
-        return Split(None, [], [f"{error}{advice}"])
+        return Split(None, [], [str(error)])
     problems = [f"{image}: has no label in its list" for image, label in dataset.files if labelled and label is None]
     missing = set(dataset.missing_files())
     problems += [f"{path}: is missing, or is a broken link" for path in sorted(missing)]
@@ -167,14 +161,11 @@ def check_sample(dataset: SegDataset, index: int) -> Sample | str:
 
 
 def check_labels(splits: Mapping[str, Split], default_table: bool) -> list[str]:
-    """Prints what the labels of train and val hold, class weights, and what is odd about them.
+    """Prints what the labels of train and val hold, class weights, and what is odd about them. Returns the problems.
 
     Args:
         splits: what ``check_split`` found, by name.
         default_table: nobody said which raw id is which class.
-
-    Returns:
-        The problems, those of the splits first.
     """
     problems = [problem for split in splits.values() for problem in split.problems]
     shown = {name: split for name, split in splits.items() if name != "test" and split.samples}
@@ -210,41 +201,34 @@ def write_lists(name: str, root: Path) -> list[str]:
     lines, problems = find_lists(name, root)
     if not any(lines.values()):
         return [*problems, f"no image with its label was found under {root}; {LAYOUTS}"]
-    moved = {split: found for split in lines if (found := read_moved_list(root, f"{split}.txt")) is not None}
-    lines |= {split: found.lines for split, found in moved.items()}
+    moved = []
     # Drafts in the same file system (so that moving them is atomic), which are always removed.
     with TemporaryDirectory(prefix=".lists-", dir=root) as folder:
         drafts = Path(folder)
-        problems += write_drafts(lines, root, drafts, moved)
+        for split, entries in lines.items():
+            text, path, kept = (
+                "".join(f"{line}\n" for line in entries),
+                root / f"{split}.txt",
+                root / f"{split}.txt.orig",
+            )
+            old = path.read_text(encoding="utf-8-sig") if path.exists() else text
+            if old != text and (relocated := relocate_list(old, root)) is not None:
+                text = relocated
+                moved.append(split)
+                if kept.exists():
+                    problems.append(f"{kept} exists, where the old {path.name} would be kept; move it away")
+            elif old != text:
+                problems.append(f"{path} exists with other lines; move it away to write it again, or use --check")
+            if text:
+                (drafts / path.name).write_text(text, encoding="utf-8")
         problems += check_lists(name, root, drafts)
         for draft in [] if problems else sorted(drafts.iterdir()):
+            path = root / draft.name
             if draft.stem in moved:
-                shutil.copy2(root / draft.name, root / f"{draft.name}.orig")
-                print(
-                    f"{root / draft.name} had paths that begin with {moved[draft.stem].prefix}, written anew relative "
-                    f"to {root}; the old list is {draft.name}.orig"
-                )
-            draft.replace(root / draft.name)
-            print(f"wrote {root / draft.name}")
-    return problems
-
-
-def write_drafts(lines: dict[str, list[str]], root: Path, folder: Path, moved: Mapping[str, MovedList]) -> list[str]:
-    """Writes the lists to ``folder``. Returns a problem for each list in ``root`` that stops them from being written.
-
-    A list with other lines is never replaced, unless it has ``moved``; nor is the copy that is kept of such a list.
-    """
-    problems = []
-    for split, entries in lines.items():
-        if not entries:
-            continue
-        text, path = "\n".join(entries) + "\n", root / f"{split}.txt"
-        (folder / path.name).write_text(text, encoding="utf-8")
-        if split in moved:
-            if (kept := path.with_name(f"{path.name}.orig")).exists():
-                problems.append(f"{kept} exists, where the old {path.name} would be kept; move it away")
-        elif path.exists() and path.read_text(encoding="utf-8") != text:
-            problems.append(f"{path} exists with other lines; move it away to write it again, or use --check")
+                shutil.copy2(path, f"{path}.orig")
+                print(f"{path} had absolute paths, written anew relative to {root}; the old list is {path.name}.orig")
+            draft.replace(path)
+            print(f"wrote {path}")
     return problems
 
 
@@ -274,17 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         problems = [str(error)]
     except KeyboardInterrupt:
         sys.exit("interrupted; nothing was written")
-    report_problems(problems, "; nothing was written" if writes else "")
-    return 1 if problems else 0
-
-
-def _advice(name: str, root: Path, list_file: str) -> str:
-    """How to get a list with paths in ``root`` from one whose files have moved; '' for other lists."""
-    known = name in COUNTS and list_file in (f"{split}.txt" for split in COUNTS[name])
-    found = read_moved_list(root, list_file) if known else None
-    if found is None:
-        return ""
-    return f"; python scripts/prepare_lists.py {name} {root} writes the list anew without {found.prefix}"
+    return report_problems(problems, "; nothing was written" if writes else "")
 
 
 def _describe(split: str, sizes: Sequence[tuple[int, int]], expected: int | None = None, count: int = 0) -> str:

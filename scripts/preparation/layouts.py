@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 COUNTS = {
     "cityscapes": {"train": 2975, "val": 500, "test": 1525},
@@ -143,32 +142,20 @@ def find_coco_stuff(root: Path, problems: list[str]) -> Splits:
     return _find_splits(root, f"{images}/{{}}2017/*.jpg", f"{labels}/{{}}2017/{numbered}", COUNTS["coco_stuff"])
 
 
-class MovedList(NamedTuple):
-    """A list whose files have moved: the absolute folder that its paths begin with, and its lines without it."""
-
-    prefix: str
-    lines: list[str]
-
-
-def read_moved_list(root: Path, name: str) -> MovedList | None:
-    """Reads a list with its author's paths, as SegNet's for CamVid: /SegNet/CamVid/train/0001TP_006690.png.
-
-    Args:
-        root: folder of the data set, where the files are now.
-        name: of the list in it.
+def relocate_list(text: str, root: Path) -> str | None:
+    """A list with its author's absolute paths, as SegNet's for CamVid, rewritten with paths relative to ``root``.
 
     Returns:
-        None if there is no list, or no folder that all its paths begin with and without which they are in ``root``.
+        None if there is no folder that all paths begin with and without which they are in ``root``.
     """
-    path = root / name
-    fields = path.read_text(encoding="utf-8-sig").split() if path.is_file() else []
+    fields = text.split()
     if not fields or len(fields) % 2 or not fields[0].startswith("/"):
         return None
-    parts = PurePosixPath(fields[0]).parts
-    for prefix in (str(PurePosixPath(*parts[:length])).rstrip("/") + "/" for length in range(1, len(parts))):
+    for folder in reversed(PurePosixPath(fields[0]).parents):
+        prefix = str(folder).rstrip("/") + "/"
         rest = [field.removeprefix(prefix) for field in fields if field.startswith(prefix)]
         if len(rest) == len(fields) and all((root / field).is_file() for field in rest):
-            return MovedList(prefix, [f"{image} {label}" for image, label in zip(rest[::2], rest[1::2], strict=True)])
+            return "".join(f"{image} {label}\n" for image, label in zip(rest[::2], rest[1::2], strict=True))
     return None
 
 

@@ -25,10 +25,11 @@ def name_some(names: Sequence[str], shown: int = 5) -> str:
     return ", ".join(names[:shown]) + more
 
 
-def report_problems(problems: Sequence[str], consequence: str = "") -> None:
-    """Prints the first problems and their number to standard error; nothing if there are none."""
+def report_problems(problems: Sequence[str], consequence: str = "") -> int:
+    """Prints the first problems and their number to standard error. Returns the exit status, 0 if there are none."""
     for problem in problems[:SHOWN]:
         print(f"error: {problem}", file=sys.stderr)
     if problems:
         more = f" ({len(problems) - SHOWN} more than shown)" if len(problems) > SHOWN else ""
         print(f"problems: {len(problems)}{more}{consequence}", file=sys.stderr)
+    return 1 if problems else 0
