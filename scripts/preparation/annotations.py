@@ -1,7 +1,10 @@
 """Reads the objects of each image from COCO JSON, labelme JSON or YOLO files."""
 
+import itertools
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -13,12 +16,10 @@ from scripts.preparation.problems import DataError, name_some
 
 
 class Shape(NamedTuple):
-    """One annotated object.
+    """One annotated object: the file and the place in it, for errors; its class; and its outline.
 
-    Attributes:
-        source: the file and the place in it, for errors.
-        category: name of its class.
-        outline: polygons, each of numbers x, y, x, y, ... or of points (x, y) in pixels; or COCO's run lengths.
+    An outline is a list of polygons in pixels, each of numbers x, y, x, y, ... or of points (x, y); or COCO's run
+    lengths, a dict.
     """
 
     source: str
@@ -54,25 +55,28 @@ def read_annotations(root: Path, classes: Sequence[str] | None = None) -> Annota
         DataError: there are none, or two kinds of them, or a file is wrong.
     """
     files = [path.as_posix() for path in files_below(root)]
-    images = [name for name in files if name.lower().endswith(IMAGES)]
+    images = defaultdict(list)  # by file name
+    for name in files:
+        if name.lower().endswith(IMAGES):
+            images[PurePosixPath(name).name].append(name)
     documents = {name: _load_json(root / name) for name in files if name.lower().endswith(".json")}
     coco = _with_keys(documents, {"images", "annotations", "categories"})
     labelme = _with_keys(documents, {"shapes", "imagePath"})
-    yolo = {} if coco or labelme else _yolo_files(images, set(files))
-    if bool(coco) + bool(labelme) + bool(yolo) != 1:
-        found = "COCO JSON and labelme JSON" if coco else f"{len(documents)} JSON files of other kinds"
-        raise DataError(
-            [f"{root} has {found}; expected one kind of polygons: COCO JSON (images, annotations, categories), labelme "
-             "JSON (shapes, imagePath), or YOLO's .txt files beside the images or in labels/"]
-        )  # fmt: skip
-    names = name_some([*(coco or labelme or yolo.values())])
+    yolo = {} if coco or labelme else _yolo_files(itertools.chain(*images.values()), set(files))
+    names = name_some([*coco, *labelme, *yolo.values()])
     try:
-        if coco:
+        if coco and not labelme:
             result = _read_coco(root, coco, images)
-        elif labelme:
+        elif labelme and not coco:
             result = _read_labelme(root, labelme, images)
-        else:
+        elif yolo:
             result = _read_yolo(root, yolo, classes)
+        else:
+            kinds = "COCO and labelme" if coco else f"{len(documents)} other"
+            raise DataError(
+                [f"{root} has {kinds} JSON files; expected one kind of polygons: COCO JSON (images, annotations, "
+                 "categories), labelme JSON (shapes, imagePath), or YOLO's .txt files beside the images or in labels/"]
+            )  # fmt: skip
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError([f"{names}: a part is not as its format says ({type(error).__name__}: {error})"]) from error
     if result.problems or not any(result.shapes.values()):
@@ -92,17 +96,17 @@ def _with_keys(documents: dict[str, Any], keys: set[str]) -> dict[str, dict]:
     return {name: found for name, found in documents.items() if isinstance(found, dict) and keys <= found.keys()}
 
 
-def _locate(file_name: str, document: str, images: Sequence[str], problems: list[str]) -> str | None:
+def _locate(file_name: str, document: str, images: Mapping[str, list[str]], problems: list[str]) -> str | None:
     """The image that a document means: from the document's own folder, or else the one path that ends so."""
     own = (PurePosixPath(document).parent / file_name).as_posix()
-    if own in images:
+    found = [name for name in images.get(PurePosixPath(file_name).name, []) if f"/{name}".endswith(f"/{file_name}")]
+    if own in found:
         return own
-    ends = [name for name in images if f"/{name}".endswith(f"/{file_name}")]
-    if len(ends) > 1:  # instances_train.json means images/train
-        ends = [name for name in ends if PurePosixPath(name).parent.name in PurePosixPath(document).stem] or ends
-    if len(ends) == 1:
-        return ends[0]
-    problems.append(f"{document}: image {file_name} is {f'in {len(ends)} places' if ends else 'missing'}")
+    if len(found) > 1:  # instances_train.json means images/train
+        found = [name for name in found if PurePosixPath(name).parent.name in PurePosixPath(document).stem] or found
+    if len(found) == 1:
+        return found[0]
+    problems.append(f"{document}: image {file_name} is {f'in {len(found)} places' if found else 'missing'}")
     return None
 
 
@@ -114,7 +118,7 @@ def _check_size(path: Path, height: int | None, width: int | None) -> list[str]:
     return [f"{path} is {size[0]} x {size[1]} (H x W), and was annotated as {height} x {width}"]
 
 
-def _read_coco(root: Path, documents: dict[str, dict], images: Sequence[str]) -> Annotations:
+def _read_coco(root: Path, documents: dict[str, dict], images: Mapping[str, list[str]]) -> Annotations:
     found = Annotations("COCO JSON")
     categories: dict[int, str] = {}
     for name, document in documents.items():
@@ -133,24 +137,21 @@ def _read_coco(root: Path, documents: dict[str, dict], images: Sequence[str]) ->
         for entry in document["annotations"]:
             source, image = f"{name}: annotation {entry.get('id')}", paths[entry["image_id"]]
             if entry["category_id"] not in names:
-                found.problems.append(
-                    f"{source} has the category {entry['category_id']}, which has no name in the file"
-                )
+                found.problems.append(f"{source} has the category {entry['category_id']}, which has no name")
             elif image is not None:
-                shape = Shape(source, names[entry["category_id"]], entry.get("segmentation"))
-                found.shapes[image].append(shape)
+                found.shapes[image].append(Shape(source, names[entry["category_id"]], entry.get("segmentation")))
     found.categories = [categories[key] for key in sorted(categories)]
     return found
 
 
-def _read_labelme(root: Path, documents: dict[str, dict], images: Sequence[str]) -> Annotations:
+def _read_labelme(root: Path, documents: dict[str, dict], images: Mapping[str, list[str]]) -> Annotations:
     found = Annotations("labelme JSON")
     for name, document in documents.items():
         path = PurePosixPath(document["imagePath"].replace("\\", "/")).name
         if (image := _locate(path, name, images, found.problems)) is None:
             continue
         found.problems += _check_size(root / image, document.get("imageHeight"), document.get("imageWidth"))
-        found.shapes[image] = []
+        shapes = found.shapes.setdefault(image, [])
         for number, entry in enumerate(document["shapes"]):
             source, points = f"{name}: shape {number}", entry["points"]
             kind = entry.get("shape_type", "polygon")
@@ -159,7 +160,7 @@ def _read_labelme(root: Path, documents: dict[str, dict], images: Sequence[str])
                 points = [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
             elif kind != "polygon":
                 found.problems.append(f"{source} is a {kind}; expected a polygon, or a rectangle of two corners")
-            found.shapes[image].append(Shape(source, entry["label"], [points]))
+            shapes.append(Shape(source, entry["label"], [points]))
     found.categories = sorted({shape.category for shapes in found.shapes.values() for shape in shapes})
     return found
 
@@ -168,10 +169,10 @@ def _yolo_files(images: Iterable[str], files: set[str]) -> dict[str, str]:
     """Each image with its text file: beside it, or in labels/ where the image is in images/."""
     found = {}
     for image in images:
-        text = PurePosixPath(image).with_suffix(".txt")
-        elsewhere = PurePosixPath(*("labels" if part == "images" else part for part in text.parts))
-        if there := [path.as_posix() for path in (text, elsewhere) if path.as_posix() in files]:
-            found[image] = there[0]
+        text = PurePosixPath(image).with_suffix(".txt").as_posix()
+        for path in (text, re.sub(r"(^|/)images/", r"\1labels/", text)):
+            if path in files:
+                found.setdefault(image, path)
     return found
 
 

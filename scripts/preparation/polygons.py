@@ -1,14 +1,14 @@
-"""Polygons -> pixels. A pixel belongs to a polygon if its centre is inside it."""
+"""Polygons -> pixels. A pixel belongs to a polygon if its centre is inside it (OpenCV's fillPoly adds the border)."""
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 MARGIN = 0.5  # pixels that a corner may lie outside the image, where annotation tools round
 
 
-def as_corners(numbers: Sequence[float] | Sequence[Sequence[float]]) -> np.ndarray:
-    """Numbers x, y, x, y, ... or points (x, y) -> N x 2 float64.
+def as_corners(numbers: Any) -> np.ndarray:
+    """Numbers x, y, x, y, ... or points (x, y) -> N x 2 float64, without a last corner that repeats the first.
 
     Raises:
         ValueError: they are no polygon.
@@ -27,22 +27,15 @@ def as_corners(numbers: Sequence[float] | Sequence[Sequence[float]]) -> np.ndarr
 
 
 def rasterize(corners: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The pixels of one polygon.
-
-    Args:
-        corners: N x 2, x and y in pixels from the top left corner of the image.
-        size: H, W in pixels.
-
-    Returns:
-        H W bool.
+    """N x 2 corners, in pixels from the image's top left corner -> H W bool: the pixels of the polygon.
 
     Raises:
         ValueError: a corner lies outside the image by more than half a pixel, or the polygon crosses itself.
     """
     height, width = size
-    outside = (corners < -MARGIN) | (corners > np.array([width, height]) + MARGIN)
+    outside = ((corners < -MARGIN) | (corners > np.array([width, height]) + MARGIN)).any(1)
     if outside.any():
-        x, y = corners[outside.any(1)][0]
+        x, y = corners[outside][0]
         raise ValueError(f"its corner ({x:g}, {y:g}) is outside the image of {width} x {height} (W x H)")
     corners = corners.clip(0, [width, height])
     if (where := find_crossing(corners)) is not None:
@@ -60,14 +53,12 @@ def rasterize(corners: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def find_crossing(corners: np.ndarray) -> np.ndarray | None:
     """A point (x, y) where two edges of a polygon cross; edges that only touch do not cross."""
     starts, ends = corners, np.roll(corners, -1, axis=0)
-    for index in range(len(corners) - 2):
-        a, b, c, d = starts[index], ends[index], starts[index + 2 :], ends[index + 2 :]
-        apart = _side(a, b, c) * _side(a, b, d) < 0
-        crossing = apart & (_side(c, d, a) * _side(c, d, b) < 0)
+    for a, b, later in zip(starts, ends, range(2, len(corners)), strict=False):
+        c, d = starts[later:], ends[later:]
+        crossing = (_side(a, b, c) * _side(a, b, d) < 0) & (_side(c, d, a) * _side(c, d, b) < 0)
         if crossing.any():
             c, d = c[crossing][0], d[crossing][0]
-            share = _side(c, d, a) / (_side(c, d, a) - _side(c, d, b))
-            return a + share * (b - a)
+            return a + (b - a) * _side(c, d, a) / (_side(c, d, a) - _side(c, d, b))
     return None
 
 

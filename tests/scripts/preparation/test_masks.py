@@ -149,6 +149,13 @@ def test_labelme_polygons_and_rectangles(tmp_path):
     assert find_pairs(tmp_path).pairs == [("a.jpg", "masks/a.png"), ("b.jpg", "masks/b.png")]
 
 
+def test_the_objects_of_two_labelme_files_of_one_image_are_both_drawn(tmp_path):
+    labelme(tmp_path, [shape(BOX, "road")])
+    (tmp_path / "a2.json").write_text(json.dumps({"imagePath": "a.jpg", "shapes": [shape(SMALL, "car")]}))
+    assert write_masks(tmp_path).count == 1
+    assert (read(tmp_path / "masks/a.png") == expected(box=2, small=1)).all()
+
+
 @pytest.mark.parametrize("folder", ["labels", "images"])
 def test_yolo_polygons(tmp_path, folder):
     yolo(tmp_path, [f"0 {normal(BOX)}", f"1 {normal(SMALL)}"], folder)
@@ -207,11 +214,11 @@ def test_all_wrong_objects_are_named_at_once(tmp_path):
 
 def test_files_that_hold_nothing_to_read_are_refused(tmp_path):
     image(tmp_path / "a.jpg")
-    assert "0 JSON files of other kinds" in problems(tmp_path)
+    assert "0 other JSON files" in problems(tmp_path)
     (tmp_path / "a.json").write_text("")
     assert "a.json is not JSON (it is empty)" in problems(tmp_path)
     (tmp_path / "a.json").write_text("[1]")
-    assert "1 JSON files of other kinds" in problems(tmp_path)
+    assert "1 other JSON files" in problems(tmp_path)
     (tmp_path / "a.json").unlink()
     assert "image a.png is missing" in problems(
         coco(tmp_path, [polygon(BOX)], images=[{"id": 7, "file_name": "c/a.png"}])
