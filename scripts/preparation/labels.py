@@ -1,7 +1,6 @@
 """Reads every mask, and decides which value in the masks is which class."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -88,24 +87,21 @@ def decide_classes(
     in_color = True in kinds
     key = "color_table" if in_color else "id_table"
     found = sorted(set().union(*masks.values()))
-    assumptions: list[str] = []
-    if in_color and colors is not None:
+    by_file = in_color and colors is not None
+    void = _values_of(ignore, colors if by_file else dict.fromkeys(found, ""))
+    assumptions = []
+    if by_file:
         _refuse_unknown_colors(masks, colors)
-        void = _values_of(ignore, colors)
         by_name = {color: name for color, name in colors.items() if name.lower() in VOID_NAMES}
         void |= by_name.keys()
         assumptions += [f"{name!r} is void by its name; the --colors file changes it" for name in by_name.values()]
         classes = {color: name for color, name in colors.items() if color not in void}
     else:
-        void = _values_of(ignore, dict.fromkeys(found, ""))
-        if VOID in found and VOID not in void:
-            if len(found) == 2:
-                assumptions.append(
-                    f"the masks hold {found[0]} and 255 alone: 255 is a class; --ignore 255 makes it void"
-                )
-            else:
-                void.add(VOID)
-                assumptions.append("255 in the masks is void; id_table in the config changes it")
+        if VOID in found and VOID not in void and len(found) == 2:
+            assumptions.append(f"the masks hold {found[0]} and 255 alone: 255 is a class; --ignore 255 makes it void")
+        elif VOID in found:
+            void.add(VOID)
+            assumptions.append("255 in the masks is void; id_table in the config changes it")
         named = names if colors is None else list(dict.fromkeys(colors.values()))
         classes = _name_values([value for value in found if value not in void], void, named, in_color)
         listed = name_some([f"{_text(value)} = {name}" for value, name in classes.items()], 12)
@@ -119,18 +115,17 @@ def decide_classes(
     table = {value: order.index(name) for value, name in classes.items()} | dict.fromkeys(void, VOID)
     first = {name: value for value, name in reversed(classes.items())}
     palette = [first[name] for name in order] if in_color else list(map(tuple, distinct_colours(len(order)).tolist()))
-    options = {"class_names": order, "palette": palette, key: table}
-    return Classes(options, assumptions)
+    return Classes({"class_names": order, "palette": palette, key: table}, assumptions)
 
 
 def _refuse_unknown_colors(masks: Mapping[str, Mapping[Value, int]], colors: Mapping[Color, str]) -> None:
-    problems = []
-    for mask, values in masks.items():
-        if unknown := Counter({color: count for color, count in values.items() if color not in colors}):
-            problems.append(
-                f"{mask}: {sum(unknown.values())} pixels have {len(unknown)} colours that --colors does not name, most "
-                f"of them RGB {unknown.most_common(1)[0][0]}; add a line for the colour, or paint the pixels anew"
-            )
+    unknown = {mask: {color: n for color, n in values.items() if color not in colors} for mask, values in masks.items()}
+    problems = [
+        f"{mask}: {sum(counts.values())} pixels have {len(counts)} colours that --colors does not name, most of them "
+        f"RGB {max(counts, key=counts.get)}; add a line for the colour, or paint the pixels anew"
+        for mask, counts in unknown.items()
+        if counts
+    ]
     if problems:
         raise DataError(problems)
 
@@ -147,10 +142,8 @@ def _name_values(
     if not in_color and max(kept, default=0) < len(names):  # the names stand for 0, 1, ...
         return {value: name for value, name in enumerate(names) if value not in void}
     if len(names) != len(kept):
-        raise DataError(
-            [f"{len(names)} classes are named, and the masks hold {len(kept)} values that are not void: "
-             f"{_list_values(kept)}; expected one name for each (--classes, --ignore)"]
-        )  # fmt: skip
+        values = f"the masks hold {len(kept)} values that are not void: {_list_values(kept)}"
+        raise DataError([f"{len(names)} classes are named, and {values}; expected one name for each"])
     return dict(zip(kept, names, strict=True))
 
 

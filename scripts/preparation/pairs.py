@@ -3,7 +3,7 @@
 import glob
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -83,30 +83,28 @@ def find_pairs(
         pairs = [pair for pair in pairs if PurePosixPath(pair.image).stem in listed]
     labelled = [pair for pair in pairs if pair.label is not None]
     if not labelled:
-        raise DataError([_describe_no_masks(root, files, len(pictures))])
+        other = next((name for name in files if name.lower().endswith((".json", ".txt"))), None)
+        polygons = f"; where {other} holds polygons, --to-masks makes masks of them" if other else ""
+        raise DataError([f"{root} holds {len(pictures)} images, and no mask was found; {BY_HAND}{polygons}"])
     free = sorted(allowed - {pair.image for pair in labelled} - of_labels.keys())
-    places = {_place(pair.image) for pair in labelled}
-    with_train = "train" in {split_of(pair.image) for pair in labelled}
-    alone = sorted(pair for pair in pairs if pair.label is None and pair.image not in allowed)
-    secret = [pair for pair in alone if with_train and split_of(pair.image) == "test"]
-    lonely = [
-        pair.image for pair in alone if pair not in secret and (images is not None or _place(pair.image) in places)
-    ]
-    if lonely:
+    places, splits = ({function(pair.image) for pair in labelled} for function in (_place, split_of))
+    alone = {pair for pair in pairs if pair.label is None and pair.image not in allowed}
+    secret = {pair for pair in alone if "train" in splits and split_of(pair.image) == "test"}
+    if lonely := sorted(pair.image for pair in alone - secret if images is not None or _place(pair.image) in places):
         problems.append(
             f"{len(lonely)} images have no mask: {name_some(lonely)}; add the masks, move the images away, or name "
             "them by --unlabelled to use them without labels"
         )
     if problems:
         raise DataError(problems)
-    pairs = sorted(labelled + secret)
+    pairs = sorted([*labelled, *secret])
     return Found(pairs, free, sorted(pictures - {name for pair in pairs for name in pair} - set(free)))
 
 
 def _usual_keys(files: Sequence[str]) -> tuple[Keys, Keys]:
     """The keys of images and masks: paths without the folders and endings that say what a file is."""
     files = [name for name in files if name.lower().endswith(IMAGES + ARRAYS)]
-    in_folders = {name for name in files if _kind_of(name) == "label"}
+    in_folders = {name for name in files if _is_label(name)}
     # Cityscapes has other pictures beside the masks.
     masks = {name for name in in_folders if "/gtFine/" not in f"/{name}" or "_labelIds." in name}
     masks = masks or _masks_beside(files)
@@ -125,28 +123,22 @@ def _key(name: str) -> str:
     return "/".join([*kept, PurePosixPath(file).stem])
 
 
-def _kind_of(name: str) -> str | None:
-    """image or label, from the first folder above the file that says so."""
-    for folder in PurePosixPath(name.lower()).parts[:-1]:
-        if folder in IMAGE_FOLDERS + LABEL_FOLDERS:
-            return "image" if folder in IMAGE_FOLDERS else "label"
-    return None
+def _is_label(name: str) -> bool:
+    """Whether the first folder above the file that names a kind of files names masks."""
+    kinds = [part for part in PurePosixPath(name.lower()).parts[:-1] if part in IMAGE_FOLDERS + LABEL_FOLDERS]
+    return bool(kinds) and kinds[0] in LABEL_FOLDERS
 
 
 def _masks_beside(files: Sequence[str]) -> set[str]:
     """The masks in the folders of their images: those with another ending, and PNG beside JPEG."""
-    suffixes = defaultdict(set)
-    for name in files:
-        suffixes[_key(name)].add(PurePosixPath(name).suffix.lower())
-    bases = suffixes.keys() | {_strip(key, IMAGE_ENDINGS) for key in suffixes}
-    found = set()
-    for name in files:
-        key = _key(name)
-        short = _strip(key, LABEL_ENDINGS)
-        beside_jpeg = name.lower().endswith(".png") and suffixes[key] & {".jpg", ".jpeg"}
-        if beside_jpeg or (short != key and short in bases):
-            found.add(name)
-    return found
+    bases = {_strip(_key(name), IMAGE_ENDINGS) for name in files} | {_key(name) for name in files}
+    jpegs = {_key(name) for name in files if name.lower().endswith((".jpg", ".jpeg"))}
+    ending = {
+        name
+        for name in files
+        if _strip(_key(name), LABEL_ENDINGS) in bases and _strip(_key(name), LABEL_ENDINGS) != _key(name)
+    }
+    return ending | {name for name in files if name.lower().endswith(".png") and _key(name) in jpegs}
 
 
 def _place(image: str) -> tuple[str, ...]:
@@ -161,7 +153,7 @@ def _pattern_keys(root: Path, images: str, labels: str, pictures: set[str]) -> t
     if "{stem}" not in labels or re.search(r"\{(?!stem\}|folder\}/)|\*", labels):
         raise DataError([f"--labels {labels!r}: expected {{stem}}, and perhaps {{folder}}/, as in 'mask/{{stem}}.png'"])
     start = images.split("*")[0].rpartition("/")[0]
-    masks = _glob(root, labels.replace("{folder}", "**").replace("{stem}", "*"))
+    masks = _matching(root, labels.replace("{folder}", "**").replace("{stem}", "*"), "--labels")
     keys = {}
     for image in sorted(_matching(root, images, "--images") & pictures - masks):
         folder = PurePosixPath(image).parent.relative_to(start).as_posix()
@@ -169,9 +161,6 @@ def _pattern_keys(root: Path, images: str, labels: str, pictures: set[str]) -> t
         keys[image] = {filled.replace("{stem}", PurePosixPath(image).stem)}
     if not keys:
         raise DataError([f"--images {images!r} matches no image that is not a mask by --labels {labels!r}"])
-    if not masks & set().union(*keys.values()):
-        image, (mask,) = next(iter(keys.items()))
-        raise DataError([f"--labels {labels!r} finds no mask: that of {image} would be {mask}, which is missing"])
     return keys, {mask: {mask} for mask in masks}
 
 
@@ -185,18 +174,13 @@ def _match(images: Keys, labels: Keys) -> tuple[list[Pair], list[str]]:
     for image, keys in images.items():
         found = sorted(set().union(*(by_key[key] for key in keys)))
         if len(found) > 1:
-            problems.append(
-                f"{image} has several masks: {', '.join(found)}; move all but one away, or choose by --images and "
-                "--labels"
-            )
+            problems.append(f"{image} has several masks: {', '.join(found)}; move all but one away, or use --labels")
         for label in found:
             owners[label].append(image)
         pairs.append(Pair(image, found[0] if found else None))
-    problems += [
-        f"{label} is the mask of several images: {', '.join(sorted(own))}; move all but one away"
-        for label, own in owners.items()
-        if len(own) > 1
-    ]
+    for label, own in owners.items():
+        if len(own) > 1:
+            problems.append(f"{label} is the mask of several images: {', '.join(sorted(own))}; move all but one away")
     if unused := sorted(labels.keys() - owners.keys()):
         problems.append(
             f"{len(unused)} masks have no image: {name_some(unused)}; add the images or move the masks away"
@@ -204,20 +188,10 @@ def _match(images: Keys, labels: Keys) -> tuple[list[Pair], list[str]]:
     return pairs, problems
 
 
-def _describe_no_masks(root: Path, files: Iterable[str], count: int) -> str:
-    other = next((name for name in files if name.lower().endswith((".json", ".txt"))), None)
-    polygons = f"; where {other} holds polygons, --to-masks makes masks of them" if other else ""
-    return f"{root} holds {count} images, and no mask of any of them was found; {BY_HAND}{polygons}"
-
-
-def _glob(root: Path, pattern: str) -> set[str]:
-    names = {Path(name).as_posix() for name in glob.glob(pattern, root_dir=root, recursive=True)}
-    return {name for name in names if (root / name).is_file()}
-
-
 def _matching(root: Path, pattern: str, flag: str) -> set[str]:
     """The files that a pattern matches, one or more."""
-    found = _glob(root, pattern)
+    found = {Path(name).as_posix() for name in glob.glob(pattern, root_dir=root, recursive=True)}
+    found = {name for name in found if (root / name).is_file()}
     if not found or PurePosixPath(pattern).is_absolute():
         raise DataError([f"{flag} {pattern!r} matches no file below {root}; expected a pattern relative to it"])
     return found
