@@ -25,8 +25,7 @@ if not __package__:  # run as a file: the repository's root is not on the import
 from datasets import build_dataset
 from datasets.base import SegDataset
 from scripts import prepare_lists
-from scripts.preparation.colors import read_colors
-from scripts.preparation.labels import Sample, decide_classes, read_samples
+from scripts.preparation.labels import Sample, decide_classes, read_colors, read_samples
 from scripts.preparation.layouts import list_line
 from scripts.preparation.masks import COLORS, FOLDER, write_masks
 from scripts.preparation.pairs import Pair, find_pairs
@@ -69,7 +68,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     add("--image-range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="black and white of 16-bit images")
     add("--to-masks", action="store_true", help="make FOLDER/masks of polygons, and stop")
     args = parser.parse_args(arguments)
-    flags = {argument for argument in arguments if argument.startswith("--")}
+    flags = {argument.split("=")[0] for argument in arguments if argument.startswith("--")}
     if args.known and flags:
         parser.error(f"{args.known} FOLDER takes no flags")
     if args.to_masks and flags - {"--to-masks", "--classes"}:
@@ -94,11 +93,7 @@ def make_masks(args: argparse.Namespace) -> None:
 
 
 def prepare(args: argparse.Namespace) -> None:
-    """Finds, reads and writes all.
-
-    Raises:
-        DataError: something is wrong with the folder; nothing was written.
-    """
+    """Finds, reads and writes all. Raises DataError if something is wrong with the folder; then nothing is written."""
     lists = {split: args.folder / f"{args.name}_{split}.txt" for split in ("train", "val", "test", "unlabelled")}
     configs = Path("configs") / args.name
     if existing := [str(path) for path in (*lists.values(), configs) if path.exists()]:
@@ -109,7 +104,11 @@ def prepare(args: argparse.Namespace) -> None:
     if found.unlabelled:
         splits = {**splits, "unlabelled": [Pair(image, None) for image in found.unlabelled]}
     samples = read_samples(args.folder, [pair for pairs in splits.values() for pair in pairs])
-    copies = find_copies(splits, samples)
+    if leaked := find_copies(splits["val"], splits.get("unlabelled", []), samples):
+        raise DataError(
+            [f"{len(leaked)} unlabelled images are also in val: {name_some(leaked)}; the student would be measured on "
+             "images that taught it: move them away"]
+        )  # fmt: skip
     classes = decide_classes(samples, args.classes, colors, args.ignore)
     recipe = choose_recipe([samples[pair].size for pair in splits["train"]])
     print(f"{args.folder}: {', '.join(f'{len(pairs)} {split}' for split, pairs in splits.items())}")
@@ -129,7 +128,7 @@ def prepare(args: argparse.Namespace) -> None:
             path.unlink(missing_ok=True)
         shutil.rmtree(configs, ignore_errors=True)
         raise
-    if copies:
+    if copies := find_copies(splits["val"], splits["train"], samples):
         twice = f"{len(copies)} images of train are also in val: {name_some(copies)}"
         print(f"warning: {twice}; move one of each away", file=sys.stderr)
     print(f"wrote {', '.join(map(str, lists.values()))}, {configs}/student.py, teacher.py, hmkd.py")
@@ -141,27 +140,11 @@ def prepare(args: argparse.Namespace) -> None:
         print(f"  python train_kd.py {configs}/{run}.py --work-dir work_dirs/{args.name}/{run}")
 
 
-def find_copies(splits: Mapping[str, Sequence[Pair]], samples: Mapping[Pair, Sample]) -> list[str]:
-    """The images of train that are also in val, by content.
-
-    Raises:
-        DataError: unlabelled images are also in val.
-    """
-    val = {samples[pair].digest: pair.image for pair in splits["val"]}
-    copies = {
-        split: [
-            f"{image} = {val[samples[image, label].digest]}"
-            for image, label in pairs
-            if samples[image, label].digest in val
-        ]
-        for split, pairs in splits.items()
-    }
-    if leaked := copies.get("unlabelled"):
-        raise DataError(
-            [f"{len(leaked)} unlabelled images are also in val: {name_some(leaked)}; the student would be measured on "
-             "images that taught it: move them away"]
-        )  # fmt: skip
-    return copies["train"]
+def find_copies(val: Sequence[Pair], others: Sequence[Pair], samples: Mapping[Pair, Sample]) -> list[str]:
+    """The images of the others that are also in val, by content."""
+    known = {samples[pair].digest: pair.image for pair in val}
+    digests = [(pair.image, samples[pair].digest) for pair in others]
+    return [f"{image} = {known[digest]}" for image, digest in digests if digest in known]
 
 
 def write_all(
@@ -172,11 +155,7 @@ def write_all(
     recipe: Recipe,
     options: Mapping[str, Any],
 ) -> None:
-    """Writes lists, configs and picture, and checks them as training reads them, with tables of what they hold.
-
-    Raises:
-        DataError: training could not read them.
-    """
+    """Writes lists, configs and picture, and checks them as training reads them, with tables of what they hold."""
     for split, pairs in splits.items():
         lists[split].write_text("".join(f"{list_line(*pair)}\n" for pair in pairs), encoding="utf-8")
     names = {f"{split}_list": path.name for split, path in lists.items() if split != "unlabelled"}

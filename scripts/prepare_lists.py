@@ -51,22 +51,14 @@ EXIF_ORIENTATION = 274
 
 
 class Sample(NamedTuple):
-    """What one sample holds.
-
-    Attributes:
-        image, label: its files.
-        size: H, W of the image.
-        rotated: the image has an EXIF rotation.
-        counts: 256 pixels of each train id; None without a label.
-        values: pixels of each (value in the label file, train id).
-    """
+    """What one sample holds. Counts are pixels; without a label there are none."""
 
     image: Path
     label: Path | None
-    size: tuple[int, int]
-    rotated: bool
-    counts: np.ndarray | None
-    values: Mapping[tuple[Value, int], int]
+    size: tuple[int, int]  # H, W
+    rotated: bool  # by EXIF
+    counts: np.ndarray | None  # 256, of each train id
+    values: Mapping[tuple[Value, int], int]  # of each (value in the label file, train id)
 
 
 class Split(NamedTuple):
@@ -206,17 +198,13 @@ def write_lists(name: str, root: Path) -> list[str]:
     with TemporaryDirectory(prefix=".lists-", dir=root) as folder:
         drafts = Path(folder)
         for split, entries in lines.items():
-            text, path, kept = (
-                "".join(f"{line}\n" for line in entries),
-                root / f"{split}.txt",
-                root / f"{split}.txt.orig",
-            )
+            text, path = "".join(f"{line}\n" for line in entries), root / f"{split}.txt"
             old = path.read_text(encoding="utf-8-sig") if path.exists() else text
             if old != text and (relocated := relocate_list(old, root)) is not None:
                 text = relocated
                 moved.append(split)
-                if kept.exists():
-                    problems.append(f"{kept} exists, where the old {path.name} would be kept; move it away")
+                if Path(f"{path}.orig").exists():
+                    problems.append(f"{path}.orig exists, where the old {path.name} would be kept; move it away")
             elif old != text:
                 problems.append(f"{path} exists with other lines; move it away to write it again, or use --check")
             if text:

@@ -91,7 +91,7 @@ def write_configs(recipe: Recipe, data: Mapping[str, Any], name: str, folder: Pa
     Args:
         recipe: what was chosen.
         data: the keys of the data section that say which data.
-        name: of the data; hmkd.py reads the teacher's weights in ``work_dirs/NAME/teacher``.
+        name: of the data, and of the folder in work_dirs where hmkd.py finds the teacher's weights.
         folder: of the configs.
     """
     data = {**data, "crop_size": recipe.values["crop_size"]}

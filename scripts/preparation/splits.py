@@ -9,13 +9,7 @@ from scripts.preparation.problems import DataError, name_some
 
 
 def divide(root: Path, pairs: Sequence[Pair], share: float, seed: int) -> tuple[dict[str, list[Pair]], str]:
-    """Uses the split that folders or VOC's lists give; where it has no val, a share of train becomes val.
-
-    Args:
-        root: the data folder.
-        pairs: all of them.
-        share: of the images for val, in 0..1.
-        seed: of the random choice.
+    """Uses the split that folders or VOC's lists give; where it has no val, a share (0..1) of train becomes val.
 
     Returns:
         Split -> its pairs, and how they were divided, a sentence.

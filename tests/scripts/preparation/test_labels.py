@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts.preparation.colors import read_colors
-from scripts.preparation.labels import decide_classes, read_samples
+from scripts.preparation.labels import decide_classes, read_colors, read_samples
 from scripts.preparation.pairs import Pair
 from scripts.preparation.problems import DataError
 from tests.scripts.preparation.folders import SIZE, halves, image, save

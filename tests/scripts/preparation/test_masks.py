@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts.preparation.colors import read_colors
+from scripts.preparation.labels import read_colors
 from scripts.preparation.masks import write_masks
 from scripts.preparation.pairs import find_pairs
 from scripts.preparation.problems import DataError

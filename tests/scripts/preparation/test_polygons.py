@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.path import Path
 
-from scripts.preparation.polygons import as_corners, find_crossing, rasterize
+from scripts.preparation.masks import as_corners, find_crossing, rasterize
 
 
 def test_a_rectangle_on_the_pixels_borders_covers_exactly_its_pixels():
