@@ -30,7 +30,7 @@ from scripts.preparation.layouts import list_line
 from scripts.preparation.masks import COLORS, FOLDER, write_masks
 from scripts.preparation.pairs import Pair, find_pairs
 from scripts.preparation.problems import DataError, name_some, report_problems
-from scripts.preparation.recipe import BATCH, Recipe, choose_recipe, write_configs
+from scripts.preparation.recipe import BATCH, choose_recipe, write_configs
 from scripts.preparation.splits import divide
 from utils.visualize import overlay, panel, write_png
 
@@ -109,17 +109,18 @@ def prepare(args: argparse.Namespace) -> None:
             [f"{len(leaked)} unlabelled images are also in val: {name_some(leaked)}; the student would be measured on "
              "images that taught it: move them away"]
         )  # fmt: skip
-    classes = decide_classes(samples, args.classes, colors, args.ignore)
-    recipe = choose_recipe([samples[pair].size for pair in splits["train"]])
+    options, assumptions = decide_classes(samples, args.classes, colors, args.ignore)
+    if args.image_range is not None:
+        options["image_range"] = tuple(args.image_range)
+    recipe, choices = choose_recipe([samples[pair].size for pair in splits["train"]])
     print(f"{args.folder}: {', '.join(f'{len(pairs)} {split}' for split, pairs in splits.items())}")
     image, label = splits["train"][0]
     print(f"pairs: {image} with {label} and so on; --images and --labels change it")
     if found.unused:
         print(f"not used: {len(found.unused)} other pictures: {name_some(found.unused)}")
     print(how)
-    print("".join(f"classes: {text}\n" for text in classes.assumptions), end="")
-    print("".join(f"recipe: {text}\n" for text in recipe.choices), end="")
-    options = classes.options | ({} if args.image_range is None else {"image_range": tuple(args.image_range)})
+    print("".join(f"classes: {text}\n" for text in assumptions), end="")
+    print("".join(f"recipe: {text}\n" for text in choices), end="")
     lists = {split: lists[split] for split in splits}
     try:
         write_all(args, splits, lists, configs, recipe, options)
@@ -152,7 +153,7 @@ def write_all(
     splits: Mapping[str, Sequence[Pair]],
     lists: Mapping[str, Path],
     configs: Path,
-    recipe: Recipe,
+    recipe: Mapping[str, Any],
     options: Mapping[str, Any],
 ) -> None:
     """Writes lists, configs and picture, and checks them as training reads them, with tables of what they hold."""

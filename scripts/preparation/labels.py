@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets.census import Value, count_values
-from datasets.ids import Color, check_classes
+from datasets.ids import Color
 from datasets.listed import distinct_colours
 from datasets.pixels import read_ids
 from scripts.preparation.annotations import image_size
@@ -35,13 +35,6 @@ class Sample(NamedTuple):
     size: tuple[int, int]
     digest: str
     values: dict[Value, int] | None
-
-
-class Classes(NamedTuple):
-    """Keys of the data section: class_names, palette and a table; and what was assumed, in sentences."""
-
-    options: dict[str, Any]
-    assumptions: list[str]
 
 
 def read_samples(root: Path, pairs: Sequence[Pair]) -> dict[Pair, Sample]:
@@ -106,7 +99,7 @@ def decide_classes(
     names: Sequence[str] | None = None,
     colors: Mapping[Color, str] | None = None,
     ignore: Sequence[str] = (),
-) -> Classes:
+) -> tuple[dict[str, Any], list[str]]:
     """Decides the classes from what the masks hold and what the user says.
 
     Args:
@@ -114,6 +107,9 @@ def decide_classes(
         names: of the classes, in the order of their values; None: those in ``colors``, or class_0, class_1, ...
         colors: as ``read_colors`` returns.
         ignore: values or names without a class: ``'255'``, ``'0,0,0'``, ``'Void'``.
+
+    Returns:
+        Keys of the data section (class_names, palette and a table), and what was assumed, in sentences.
 
     Raises:
         DataError: masks hold both ids and colours or colours that no table names, or the names do not fit the values.
@@ -145,15 +141,11 @@ def decide_classes(
         listed = name_some([f"{_text(value)} = {name}" for value, name in classes.items()], 12)
         assumptions.append(f"{listed}; --classes, --colors, --ignore or, in the config, {key} changes it")
     order = list(dict.fromkeys(classes.values()))
-    try:
-        check_classes(tuple(order))
-    except ValueError as error:
-        raise DataError([f"{error}; the masks hold {_list_values(found)}"]) from error
     void |= set() if in_color else {VOID} - classes.keys()
     table = {value: order.index(name) for value, name in classes.items()} | dict.fromkeys(void, VOID)
     first = {name: value for value, name in reversed(classes.items())}
     palette = [first[name] for name in order] if in_color else list(map(tuple, distinct_colours(len(order)).tolist()))
-    return Classes({"class_names": order, "palette": palette, key: table}, assumptions)
+    return {"class_names": order, "palette": palette, key: table}, assumptions
 
 
 def _refuse_unknown_colors(masks: Mapping[str, Mapping[Value, int]], colors: Mapping[Color, str]) -> None:

@@ -120,9 +120,7 @@ def _number_classes(annotations: Annotations, classes: Sequence[str] | None) -> 
     used = {shape.category for shapes in annotations.shapes.values() for shape in shapes}
     if unnamed := sorted(used - set(names)):
         raise DataError([f"the categories {name_some(unnamed)} are not in --classes {' '.join(names)}; add them"])
-    if len(set(names)) < len(names):
-        raise DataError([f"a class has the same name as another: {', '.join(names)}; rename one"])
-    names = [BACKGROUND, *(name for name in names if name != BACKGROUND)]
+    names = list(dict.fromkeys([BACKGROUND, *names]))
     if len(names) > OUTSIDE:
         raise DataError([f"{len(names)} classes; expected at most {OUTSIDE}"])
     return names
@@ -142,8 +140,6 @@ def as_corners(numbers: Any) -> np.ndarray:
         corners = corners[:-1]
     if len(corners) < 3:
         raise ValueError(f"it has {len(corners)} corners; expected three or more")
-    if not np.isfinite(corners).all():
-        raise ValueError("a corner is not finite")
     return corners
 
 
@@ -154,7 +150,7 @@ def rasterize(corners: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         ValueError: a corner lies outside the image by more than half a pixel, or the polygon crosses itself.
     """
     height, width = size
-    outside = ((corners < -MARGIN) | (corners > np.array([width, height]) + MARGIN)).any(1)
+    outside = ~((corners >= -MARGIN) & (corners <= np.array([width, height]) + MARGIN)).all(1)  # or not a number
     if outside.any():
         x, y = corners[outside][0]
         raise ValueError(f"its corner ({x:g}, {y:g}) is outside the image of {width} x {height} (W x H)")

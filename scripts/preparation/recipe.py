@@ -6,7 +6,7 @@ from pathlib import Path
 from pprint import pformat
 from statistics import median_low
 from textwrap import indent
-from typing import Any, NamedTuple
+from typing import Any
 
 METHODS = Path(__file__).resolve().parents[2] / "configs/_base_/methods"
 LARGEST_CROP = 512  # pixels a side
@@ -44,19 +44,10 @@ distill = dict(logit=4.0)
 """
 
 
-class Recipe(NamedTuple):
-    """What fills the configs, and why, in sentences."""
+def choose_recipe(sizes: Sequence[tuple[int, int]], weights: Path = Path()) -> tuple[dict[str, Any], list[str]]:
+    """What fills the configs for training images of these sizes (H, W in pixels), and why, in sentences.
 
-    values: dict[str, Any]
-    choices: list[str]
-
-
-def choose_recipe(sizes: Sequence[tuple[int, int]], weights: Path = Path()) -> Recipe:
-    """A recipe for training images of these sizes (H, W in pixels).
-
-    Args:
-        sizes: of each training image.
-        weights: the folder that holds ``pretrained/``, where ImageNet weights are used if they are there.
+    ``weights`` is the folder that holds ``pretrained/``; ImageNet weights are used where they are there.
     """
     height, width = (median_low(sides) for sides in zip(*sizes, strict=True))
     crop = (min(height, LARGEST_CROP), min(width, LARGEST_CROP))
@@ -82,21 +73,21 @@ def choose_recipe(sizes: Sequence[tuple[int, int]], weights: Path = Path()) -> R
         stride = tuple(side * 2 // 3 for side in crop)
         values["windows"] = f', mode="slide", crop_size={crop}, stride={stride}'
         choices.append("large images are evaluated in windows of the crop's size: eval.mode")
-    return Recipe(values, choices)
+    return values, choices
 
 
-def write_configs(recipe: Recipe, data: Mapping[str, Any], name: str, folder: Path) -> None:
+def write_configs(recipe: Mapping[str, Any], data: Mapping[str, Any], name: str, folder: Path) -> None:
     """Writes student.py, teacher.py and hmkd.py to a folder, which must be there.
 
     Args:
-        recipe: what was chosen.
+        recipe: as ``choose_recipe`` returns.
         data: the keys of the data section that say which data.
         name: of the data, and of the folder in work_dirs where hmkd.py finds the teacher's weights.
         folder: of the configs.
     """
-    data = {**data, "crop_size": recipe.values["crop_size"]}
+    data = {**data, "crop_size": recipe["crop_size"]}
     entries = [f"{key}={pformat(value, width=108, compact=True, sort_dicts=False)}" for key, value in data.items()]
-    values = {**recipe.values, "name": name, "root": data["root"], "data": indent(",\n".join(entries), "    ")}
+    values = {**recipe, "name": name, "root": data["root"], "data": indent(",\n".join(entries), "    ")}
     values["method"] = Path(os.path.relpath(METHODS / "hmkd.py", folder)).as_posix()
     for file, text in {"student": STUDENT_CONFIG, "teacher": TEACHER_CONFIG, "hmkd": HMKD_CONFIG}.items():
         (folder / f"{file}.py").write_text(text.format(**values), encoding="utf-8")

@@ -146,6 +146,18 @@ def test_masks_from_which_nothing_can_be_learned_leave_nothing_behind(capsys):
     assert "no mIoU can be measured" in refused(capsys)
 
 
+def test_one_class_alone_is_refused(capsys):
+    folder(mask=halves(0, 255))
+    assert "only the class 'class_0'" in refused(capsys, "--ignore", "255")
+
+
+def test_an_unlabelled_image_that_is_cut_off_is_refused(capsys):
+    folder()
+    damaged = image(Path("data/mine/more/x.png"), 99)
+    damaged.write_bytes(damaged.read_bytes()[:-40])
+    assert "more/x.png cannot be decoded" in refused(capsys, "--unlabelled", "more/*")
+
+
 def test_every_problem_is_named_and_counted(capsys):
     folder()
     for name in NAMES[:3]:

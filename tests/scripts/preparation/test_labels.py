@@ -42,18 +42,17 @@ def refused(root, *masks, **options):
 def test_ids_become_classes_and_255_is_void(tmp_path):
     mask = halves(3, 7)
     mask[0] = 255
-    found = classes(tmp_path, mask)
-    assert found.options["class_names"] == ["class_3", "class_7"]
-    assert found.options["id_table"] == {3: 0, 7: 1, 255: 255}
-    assert any("--classes" in text for text in found.assumptions)
-    assert any(text.startswith("255 in the masks is void") for text in found.assumptions)
+    options, assumptions = classes(tmp_path, mask)
+    assert options["class_names"] == ["class_3", "class_7"]
+    assert options["id_table"] == {3: 0, 7: 1, 255: 255}
+    assert any("--classes" in text for text in assumptions)
+    assert any(text.startswith("255 in the masks is void") for text in assumptions)
 
 
 def test_masks_of_0_and_255_alone_hold_two_classes(tmp_path):
-    found = classes(tmp_path, halves(0, 255), names=["grass", "road"])
-    assert found.options["id_table"] == {0: 0, 255: 1}
-    assert any("--ignore 255" in text for text in found.assumptions)
-    assert "only the class" in refused(tmp_path, halves(0, 255), ignore=["255"])
+    options, assumptions = classes(tmp_path, halves(0, 255), names=["grass", "road"])
+    assert options["id_table"] == {0: 0, 255: 1}
+    assert any("--ignore 255" in text for text in assumptions)
 
 
 @pytest.mark.parametrize(
@@ -68,21 +67,21 @@ def test_every_form_of_ids_is_read_exactly(tmp_path, mask, table):
     if isinstance(mask, Image.Image):
         mask = Image.fromarray(halves(2, 5))
         mask.putpalette([9, 9, 9] * 256)
-    assert classes(tmp_path, mask).options["id_table"] == table
+    assert classes(tmp_path, mask)[0]["id_table"] == table
 
 
 def test_names_stand_for_the_ids_from_0_on_or_for_those_found(tmp_path):
-    assert classes(tmp_path, halves(0, 2), names=["a", "b", "c"]).options["id_table"] == {0: 0, 1: 1, 2: 2, 255: 255}
-    found = classes(tmp_path, halves(7, 9), names=["a", "b"])
-    assert found.options["id_table"] == {7: 0, 9: 1, 255: 255}
-    assert any("7 = a, 9 = b" in text for text in found.assumptions)
+    assert classes(tmp_path, halves(0, 2), names=["a", "b", "c"])[0]["id_table"] == {0: 0, 1: 1, 2: 2, 255: 255}
+    options, assumptions = classes(tmp_path, halves(7, 9), names=["a", "b"])
+    assert options["id_table"] == {7: 0, 9: 1, 255: 255}
+    assert any("7 = a, 9 = b" in text for text in assumptions)
     assert "3 classes are named, and the masks hold 2" in refused(tmp_path, halves(7, 9), names=["a", "b", "c"])
 
 
 def test_ignored_ids_are_void(tmp_path):
     mask = halves(0, 1)
     mask[:5] = 2
-    assert classes(tmp_path, mask, ignore=["0"], names=["a", "b"]).options["id_table"] == {1: 0, 2: 1, 0: 255, 255: 255}
+    assert classes(tmp_path, mask, ignore=["0"], names=["a", "b"])[0]["id_table"] == {1: 0, 2: 1, 0: 255, 255: 255}
     assert "--ignore 9: expected one of 0, 1" in refused(tmp_path, halves(), ignore=["9"])
 
 
@@ -93,16 +92,16 @@ def test_ignored_ids_are_void(tmp_path):
      "Road:255,0,0::\nGrass:0,255,0::\nignore:0,0,0::\n"],
 )  # fmt: skip
 def test_each_form_of_a_colour_file_names_the_classes(tmp_path, text):
-    found = classes(tmp_path, colored(RED, GREEN), colors=text)
-    assert found.options["class_names"] == ["Road", "Grass"]
-    assert found.options["color_table"] == {RED: 0, GREEN: 1, BLACK: 255}
-    assert found.options["palette"] == [RED, GREEN]
+    options, _ = classes(tmp_path, colored(RED, GREEN), colors=text)
+    assert options["class_names"] == ["Road", "Grass"]
+    assert options["color_table"] == {RED: 0, GREEN: 1, BLACK: 255}
+    assert options["palette"] == [RED, GREEN]
 
 
 def test_two_colours_of_one_name_are_one_class(tmp_path):
-    found = classes(tmp_path, colored(RED, GREEN, BLACK, BLACK), colors="255 0 0 car\n0 255 0 car\n0 0 0 road\n")
-    assert found.options["color_table"] == {RED: 0, GREEN: 0, BLACK: 1}
-    assert found.options["palette"] == [RED, BLACK]
+    options, _ = classes(tmp_path, colored(RED, GREEN, BLACK, BLACK), colors="255 0 0 car\n0 255 0 car\n0 0 0 road\n")
+    assert options["color_table"] == {RED: 0, GREEN: 0, BLACK: 1}
+    assert options["palette"] == [RED, BLACK]
 
 
 def test_a_colour_that_the_file_does_not_name_is_named_with_the_mask(tmp_path):
@@ -112,16 +111,16 @@ def test_a_colour_that_the_file_does_not_name_is_named_with_the_mask(tmp_path):
 
 
 def test_without_a_file_each_colour_is_a_class_and_it_is_said(tmp_path):
-    found = classes(tmp_path, colored(RED, GREEN))
-    assert found.options["color_table"] == {GREEN: 0, RED: 1}
-    assert "--colors" in found.assumptions[0]
-    assert classes(tmp_path, colored(RED, GREEN, BLACK, BLACK), ignore=["0,0,0"]).options["color_table"][BLACK] == 255
+    options, assumptions = classes(tmp_path, colored(RED, GREEN))
+    assert options["color_table"] == {GREEN: 0, RED: 1}
+    assert "--colors" in assumptions[0]
+    assert classes(tmp_path, colored(RED, GREEN, BLACK, BLACK), ignore=["0,0,0"])[0]["color_table"][BLACK] == 255
     noise = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
     assert "too many to take each for a class" in refused(tmp_path, noise)
 
 
 def test_a_colour_file_names_ids_by_its_lines(tmp_path):
-    assert classes(tmp_path, halves(), colors="0 0 0 sky\n9 9 9 tree\n").options["class_names"] == ["sky", "tree"]
+    assert classes(tmp_path, halves(), colors="0 0 0 sky\n9 9 9 tree\n")[0]["class_names"] == ["sky", "tree"]
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from utils.config import load_config
 
 def written(folder, sizes):
     """The three configs for images of these sizes, and the sentences."""
-    recipe = choose_recipe(sizes, folder)
+    recipe, choices = choose_recipe(sizes, folder)
     write_configs(recipe, {"type": "list", "root": "data/x", "class_names": ["a", "b"]}, "x", folder)
-    return {n: load_config(folder / f"{n}.py", Experiment) for n in ("student", "teacher", "hmkd")}, recipe.choices
+    return {n: load_config(folder / f"{n}.py", Experiment) for n in ("student", "teacher", "hmkd")}, choices
 
 
 @pytest.mark.parametrize(
