@@ -36,13 +36,11 @@ from utils.visualize import overlay, panel, write_png
 
 EXAMPLES = """\
 examples:
-  python scripts/prepare_data.py data/mine
-      masks in data/mine/masks, or another usual layout (docs/your_data.md lists them)
+  python scripts/prepare_data.py data/mine    # masks in data/mine/masks, or another layout of docs/your_data.md
   python scripts/prepare_data.py data/mine --images 'img/**/*.jpg' --labels 'mask/{folder}/{stem}_lbl.png'
       {stem}: an image's name without suffix; {folder}: its folder below img
   python scripts/prepare_data.py data/mine --colors label_colors.txt --ignore Void
   python scripts/prepare_data.py data/mine --to-masks
-      data/mine/masks from COCO JSON, labelme JSON or YOLO polygons
   python scripts/prepare_data.py cityscapes data/cityscapes
 """
 SHOWN, COLUMNS = 12, 3  # samples in the picture
@@ -80,29 +78,29 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     args.name = args.name or re.sub(r"[^\w.-]+", "_", args.folder.resolve().name)
     if not re.fullmatch(r"[\w.-]+", args.name):
         parser.error(f"--name {args.name}: expected letters, digits, '_', '-' and '.'")
+    args.configs = Path("configs") / args.name
     return args
 
 
 def make_masks(args: argparse.Namespace) -> None:
     """Writes the masks of polygons, and prints the next command."""
-    written = write_masks(args.folder, args.classes)
-    print(f"{args.folder}: {written.count} masks of {written.format} in {args.folder / FOLDER}")
-    print(f"classes: {', '.join(f'{index} = {name}' for index, name in enumerate(written.classes))} (--classes)")
+    kind, count, classes = write_masks(args.folder, args.classes)
+    print(f"{args.folder}: {count} masks of {kind} in {args.folder / FOLDER}")
+    print(f"classes: {', '.join(f'{index} = {name}' for index, name in enumerate(classes))} (--classes)")
     print("where objects overlap, the smaller is on top; pixels of no object are background")
     print(f"next:\n  python scripts/prepare_data.py {args.folder} --colors {args.folder / FOLDER / COLORS}")
 
 
 def prepare(args: argparse.Namespace) -> None:
     """Finds, reads and writes all. Raises DataError if something is wrong with the folder; then nothing is written."""
-    lists = {split: args.folder / f"{args.name}_{split}.txt" for split in ("train", "val", "test", "unlabelled")}
-    configs = Path("configs") / args.name
-    if existing := [str(path) for path in (*lists.values(), configs) if path.exists()]:
+    outputs = [list_path(args, split) for split in ("train", "val", "test", "unlabelled")] + [args.configs]
+    if existing := [str(path) for path in outputs if path.exists()]:
         raise DataError([f"{', '.join(existing)} exists, and nothing is overwritten; --name gives another name"])
     colors = None if args.colors is None else read_colors(args.colors)
     found = find_pairs(args.folder, args.images, args.labels, args.unlabelled)
     splits, how = divide(args.folder, found.pairs, args.val, args.seed)
     if found.unlabelled:
-        splits = {**splits, "unlabelled": [Pair(image, None) for image in found.unlabelled]}
+        splits["unlabelled"] = [Pair(image, None) for image in found.unlabelled]
     samples = read_samples(args.folder, [pair for pairs in splits.values() for pair in pairs])
     if leaked := find_copies(splits["val"], splits.get("unlabelled", []), samples):
         raise DataError(
@@ -118,27 +116,28 @@ def prepare(args: argparse.Namespace) -> None:
     print(f"pairs: {image} with {label} and so on; --images and --labels change it")
     if found.unused:
         print(f"not used: {len(found.unused)} other pictures: {name_some(found.unused)}")
-    print(how)
-    print("".join(f"classes: {text}\n" for text in assumptions), end="")
-    print("".join(f"recipe: {text}\n" for text in choices), end="")
-    lists = {split: lists[split] for split in splits}
+    print("\n".join([how, *(f"classes: {text}" for text in assumptions), *(f"recipe: {text}" for text in choices)]))
     try:
-        write_all(args, splits, lists, configs, recipe, options)
+        write_all(args, splits, recipe, options)
     except BaseException:
-        for path in lists.values():
+        for path in outputs[:-1]:
             path.unlink(missing_ok=True)
-        shutil.rmtree(configs, ignore_errors=True)
+        shutil.rmtree(args.configs, ignore_errors=True)
         raise
     if copies := find_copies(splits["val"], splits["train"], samples):
         twice = f"{len(copies)} images of train are also in val: {name_some(copies)}"
         print(f"warning: {twice}; move one of each away", file=sys.stderr)
-    print(f"wrote {', '.join(map(str, lists.values()))}, {configs}/student.py, teacher.py, hmkd.py")
-    if "unlabelled" in lists:
-        keys = f"data.unlabelled={lists['unlabelled'].name} train.unlabelled_batch={BATCH}"
+    print(f"wrote {', '.join(str(path) for path in outputs if path.exists())}")
+    if found.unlabelled:
+        keys = f"data.unlabelled={list_path(args, 'unlabelled').name} train.unlabelled_batch={BATCH}"
         print(f"to learn from the images without labels: --cfg-options {keys} with hmkd.py")
-    print(f"look at {configs}/samples.png: are the classes right?\nnext:")
+    print(f"look at {args.configs}/samples.png: are the classes right?\nnext:")
     for run in ("student", "teacher", "hmkd"):
-        print(f"  python train_kd.py {configs}/{run}.py --work-dir work_dirs/{args.name}/{run}")
+        print(f"  python train_kd.py {args.configs}/{run}.py --work-dir work_dirs/{args.name}/{run}")
+
+
+def list_path(args: argparse.Namespace, split: str) -> Path:
+    return args.folder / f"{args.name}_{split}.txt"
 
 
 def find_copies(val: Sequence[Pair], others: Sequence[Pair], samples: Mapping[Pair, Sample]) -> list[str]:
@@ -149,27 +148,23 @@ def find_copies(val: Sequence[Pair], others: Sequence[Pair], samples: Mapping[Pa
 
 
 def write_all(
-    args: argparse.Namespace,
-    splits: Mapping[str, Sequence[Pair]],
-    lists: Mapping[str, Path],
-    configs: Path,
-    recipe: Mapping[str, Any],
-    options: Mapping[str, Any],
+    args: argparse.Namespace, splits: Mapping[str, Sequence[Pair]], recipe: Mapping[str, Any], options: dict[str, Any]
 ) -> None:
     """Writes lists, configs and picture, and checks them as training reads them, with tables of what they hold."""
     for split, pairs in splits.items():
-        lists[split].write_text("".join(f"{list_line(*pair)}\n" for pair in pairs), encoding="utf-8")
-    names = {f"{split}_list": path.name for split, path in lists.items() if split != "unlabelled"}
-    configs.mkdir(parents=True)
-    write_configs(recipe, {"type": "list", "root": args.folder.as_posix(), **names, **options}, args.name, configs)
-    problems = prepare_lists.check_config(str(configs / "student.py"), [])
+        list_path(args, split).write_text("".join(f"{list_line(*pair)}\n" for pair in pairs), encoding="utf-8")
+    names = {f"{split}_list": list_path(args, split).name for split in splits if split != "unlabelled"}
+    args.configs.mkdir(parents=True)
+    write_configs(recipe, {"type": "list", "root": args.folder.as_posix(), **names, **options}, args.name, args.configs)
+    problems = prepare_lists.check_config(str(args.configs / "student.py"), [])
     build = partial(build_dataset, "list", args.folder, **options)
-    if "unlabelled" in lists:
-        problems += prepare_lists.check_split("unlabelled", partial(build, lists["unlabelled"].name)).problems
+    if "unlabelled" in splits:
+        build_unlabelled = partial(build, list_path(args, "unlabelled").name)
+        problems += prepare_lists.check_split("unlabelled", build_unlabelled).problems
     if problems:
         flag = "give --image-range, which sets data.image_range="
         raise DataError([problem.replace("set data.image_range=", flag) for problem in problems])
-    write_png(configs / "samples.png", draw_samples(build(lists["train"].name), args.seed))
+    write_png(args.configs / "samples.png", draw_samples(build(list_path(args, "train").name), args.seed))
 
 
 def draw_samples(dataset: SegDataset, seed: int) -> np.ndarray:

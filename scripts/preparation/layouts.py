@@ -34,14 +34,13 @@ def find_lists(name: str, root: Path) -> tuple[dict[str, list[str]], list[str]]:
     problems: list[str] = []
     lines = {}
     for split, (images, labels) in FINDERS[name](root, problems).items():
-        if labels is not None:
-            problems += [f"{images[key]}: has no label" for key in sorted(images.keys() - labels.keys())]
-            problems += [f"{labels[key]}: has no image" for key in sorted(labels.keys() - images.keys())]
-            images = {key: path for key, path in images.items() if key in labels}
-        lines[split] = [
-            list_line(*(str(files[key].relative_to(root)) for files in (images, labels) if files is not None))
-            for key in images
-        ]
+        if labels is None:
+            lines[split] = [list_line(path.relative_to(root).as_posix()) for path in images.values()]
+            continue
+        problems += [f"{images[key]}: has no label" for key in sorted(images.keys() - labels.keys())]
+        problems += [f"{labels[key]}: has no image" for key in sorted(labels.keys() - images.keys())]
+        pairs = [(images[key].relative_to(root), labels[key].relative_to(root)) for key in images if key in labels]
+        lines[split] = [list_line(image.as_posix(), label.as_posix()) for image, label in pairs]
     return lines, problems
 
 
@@ -59,11 +58,12 @@ def list_line(image: str, label: str | None = None) -> str:
 
 def find_cityscapes(root: Path, problems: list[str]) -> Splits:
     """Pairs leftImg8bit with gtFine. The public labels of the test set are empty, so its lines have only the image."""
-    images, labels = "leftImg8bit/{}/*/*_leftImg8bit.png", "gtFine/{}/*/*_gtFine_label%s.png"
-    found = _find_splits(root, images, labels % "TrainIds", COUNTS["cityscapes"])
-    for split in found:  # where both kinds of labels exist, labelIds are used
-        found[split][1].update(_by_name(root, (labels % "Ids").format(split)))
-    return found | {"test": (found["test"][0], None)}
+    images, labels = "leftImg8bit/{}/*/*_leftImg8bit.png", "gtFine/{}/*/*_gtFine_labelIds.png"
+    found = _find_splits(root, images, labels, COUNTS["cityscapes"])
+    others = _find_splits(root, images, labels.replace("Ids", "TrainIds"), COUNTS["cityscapes"])
+    # Where both kinds of labels exist, labelIds are used.
+    paired = {split: (pictures, others[split][1] | ids) for split, (pictures, ids) in found.items()}
+    return paired | {"test": (found["test"][0], None)}
 
 
 def find_camvid(root: Path, problems: list[str]) -> Splits:
@@ -134,9 +134,9 @@ def find_voc(root: Path, problems: list[str]) -> Splits:
 
 def find_coco_stuff(root: Path, problems: list[str]) -> Splits:
     """COCO's archives of images and the one of pixelmaps."""
-    images, labels = (
-        ("images", "annotations") if (root / "annotations").is_dir() else (".", "stuffthingmaps_trainval2017")
-    )
+    images, labels = ".", "stuffthingmaps_trainval2017"
+    if (root / "annotations").is_dir():
+        images, labels = "images", "annotations"
     # Not the files *_labelTrainIds.png that mmsegmentation puts beside the pixelmaps.
     numbered = "[0-9]" * 12 + ".png"
     return _find_splits(root, f"{images}/{{}}2017/*.jpg", f"{labels}/{{}}2017/{numbered}", COUNTS["coco_stuff"])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -25,19 +25,14 @@ FOLDER, COLORS = "masks", "colors.txt"
 MARGIN = 0.5  # pixels that a corner may lie outside the image, where annotation tools round
 
 
-class Written(NamedTuple):
-    format: str
-    count: int
-    classes: list[str]
-
-
-def write_masks(root: Path, classes: Sequence[str] | None = None) -> Written:
+def write_masks(root: Path, classes: Sequence[str] | None = None) -> tuple[str, int, list[str]]:
     """Writes ``masks/`` in a folder: for each annotated image a PNG of ids, and ``colors.txt``. All or nothing.
 
-    Pixels of no object are background, id 0; the classes are 1, 2, ... Where objects overlap, the smaller is on top; of
-    two of the same size, the later in the file.
+    Pixels of no object are background, id 0; the classes are 1, 2, ... in the order of ``classes`` (None: the file's).
+    Where objects overlap, the smaller is on top; of two of the same size, the later in the file.
 
-    ``classes`` are names in the order of their ids; None: the file's.
+    Returns:
+        The format of the annotations, the number of masks, and the names of the classes with background.
 
     Raises:
         DataError: the masks are there already, or an annotation is wrong; names all that are.
@@ -70,7 +65,7 @@ def write_masks(root: Path, classes: Sequence[str] | None = None) -> Written:
         lines = [f"{red} {green} {blue} {name}\n" for (red, green, blue), name in zip(palette, names, strict=True)]
         (drafts / COLORS).write_text("".join(lines), encoding="utf-8")
         drafts.replace(target)
-    return Written(annotations.format, len(annotations.shapes), names)
+    return annotations.format, len(annotations.shapes), names
 
 
 def draw_mask(size: tuple[int, int], shapes: Sequence[Shape], names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
