@@ -120,18 +120,14 @@ def _check_size(path: Path, height: int | None, width: int | None) -> list[str]:
 
 def _read_coco(root: Path, documents: dict[str, dict], images: Mapping[str, list[str]]) -> Annotations:
     found = Annotations("COCO JSON")
-    categories: dict[int, str] = {}
+    categories = set()
     for name, document in documents.items():
         names = {entry["id"]: entry["name"] for entry in document["categories"]}
-        found.problems += [
-            f"{name}: category {key} is {names[key]!r}, and {categories[key]!r} in another file; make them agree"
-            for key in names.keys() & categories.keys()
-            if names[key] != categories[key]
-        ]
-        categories |= names
-        paths = {entry["id"]: _locate(entry["file_name"], name, images, found.problems) for entry in document["images"]}
+        categories |= set(names.items())
+        paths = {}
         for entry in document["images"]:
-            if (image := paths[entry["id"]]) is not None:
+            image = paths[entry["id"]] = _locate(entry["file_name"], name, images, found.problems)
+            if image is not None:
                 found.shapes.setdefault(image, [])
                 found.problems += _check_size(root / image, entry.get("height"), entry.get("width"))
         for entry in document["annotations"]:
@@ -140,7 +136,7 @@ def _read_coco(root: Path, documents: dict[str, dict], images: Mapping[str, list
                 found.problems.append(f"{source} has the category {entry['category_id']}, which has no name")
             elif image is not None:
                 found.shapes[image].append(Shape(source, names[entry["category_id"]], entry.get("segmentation")))
-    found.categories = [categories[key] for key in sorted(categories)]
+    found.categories = list(dict.fromkeys(name for _, name in sorted(categories)))
     return found
 
 
@@ -194,8 +190,6 @@ def _read_yolo(root: Path, files: dict[str, str], classes: Sequence[str] | None)
                 continue
             if not 0 <= index < len(found.categories):
                 found.problems.append(f"{source}: class {index}; expected 0..{len(found.categories) - 1}")
-            elif len(numbers) == 4:
-                found.problems.append(f"{source}: a box; expected a polygon of three corners or more")
             else:
                 polygon = [value * (height if place % 2 else width) for place, value in enumerate(numbers)]
                 found.shapes[image].append(Shape(source, found.categories[index], [polygon]))

@@ -132,6 +132,14 @@ def test_a_coco_file_a_split_finds_its_own_images(tmp_path):
     assert [read(tmp_path / f"masks/{split}/a.png").sum() for split in ("train", "val")] == [100, 4]
 
 
+def test_coco_files_that_number_their_categories_differently_agree_by_name(tmp_path):
+    coco(tmp_path, [polygon(BOX, 20)], "annotations/train.json", "images/train/a.png")
+    swapped = [{"id": 30, "name": "road"}, {"id": 20, "name": "car"}]
+    coco(tmp_path, [polygon(BOX, 30)], "annotations/val.json", "images/val/a.png", categories=swapped)
+    assert write_masks(tmp_path)[2] == ["background", "car", "road"]
+    assert [read(tmp_path / f"masks/{split}/a.png").max() for split in ("train", "val")] == [2, 2]
+
+
 def test_a_coco_file_among_its_images(tmp_path):
     for split in ("train", "valid"):
         coco(tmp_path, [polygon(BOX)], f"{split}/_annotations.coco.json", f"{split}/a.png")
@@ -173,7 +181,7 @@ def test_yolo_needs_names_for_its_numbers(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("0 0.5 0.5 0.2 0.2", "labels/a.txt:2: a box"),
+        ("0 0.5 0.5 0.2 0.2", "labels/a.txt:2 (road): it has 2 corners; expected three or more"),
         ("5 0 0 0 1 1 1", "labels/a.txt:2: class 5; expected 0..1"),
         ("road 0 0", "expected 'class x y x y x y ...'"),
         ("0 0 0 0 1 1 1.2", "labels/a.txt:2 (road): its corner (20, 19.2) is outside the image of 20 x 16"),
