@@ -165,13 +165,11 @@ def check_labels(splits: Mapping[str, Split], default_table: bool) -> list[str]:
         return problems
     dataset = next(iter(shown.values())).dataset
     names = dataset.class_names
-    census = {
-        name: add_up([sample.counts for sample in split.samples if sample.counts is not None], dataset.num_classes)
-        for name, split in shown.items()
-    }
-    values = {
-        name: sum((Counter(sample.values) for sample in split.samples), Counter()) for name, split in shown.items()
-    }
+    census, values = {}, {}
+    for name, split in shown.items():
+        counts = [sample.counts for sample in split.samples if sample.counts is not None]
+        census[name] = add_up(counts, dataset.num_classes)
+        values[name] = sum((Counter(sample.values) for sample in split.samples), Counter())
     if any(values.values()):
         print(f"\n{value_table(values, names, VALUES_SHOWN)}")
     print(f"\n{census_table(census, names)}")
