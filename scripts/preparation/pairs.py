@@ -88,16 +88,20 @@ def find_pairs(
         raise DataError([f"{root} holds {len(pictures)} images, and no mask was found; {BY_HAND}{polygons}"])
     free = sorted(allowed - {pair.image for pair in labelled} - of_labels.keys())
     places, splits = ({function(pair.image) for pair in labelled} for function in (_place, split_of))
-    alone = {pair for pair in pairs if pair.label is None and pair.image not in allowed}
-    secret = {pair for pair in alone if "train" in splits and split_of(pair.image) == "test"}
-    if lonely := sorted(pair.image for pair in alone - secret if images is not None or _place(pair.image) in places):
+    alone = sorted({pair.image for pair in pairs if pair.label is None} - allowed)
+    secret = [image for image in alone if "train" in splits and split_of(image) == "test"]
+    # With patterns all images count; without them those of a split, and those in the folders of images with a mask.
+    counted = [
+        name for name in alone if images is not None or split_of(name) in ("train", "val") or _place(name) in places
+    ]
+    if lonely := sorted(set(counted) - set(secret)):
         problems.append(
             f"{len(lonely)} images have no mask: {name_some(lonely)}; add the masks, move the images away, or name "
             "them by --unlabelled to use them without labels"
         )
     if problems:
         raise DataError(problems)
-    pairs = sorted([*labelled, *secret])
+    pairs = sorted([*labelled, *(Pair(image, None) for image in secret)])
     return Found(pairs, free, sorted(pictures - {name for pair in pairs for name in pair} - set(free)))
 
 

@@ -108,6 +108,13 @@ def test_what_has_no_partner_is_named(tmp_path):
     assert found.unlabelled == ["images/c.png"]
 
 
+def test_a_val_set_without_masks_is_refused(tmp_path):
+    masked(tmp_path, "train/images/{}.png", "train/masks/{}.png", NAMES)
+    image(tmp_path / "val/images/c.png")
+    assert "1 images have no mask: val/images/c.png" in problems(tmp_path)[0]
+    assert find_pairs(tmp_path, unlabelled=["val/**/*.png"]).unlabelled == ["val/images/c.png"]
+
+
 def test_a_test_set_may_have_no_masks(tmp_path):
     masked(tmp_path, "train/images/{}.png", "train/masks/{}.png", NAMES)
     masked(tmp_path, "test/images/{}.png", "test/masks/{}.png", NAMES)
