@@ -67,7 +67,10 @@ def read_list(root: str | Path, list_file: str | Path) -> list[tuple[str, str | 
             )
         for name in fields:
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-                raise ValueError(f"{path}:{number}: {name!r} leads out of the data root; expected a path inside {root}")
+                raise ValueError(
+                    f"{path}:{number}: {name!r} leads out of the data root; expected a path inside "
+                    f"{root} (python scripts/prepare_lists.py rewrites the lists of CamVid that SegNet published)"
+                )
         pairs.append((fields[0], fields[1] if len(fields) == 2 else None))
     if not pairs:
         raise ValueError(f"list file {path} is empty; expected one 'image label' a line")

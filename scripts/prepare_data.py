@@ -10,8 +10,12 @@ import argparse
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 if not __package__:  # run as a file: the repository's root is not on the import path
     from _as_module import restart_as_module
@@ -19,67 +23,53 @@ if not __package__:  # run as a file: the repository's root is not on the import
     restart_as_module(__file__)
 
 from datasets import build_dataset
+from datasets.base import SegDataset
 from scripts import prepare_lists
-from scripts.preparation.colors import read_colors
-from scripts.preparation.labels import Classes, Sample, decide_classes, read_samples
+from scripts.preparation.labels import Sample, decide_classes, read_colors, read_samples
+from scripts.preparation.layouts import list_line
 from scripts.preparation.masks import COLORS, FOLDER, write_masks
-from scripts.preparation.pairs import Found, Pair, find_pairs
-from scripts.preparation.problems import DataError, name_some
-from scripts.preparation.recipe import BATCH, Recipe, choose_recipe, write_configs
-from scripts.preparation.samples import draw_samples
-from scripts.preparation.splits import Division, divide
-from utils.visualize import write_png
+from scripts.preparation.pairs import Pair, find_pairs
+from scripts.preparation.problems import DataError, name_some, report_problems
+from scripts.preparation.recipe import BATCH, choose_recipe, write_configs
+from scripts.preparation.splits import divide
+from utils.visualize import overlay, panel, write_png
 
 EXAMPLES = """\
 examples:
-  python scripts/prepare_data.py data/mine
-      masks in data/mine/masks, or another usual layout (docs/your_data.md lists them)
+  python scripts/prepare_data.py data/mine    # masks in data/mine/masks, or another layout of docs/your_data.md
   python scripts/prepare_data.py data/mine --images 'img/**/*.jpg' --labels 'mask/{folder}/{stem}_lbl.png'
       {stem}: an image's name without suffix; {folder}: its folder below img
   python scripts/prepare_data.py data/mine --colors label_colors.txt --ignore Void
   python scripts/prepare_data.py data/mine --to-masks
-      data/mine/masks from COCO JSON, labelme JSON or YOLO polygons
   python scripts/prepare_data.py cityscapes data/cityscapes
 """
-SHOWN = 20  # problems printed
+SHOWN, COLUMNS = 12, 3  # samples in the picture
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "prepare_data.py", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("known", nargs="?", metavar="DATASET", help="a known data set, as prepare_lists.py names it")
-    parser.add_argument("folder", type=Path, metavar="FOLDER")
-    parser.add_argument("--images", metavar="PATTERN", help="images, below FOLDER (default: the usual layouts)")
-    parser.add_argument("--labels", metavar="PATTERN", help="mask of an image, with {stem} and perhaps {folder}")
-    parser.add_argument("--exclude", nargs="+", default=[], metavar="PATTERN", help="files to leave out")
-    parser.add_argument(
-        "--unlabelled", nargs="+", default=[], metavar="PATTERN",
-        help="images that need no mask; those without one go to NAME_unlabelled.txt",
-    )  # fmt: skip
-    parser.add_argument("--val", type=float, default=0.2, metavar="SHARE", help="of the images, for val (default 0.2)")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the random split (default 0)")
-    parser.add_argument("--name", help="of the data (default: the folder's name)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the configs (default: configs/NAME)")
+    add = parser.add_argument
+    add("known", nargs="?", metavar="DATASET", help="a known data set, as prepare_lists.py names it")
+    add("folder", type=Path, metavar="FOLDER")
+    add("--images", metavar="PATTERN", help="images, below FOLDER (default: the usual layouts)")
+    add("--labels", metavar="PATTERN", help="mask of an image, with {stem} and perhaps {folder}/")
+    add("--unlabelled", nargs="+", default=[], metavar="PATTERN", help="images that need no mask")
+    add("--val", type=float, default=0.2, metavar="SHARE", help="of the images, for val (default 0.2)")
+    add("--seed", type=int, default=0, metavar="S", help="of the random split (default 0)")
+    add("--name", help="of the data (default: the folder's name)")
     named = parser.add_mutually_exclusive_group()
     named.add_argument("--classes", nargs="+", metavar="NAME", help="of the classes, in the order of their values")
     named.add_argument("--colors", type=Path, metavar="FILE", help="lines 'R G B name' or 'name: R, G, B'")
-    parser.add_argument(
-        "--ignore",
-        nargs="+",
-        default=[],
-        metavar="VALUE",
-        help="ids, colours (R,G,B) or names in the file that are void",
-    )
-    parser.add_argument(
-        "--image-range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="black and white of 16-bit images"
-    )
-    parser.add_argument("--to-masks", action="store_true", help="make FOLDER/masks of polygons, and stop")
-    arguments = sys.argv[1:] if arguments is None else arguments
+    add("--ignore", nargs="+", default=[], metavar="VALUE", help="ids, colours R,G,B or names in FILE that are void")
+    add("--image-range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="black and white of 16-bit images")
+    add("--to-masks", action="store_true", help="make FOLDER/masks of polygons, and stop")
     args = parser.parse_args(arguments)
-    if args.known and len(arguments) > 2:
+    flags = {argument.split("=")[0] for argument in arguments if argument.startswith("--")}
+    if args.known and flags:
         parser.error(f"{args.known} FOLDER takes no flags")
-    if args.to_masks and set(arguments) & {"--images", "--labels", "--exclude", "--colors", "--ignore", "--name"}:
+    if args.to_masks and flags - {"--to-masks", "--classes"}:
         parser.error("--to-masks takes FOLDER and --classes alone; the other flags are for the call after it")
     if not args.folder.is_dir():
         parser.error(f"{args.folder} is not a folder")
@@ -88,147 +78,117 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     args.name = args.name or re.sub(r"[^\w.-]+", "_", args.folder.resolve().name)
     if not re.fullmatch(r"[\w.-]+", args.name):
         parser.error(f"--name {args.name}: expected letters, digits, '_', '-' and '.'")
-    args.out = args.out or Path("configs") / args.name
+    args.configs = Path("configs") / args.name
     return args
-
-
-def prepare(args: argparse.Namespace) -> None:
-    """Finds, reads and writes all.
-
-    Raises:
-        DataError: something is wrong with the folder; nothing was written.
-    """
-    refuse_existing(args)
-    found = find_pairs(args.folder, args.images, args.labels, args.exclude, args.unlabelled)
-    division = divide(args.folder, found.pairs, args.val, args.seed)
-    pairs = [pair for part in division.splits.values() for pair in part]
-    samples = dict(zip(pairs, read_samples(args.folder, pairs, args.image_range), strict=True))
-    free = [Pair(image, None) for image in found.unlabelled]
-    notes = compare_contents(
-        division, samples, dict(zip(free, read_samples(args.folder, free, args.image_range), strict=True))
-    )
-    colors = None if args.colors is None else read_colors(args.colors)
-    classes = decide_classes(args.folder, pairs, list(samples.values()), args.classes, colors, args.ignore)
-    recipe = choose_recipe([samples[pair].size for pair in division.splits["train"]])
-    print_choices(args, found, division, classes, recipe)
-    write_all(args, found, division, classes, recipe)
-    for note in notes:
-        print(f"warning: {note}", file=sys.stderr)
 
 
 def make_masks(args: argparse.Namespace) -> None:
     """Writes the masks of polygons, and prints the next command."""
-    written = write_masks(args.folder, args.classes)
-    print(f"{args.folder}: {written.count} masks of {written.format} in {args.folder / FOLDER}")
-    print(f"classes: {', '.join(f'{index} = {name}' for index, name in enumerate(written.classes))} (--classes)")
+    kind, count, classes = write_masks(args.folder, args.classes)
+    print(f"{args.folder}: {count} masks of {kind} in {args.folder / FOLDER}")
+    print(f"classes: {', '.join(f'{index} = {name}' for index, name in enumerate(classes))} (--classes)")
     print("where objects overlap, the smaller is on top; pixels of no object are background")
     print(f"next:\n  python scripts/prepare_data.py {args.folder} --colors {args.folder / FOLDER / COLORS}")
 
 
-def refuse_existing(args: argparse.Namespace) -> None:
-    """Raises DataError if a file would be overwritten."""
-    outputs = [list_path(args, split) for split in ("train", "val", "test", "unlabelled")] + [args.out]
+def prepare(args: argparse.Namespace) -> None:
+    """Finds, reads and writes all. Raises DataError if something is wrong with the folder; then nothing is written."""
+    outputs = [list_path(args, split) for split in ("train", "val", "test", "unlabelled")] + [args.configs]
     if existing := [str(path) for path in outputs if path.exists()]:
         raise DataError([f"{', '.join(existing)} exists, and nothing is overwritten; --name gives another name"])
+    colors = None if args.colors is None else read_colors(args.colors)
+    found = find_pairs(args.folder, args.images, args.labels, args.unlabelled)
+    splits, how = divide(args.folder, found.pairs, args.val, args.seed)
+    if found.unlabelled:
+        splits["unlabelled"] = [Pair(image, None) for image in found.unlabelled]
+    samples = read_samples(args.folder, [pair for pairs in splits.values() for pair in pairs])
+    if leaked := find_copies(splits["val"], splits.get("unlabelled", []), samples):
+        raise DataError(
+            [f"{len(leaked)} unlabelled images are also in val: {name_some(leaked)}; the student would be measured on "
+             "images that taught it: move them away"]
+        )  # fmt: skip
+    options, assumptions = decide_classes(samples, args.classes, colors, args.ignore)
+    if args.image_range is not None:
+        options["image_range"] = tuple(args.image_range)
+    recipe, choices = choose_recipe([samples[pair].size for pair in splits["train"]])
+    print(f"{args.folder}: {', '.join(f'{len(pairs)} {split}' for split, pairs in splits.items())}")
+    image, label = splits["train"][0]
+    print(f"pairs: {image} with {label} and so on; --images and --labels change it")
+    if found.unused:
+        print(f"not used: {len(found.unused)} other pictures: {name_some(found.unused)}")
+    print("\n".join([how, *(f"classes: {text}" for text in assumptions), *(f"recipe: {text}" for text in choices)]))
+    try:
+        write_all(args, splits, recipe, options)
+    except BaseException:
+        for path in outputs[:-1]:
+            path.unlink(missing_ok=True)
+        shutil.rmtree(args.configs, ignore_errors=True)
+        raise
+    if copies := find_copies(splits["val"], splits["train"], samples):
+        twice = f"{len(copies)} images of train are also in val: {name_some(copies)}"
+        print(f"warning: {twice}; move one of each away", file=sys.stderr)
+    print(f"wrote {', '.join(str(path) for path in outputs if path.exists())}")
+    if found.unlabelled:
+        keys = f"data.unlabelled={list_path(args, 'unlabelled').name} train.unlabelled_batch={BATCH}"
+        print(f"to learn from the images without labels: --cfg-options {keys} with hmkd.py")
+    print(f"look at {args.configs}/samples.png: are the classes right?\nnext:")
+    for run in ("student", "teacher", "hmkd"):
+        print(f"  python train_kd.py {args.configs}/{run}.py --work-dir work_dirs/{args.name}/{run}")
 
 
 def list_path(args: argparse.Namespace, split: str) -> Path:
     return args.folder / f"{args.name}_{split}.txt"
 
 
-def compare_contents(division: Division, samples: dict[Pair, Sample], free: dict[Pair, Sample]) -> list[str]:
-    """Compares the images of val with all others by content.
-
-    Returns:
-        Which images of train are also in val.
-
-    Raises:
-        DataError: unlabelled images are also in val.
-    """
-    val = {samples[pair].digest: pair.image for pair in division.splits["val"]}
-    leaked = [f"{pair.image} = {val[sample.digest]}" for pair, sample in free.items() if sample.digest in val]
-    if leaked:
-        raise DataError(
-            [f"{len(leaked)} unlabelled images are also in val: {name_some(leaked)}; the student would be measured on "
-             "images that taught it: leave them out by --exclude"]
-        )  # fmt: skip
-    train = [(pair.image, samples[pair].digest) for pair in division.splits["train"]]
-    twice = [f"{image} = {val[digest]}" for image, digest in train if digest in val]
-    if not twice:
-        return []
-    return [f"{len(twice)} images of train are also in val: {name_some(twice)}; leave one of each out by --exclude"]
+def find_copies(val: Sequence[Pair], others: Sequence[Pair], samples: Mapping[Pair, Sample]) -> list[str]:
+    """The images of the others that are also in val, by content."""
+    known = {samples[pair].digest: pair.image for pair in val}
+    digests = [(pair.image, samples[pair].digest) for pair in others]
+    return [f"{image} = {known[digest]}" for image, digest in digests if digest in known]
 
 
-def print_choices(args: argparse.Namespace, found: Found, division: Division, classes: Classes, recipe: Recipe) -> None:
-    sizes = ", ".join(f"{len(pairs)} {split}" for split, pairs in division.splits.items())
-    print(f"{args.folder}: {sizes}" + (f", {len(found.unlabelled)} without labels" if found.unlabelled else ""))
-    print(f"pairs: {found.layout} (--images and --labels change it)")
-    if found.unused:
-        print(f"not used: {len(found.unused)} other pictures: {name_some(found.unused)}")
-    print(division.how)
-    for text in classes.assumptions:
-        print(f"classes: {text}")
-    for text in recipe.choices:
-        print(f"recipe: {text}")
+def write_all(
+    args: argparse.Namespace, splits: Mapping[str, Sequence[Pair]], recipe: Mapping[str, Any], options: dict[str, Any]
+) -> None:
+    """Writes lists, configs and picture, and checks them as training reads them, with tables of what they hold."""
+    for split, pairs in splits.items():
+        list_path(args, split).write_text("".join(f"{list_line(*pair)}\n" for pair in pairs), encoding="utf-8")
+    names = {f"{split}_list": list_path(args, split).name for split in splits if split != "unlabelled"}
+    args.configs.mkdir(parents=True)
+    write_configs(recipe, {"type": "list", "root": args.folder.as_posix(), **names, **options}, args.name, args.configs)
+    problems = prepare_lists.check_config(str(args.configs / "student.py"), [])
+    build = partial(build_dataset, "list", args.folder, **options)
+    if "unlabelled" in splits:
+        build_unlabelled = partial(build, list_path(args, "unlabelled").name)
+        problems += prepare_lists.check_split("unlabelled", build_unlabelled).problems
+    if problems:
+        flag = "give --image-range, which sets data.image_range="
+        raise DataError([problem.replace("set data.image_range=", flag) for problem in problems])
+    write_png(args.configs / "samples.png", draw_samples(build(list_path(args, "train").name), args.seed))
 
 
-def write_all(args: argparse.Namespace, found: Found, division: Division, classes: Classes, recipe: Recipe) -> None:
-    """Writes lists, configs and picture, checks them as training reads them and prints tables; all or nothing."""
-    lists = division.splits | (
-        {"unlabelled": [Pair(image, None) for image in found.unlabelled]} if found.unlabelled else {}
-    )
-    data = {"type": "list", "root": args.folder.as_posix()}
-    data |= {f"{split}_list": list_path(args, split).name for split in division.splits}
-    options = classes.options | ({} if args.image_range is None else {"image_range": tuple(args.image_range)})
-    try:
-        for split, pairs in lists.items():
-            list_path(args, split).write_text("".join(f"{line(pair)}\n" for pair in pairs), encoding="utf-8")
-        args.out.mkdir(parents=True)
-        write_configs(recipe, {**data, **options}, args.name, args.out)
-        dataset = build_dataset("list", args.folder, list_path(args, "train").name, **options)
-        write_png(args.out / "samples.png", draw_samples(dataset, args.seed))
-        if problems := prepare_lists.check_config(str(args.out / "student.py"), []):
-            raise DataError(problems)
-    except BaseException:
-        for split in lists:
-            list_path(args, split).unlink(missing_ok=True)
-        shutil.rmtree(args.out, ignore_errors=True)
-        raise
-    print(
-        f"wrote {', '.join(str(list_path(args, split)) for split in lists)}, {args.out}/student.py, teacher.py, hmkd.py"
-    )
-    if found.unlabelled:
-        key = f"data.unlabelled={list_path(args, 'unlabelled').name}"
-        print(
-            f"to learn from the images without labels: --cfg-options {key} train.unlabelled_batch={BATCH} with hmkd.py"
-        )
-    print(f"look at {args.out}/samples.png: are the classes right?\nnext:")
-    for run in ("student", "teacher", "hmkd"):
-        print(f"  python train_kd.py {args.out}/{run}.py --work-dir work_dirs/{args.name}/{run}")
-
-
-def line(pair: Pair) -> str:
-    """A line of a list file."""
-    names = [pair.image] if pair.label is None else [pair.image, pair.label]
-    if " " in pair.image and pair.label is None:
-        raise DataError([f"{pair.image!r} has a space and no mask, which a list cannot hold; rename it"])
-    return ("\t" if " " in "".join(names) else " ").join(names)
+def draw_samples(dataset: SegDataset, seed: int) -> np.ndarray:
+    """Twelve samples (or as many as there are) with their classes in colour and a legend -> H W 3 uint8."""
+    order = np.random.default_rng(seed).permutation(len(dataset))[:SHOWN].tolist()
+    columns = min(COLUMNS, len(order))
+    cells = []
+    for index in sorted(order[: len(order) // columns * columns]):
+        image, label = dataset.load(index)
+        cells.append((dataset.names[index][-24:], overlay(image, label, dataset.palette)))
+    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+    return panel(rows, dict(zip(dataset.class_names, map(tuple, dataset.palette.tolist()), strict=True)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 0 if there is no problem, 1 if there are problems and nothing was written."""
-    args = parse_arguments(arguments)
+    args = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     if args.known is not None:
         return prepare_lists.main([args.known, str(args.folder)])
     try:
         make_masks(args) if args.to_masks else prepare(args)
     except (OSError, ValueError) as error:
         problems = error.problems if isinstance(error, DataError) else [str(error)]
-        for problem in problems[:SHOWN]:
-            print(f"error: {problem}", file=sys.stderr)
-        more = f" ({len(problems) - SHOWN} more than shown)" if len(problems) > SHOWN else ""
-        print(f"problems: {len(problems)}{more}; nothing was written", file=sys.stderr)
-        return 1
+        return report_problems(problems, "; nothing was written")
     except KeyboardInterrupt:
         sys.exit("interrupted; nothing was written")
     return 0

@@ -1,12 +1,10 @@
-"""Writes the train, val and test lists of a published data set, after checking every image and label in them.
+"""Writes the train, val and test lists of a published data set, after reading every image and label in them whole.
 
-To check a file, it is read completely, as in training and evaluation. With --config the lists of a config are checked,
-for any data set. For the labels of train and val, tables show the values in the files, the pixels of each class, and
-class weights for train.class_weights.
+With --config the lists of a config are checked, for any data set. For the labels of train and val, tables show the
+values in the files, the pixels of each class, and class weights for train.class_weights.
 """
 
 import argparse
-import os
 import shutil
 import sys
 from collections import Counter
@@ -33,55 +31,34 @@ from datasets.census import Value, add_up, check_census, class_weights, count_va
 from datasets.pixels import read_ids
 from engine.build import build_split
 from engine.report import census_table, value_table
-from scripts.preparation.layouts import COUNTS, FINDERS, MovedList, read_moved_list
+from scripts.preparation.layouts import COUNTS, LAYOUTS, find_lists, relocate_list
+from scripts.preparation.problems import name_some, report_problems
 from utils.config import load_config
 from utils.names import VOID
 
-EXAMPLES = """\
+EXAMPLES = f"""\
 examples:
   python scripts/prepare_lists.py cityscapes data/cityscapes
-      data/cityscapes/leftImg8bit/{train,val,test}/CITY/*_leftImg8bit.png
-      data/cityscapes/gtFine/{train,val,test}/CITY/*_gtFine_labelIds.png (or _labelTrainIds.png)
-  python scripts/prepare_lists.py camvid data/camvid
-      SegNet's files:    data/camvid/{train,trainannot,val,valannot,test,testannot}/*.png; its lists (paths that begin
-                         with /SegNet/CamVid/) are written anew, and kept as {train,val,test}.txt.orig
-      the original ones: data/camvid/{701_StillsRaw_full/*.png,LabeledApproved_full/*_L.png}, or {images,labels}
-  python scripts/prepare_lists.py ade20k data/ade20k
-      data/ade20k/ADEChallengeData2016/{images,annotations}/{training,validation}
-  python scripts/prepare_lists.py voc data/voc
-      data/voc/VOCdevkit/VOC2012/{ImageSets/Segmentation,JPEGImages,SegmentationClass,SegmentationClassAug}
-  python scripts/prepare_lists.py coco_stuff data/coco_stuff
-      data/coco_stuff/{train2017,val2017,stuffthingmaps_trainval2017/train2017,stuffthingmaps_trainval2017/val2017},
-      or {images,annotations}/{train2017,val2017}
   python scripts/prepare_lists.py camvid data/camvid --check
       checks the existing lists, and writes nothing
   python scripts/prepare_lists.py --config configs/hmkd/camvid_b4_r18.py
       checks the lists of a config, and writes nothing
-"""
-SHOWN = 20  # problems printed
+
+{LAYOUTS}"""
 SIZES_SHOWN = 4  # different sizes of images printed
 VALUES_SHOWN = 60  # different values in label files printed
 EXIF_ORIENTATION = 274
 
 
 class Sample(NamedTuple):
-    """What was found in one sample.
+    """What one sample holds. Counts are pixels; without a label there are none."""
 
-    Attributes:
-        problem: why it cannot be used.
-        rotated: the image, if it has an EXIF rotation.
-        void: the label, if it is void everywhere.
-        size: H, W of the image.
-        counts: 256 pixels of each train id; None without a label.
-        values: pixels of each (value in the label file, train id).
-    """
-
-    problem: str | None = None
-    rotated: Path | None = None
-    void: Path | None = None
-    size: tuple[int, int] | None = None
-    counts: np.ndarray | None = None
-    values: Mapping[tuple[Value, int], int] = {}
+    image: Path
+    label: Path | None
+    size: tuple[int, int]  # H, W
+    rotated: bool  # by EXIF
+    counts: np.ndarray | None  # 256, of each train id
+    values: Mapping[tuple[Value, int], int]  # of each (value in the label file, train id)
 
 
 class Split(NamedTuple):
@@ -94,26 +71,21 @@ class Split(NamedTuple):
 
 def check_lists(name: str, root: Path, folder: Path) -> list[str]:
     """Reads the lists in ``folder`` as training does and prints what they hold. Returns the problems."""
-    paths = {split: folder / f"{split}.txt" for split in COUNTS[name]}
-    if not any(path.is_file() for path in paths.values()):
-        print("".join(_count(split, 0, COUNTS[name][split]) + "\n" for split in paths), end="")
-        return [f"{folder} has none of {', '.join(path.name for path in paths.values())}"]
     splits = {}
-    for split, path in paths.items():
+    for split, expected in COUNTS[name].items():
+        path = folder / f"{split}.txt"
         if path.is_file():
             build = partial(DATASETS[name], root, path.resolve())
-            splits[split] = check_split(split, build, COUNTS[name][split], advice=_advice(name, root, path.name))
+            splits[split] = check_split(split, build, expected)
         else:
-            print(_count(split, 0, COUNTS[name][split]))
+            print(_describe(split, [], expected))
+    if not splits:
+        return [f"{folder} has none of {', '.join(f'{split}.txt' for split in COUNTS[name])}"]
     return check_labels(splits, default_table=False)
 
 
 def check_config(source: str, options: Sequence[str]) -> list[str]:
-    """Reads the lists of a config as training and evaluation do, and prints what they hold.
-
-    Returns:
-        The problems.
-    """
+    """Reads the lists of a config as training and evaluation do, and prints what they hold. Returns the problems."""
     config = load_config(source, Experiment, [*options, "data.packed=None"])
     splits = {}
     for split in ("train", "val", "test"):
@@ -121,16 +93,15 @@ def check_config(source: str, options: Sequence[str]) -> list[str]:
         if list_file is None:
             continue
         if split == "test" and not (path := Path(config.data.root) / list_file).is_file():
-            print(f"{_count(split, 0, None)}: data.test_list {path} is missing; only eval.py --split test needs it")
+            print(f"{_describe(split, [])}: data.test_list {path} is missing; only eval.py --split test needs it")
             continue
         build = partial(build_split, config, source, split, check_files=False)
-        advice = _advice(config.data.type, Path(config.data.root), list_file)
-        splits[split] = check_split(split, build, labelled=split != "test", advice=advice)
+        splits[split] = check_split(split, build, labelled=split != "test")
     return check_labels(splits, config.data.ids_by_default)
 
 
 def check_split(
-    split: str, build: Callable[[], SegDataset], expected: int | None = None, labelled: bool = False, advice: str = ""
+    split: str, build: Callable[[], SegDataset], expected: int | None = None, labelled: bool = False
 ) -> Split:
     """Reads all samples of a split; prints their number, their sizes, and warnings.
 
@@ -139,36 +110,34 @@ def check_split(
         build: returns its data set.
         expected: its number of samples if it is complete.
         labelled: each sample must have a label.
-        advice: what to do if the list cannot be used; added to the problem.
     """
     try:
         dataset = build()
     except (OSError, ValueError) as error:
-        return Split(None, [], [f"{error}{advice}"])
+        return Split(None, [], [str(error)])
     problems = [f"{image}: has no label in its list" for image, label in dataset.files if labelled and label is None]
     missing = set(dataset.missing_files())
     problems += [f"{path}: is missing, or is a broken link" for path in sorted(missing)]
     there = [index for index, pair in enumerate(dataset.files) if missing.isdisjoint(pair)]
     with ThreadPoolExecutor() as pool:
         results = pool.map(lambda index: check_sample(dataset, index), there)
-        samples = list(tqdm(results, split, len(there), leave=False, disable=None))  # no bar in a log file
-    problems += [sample.problem for sample in samples if sample.problem]
-    samples = [sample for sample in samples if not sample.problem]
-    sizes = Counter(sample.size for sample in samples)
-    print(f"{_count(split, len(dataset), expected)}{_sizes(sizes)}")
-    for what, files in {
-        "labels are void everywhere and teach nothing": [sample.void for sample in samples if sample.void],
-        "images have an EXIF rotation, which is not applied: their labels must fit the pixels as stored": [
-            sample.rotated for sample in samples if sample.rotated
-        ],
-    }.items():
+        found = list(tqdm(results, split, len(there), leave=False, disable=None))  # no bar in a log file
+    problems += [problem for problem in found if isinstance(problem, str)]
+    samples = [sample for sample in found if isinstance(sample, Sample)]
+    print(_describe(split, [sample.size for sample in samples], expected, len(dataset)))
+    void = [sample.label for sample in samples if sample.counts is not None and not sample.counts[:VOID].any()]
+    rotated = [sample.image for sample in samples if sample.rotated]
+    for files, what in (
+        (void, "labels are void everywhere and teach nothing"),
+        (rotated, "images have an EXIF rotation, which is not applied: their labels must fit the pixels as stored"),
+    ):
         if files:
             print(f"warning: {split}: {len(files)} {what}; the first is {files[0]}", file=sys.stderr)
     return Split(dataset, samples, problems)
 
 
-def check_sample(dataset: SegDataset, index: int) -> Sample:
-    """Reads one sample completely."""
+def check_sample(dataset: SegDataset, index: int) -> Sample | str:
+    """Reads one sample completely. Returns what it holds, or why it cannot be used."""
     image, label = dataset.files[index]
     try:
         pixels, truth = dataset.load(index)
@@ -178,23 +147,17 @@ def check_sample(dataset: SegDataset, index: int) -> Sample:
         standard = label is not None and type(dataset).read_label is SegDataset.read_label
         values = count_values(read_ids(label), truth) if standard else {}
     except (OSError, ValueError) as error:
-        return Sample(problem=str(error))
-    found = Sample(rotated=image if rotated else None, size=pixels.shape[:2], values=values)
-    if label is None:
-        return found
-    counts = np.bincount(truth.ravel(), minlength=256)
-    return found._replace(void=label if counts[VOID] == truth.size else None, counts=counts)
+        return str(error)
+    counts = None if label is None else np.bincount(truth.ravel(), minlength=256)
+    return Sample(image, label, pixels.shape[:2], rotated, counts, values)
 
 
 def check_labels(splits: Mapping[str, Split], default_table: bool) -> list[str]:
-    """Prints what the labels of train and val hold, class weights, and what is odd about them.
+    """Prints what the labels of train and val hold, class weights, and what is odd about them. Returns the problems.
 
     Args:
         splits: what ``check_split`` found, by name.
         default_table: nobody said which raw id is which class.
-
-    Returns:
-        The problems, those of the splits first.
     """
     problems = [problem for split in splits.values() for problem in split.problems]
     shown = {name: split for name, split in splits.items() if name != "test" and split.samples}
@@ -202,13 +165,11 @@ def check_labels(splits: Mapping[str, Split], default_table: bool) -> list[str]:
         return problems
     dataset = next(iter(shown.values())).dataset
     names = dataset.class_names
-    census = {
-        name: add_up([sample.counts for sample in split.samples if sample.counts is not None], dataset.num_classes)
-        for name, split in shown.items()
-    }
-    values = {
-        name: sum((Counter(sample.values) for sample in split.samples), Counter()) for name, split in shown.items()
-    }
+    census, values = {}, {}
+    for name, split in shown.items():
+        counts = [sample.counts for sample in split.samples if sample.counts is not None]
+        census[name] = add_up(counts, dataset.num_classes)
+        values[name] = sum((Counter(sample.values) for sample in split.samples), Counter())
     if any(values.values()):
         print(f"\n{value_table(values, names, VALUES_SHOWN)}")
     print(f"\n{census_table(census, names)}")
@@ -227,47 +188,33 @@ def check_labels(splits: Mapping[str, Split], default_table: bool) -> list[str]:
 
 def write_lists(name: str, root: Path) -> list[str]:
     """Writes the lists of the files under ``root``. Returns the problems; if there are any, nothing was written."""
-    lines, problems = FINDERS[name](root)
+    lines, problems = find_lists(name, root)
     if not any(lines.values()):
-        return [*problems, f"no image with its label was found under {root}; the known layouts are\n{EXAMPLES}"]
-    moved = {split: found for split in lines if (found := read_moved_list(root, f"{split}.txt")) is not None}
-    lines |= {split: found.lines for split, found in moved.items()}
+        return [*problems, f"no image with its label was found under {root}; {LAYOUTS}"]
+    moved = []
     # Drafts in the same file system (so that moving them is atomic), which are always removed.
     with TemporaryDirectory(prefix=".lists-", dir=root) as folder:
         drafts = Path(folder)
-        problems += write_drafts(lines, root, drafts, moved)
+        for split, entries in lines.items():
+            text, path = "".join(f"{line}\n" for line in entries), root / f"{split}.txt"
+            old = path.read_text(encoding="utf-8-sig") if path.exists() else text
+            if old != text and (relocated := relocate_list(old, root)) is not None:
+                text = relocated
+                moved.append(split)
+                if Path(f"{path}.orig").exists():
+                    problems.append(f"{path}.orig exists, where the old {path.name} would be kept; move it away")
+            elif old != text:
+                problems.append(f"{path} exists with other lines; move it away to write it again, or use --check")
+            if text:
+                (drafts / path.name).write_text(text, encoding="utf-8")
         problems += check_lists(name, root, drafts)
         for draft in [] if problems else sorted(drafts.iterdir()):
+            path = root / draft.name
             if draft.stem in moved:
-                shutil.copy2(root / draft.name, root / f"{draft.name}.orig")
-                print(
-                    f"{root / draft.name} had paths that begin with {moved[draft.stem].prefix}, written anew relative "
-                    f"to {root}; the old list is {draft.name}.orig"
-                )
-            draft.replace(root / draft.name)
-            print(f"wrote {root / draft.name}")
-    return problems
-
-
-def write_drafts(lines: dict[str, list[str]], root: Path, folder: Path, moved: Mapping[str, MovedList]) -> list[str]:
-    """Writes the lists to ``folder``. Returns a problem for each list in ``root`` that stops them from being written.
-
-    A list with other lines is never replaced, unless it has ``moved``; nor is the copy that is kept of such a list.
-    """
-    problems = []
-    for split, entries in lines.items():
-        if not entries:
-            continue
-        text, path = "\n".join(entries) + "\n", root / f"{split}.txt"
-        with open(folder / path.name, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        if split in moved:
-            if (kept := path.with_name(f"{path.name}.orig")).exists():
-                problems.append(f"{kept} exists, where the old {path.name} would be kept; move it away")
-        elif path.exists() and path.read_text(encoding="utf-8") != text:
-            problems.append(f"{path} exists with other lines; move it away to write it again, or use --check")
+                shutil.copy2(path, f"{path}.orig")
+                print(f"{path} had absolute paths, written anew relative to {root}; the old list is {path.name}.orig")
+            draft.replace(path)
+            print(f"wrote {path}")
     return problems
 
 
@@ -297,33 +244,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         problems = [str(error)]
     except KeyboardInterrupt:
         sys.exit("interrupted; nothing was written")
-    for problem in problems[:SHOWN]:
-        print(f"error: {problem}", file=sys.stderr)
-    if problems:
-        more = f" ({len(problems) - SHOWN} more than shown)" if len(problems) > SHOWN else ""
-        print(f"problems: {len(problems)}{more}{'; nothing was written' if writes else ''}", file=sys.stderr)
-    return 1 if problems else 0
+    return report_problems(problems, "; nothing was written" if writes else "")
 
 
-def _count(split: str, count: int, expected: int | None) -> str:
+def _describe(split: str, sizes: Sequence[tuple[int, int]], expected: int | None = None, count: int = 0) -> str:
+    """Number and most frequent sizes, such as 'train  367 of 367, H x W: 720 x 960 (367)'."""
     missing = f" ({expected - count} missing)" if expected and count < expected else ""
-    return f"{split:9}{count:6}{f' of {expected}' if expected else ''}{missing}"
-
-
-def _advice(name: str, root: Path, list_file: str) -> str:
-    """How to get a list with paths in ``root`` from one whose files have moved; '' for other lists."""
-    known = name in COUNTS and list_file in (f"{split}.txt" for split in COUNTS[name])
-    found = read_moved_list(root, list_file) if known else None
-    if found is None:
-        return ""
-    return f"; python scripts/prepare_lists.py {name} {root} writes the list anew without {found.prefix}"
-
-
-def _sizes(sizes: Counter[tuple[int, int]]) -> str:
-    """The most frequent sizes, such as ', H x W: 720 x 960 (367)'."""
-    named = [f"{height} x {width} ({count})" for (height, width), count in sizes.most_common(SIZES_SHOWN)]
-    more = f", {len(sizes) - SIZES_SHOWN} more" if len(sizes) > SIZES_SHOWN else ""
-    return f", H x W: {', '.join(named)}{more}" if named else ""
+    named = [f"{height} x {width} ({times})" for (height, width), times in Counter(sizes).most_common()]
+    shown = f", H x W: {name_some(named, SIZES_SHOWN)}" if named else ""
+    return f"{split:9}{count:6}{f' of {expected}' if expected else ''}{missing}{shown}"
 
 
 if __name__ == "__main__":

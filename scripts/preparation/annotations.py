@@ -1,49 +1,47 @@
 """Reads the objects of each image from COCO JSON, labelme JSON or YOLO files."""
 
+import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-import numpy as np
 from PIL import Image
 
 from scripts._inputs import IMAGES, files_below
-from scripts.preparation.polygons import as_corners, rasterize
 from scripts.preparation.problems import DataError, name_some
 
-RLE_NEEDS = "run lengths need pycocotools: pip install '.[coco]'"
 
+class Shape(NamedTuple):
+    """One annotated object: the file and the place in it, for errors; its class; and its outline.
 
-class Thing(NamedTuple):
-    """One annotated object.
-
-    Attributes:
-        source: the file and the place in it, for errors.
-        category: name of its class.
-        draw: (H, W) -> H W bool; raises ValueError with what is wrong.
+    An outline is a list of polygons in pixels, each of numbers x, y, x, y, ... or of points (x, y); or COCO's run
+    lengths, a dict.
     """
 
     source: str
     category: str
-    draw: Callable[[tuple[int, int]], np.ndarray]
+    outline: Any
 
 
-class Annotations(NamedTuple):
+@dataclass
+class Annotations:
     """What a folder's annotation files hold.
 
     Attributes:
         format: their name.
         categories: names, in the order of the ids.
-        images: image, relative to the folder -> its objects, in the order of the file.
-        sizes: image -> H, W for which it was annotated, where the file says it.
+        shapes: image, relative to the folder -> its objects, in the order of the file.
+        problems: what is wrong, one sentence each.
     """
 
     format: str
-    categories: list[str]
-    images: dict[str, list[Thing]]
-    sizes: dict[str, tuple[int, int]]
+    categories: list[str] = field(default_factory=list)
+    shapes: dict[str, list[Shape]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
 
 
 def read_annotations(root: Path, classes: Sequence[str] | None = None) -> Annotations:
@@ -57,37 +55,36 @@ def read_annotations(root: Path, classes: Sequence[str] | None = None) -> Annota
         DataError: there are none, or two kinds of them, or a file is wrong.
     """
     files = [path.as_posix() for path in files_below(root)]
-    images = [name for name in files if name.lower().endswith(IMAGES)]
-    documents = {name: _load(root / name) for name in files if name.lower().endswith(".json")}
-    coco = {
-        n: d
-        for n, d in documents.items()
-        if isinstance(d, dict) and {"images", "annotations", "categories"} <= d.keys()
-    }
-    labelme = {n: d for n, d in documents.items() if isinstance(d, dict) and {"shapes", "imagePath"} <= d.keys()}
-    yolo = [] if coco or labelme else list(_yolo_files(images, set(files)))
-    if bool(coco) + bool(labelme) + bool(yolo) != 1:
-        found = "COCO JSON and labelme JSON" if coco else f"{len(documents)} JSON files of other kinds"
-        raise DataError(
-            [f"{root} has {found}; expected one kind of polygons: COCO JSON (images, annotations, categories), labelme "
-             "JSON (shapes, imagePath), or YOLO's .txt files beside the images or in labels/"]
-        )  # fmt: skip
+    images = defaultdict(list)  # by file name
+    for name in files:
+        if name.lower().endswith(IMAGES):
+            images[PurePosixPath(name).name].append(name)
+    documents = {name: _load_json(root / name) for name in files if name.lower().endswith(".json")}
+    coco = _with_keys(documents, {"images", "annotations", "categories"})
+    labelme = _with_keys(documents, {"shapes", "imagePath"})
+    yolo = {} if coco or labelme else _yolo_files(itertools.chain(*images.values()), set(files))
+    names = name_some([*coco, *labelme, *yolo.values()])
     try:
-        if coco:
-            result = _read_coco(coco, images)
-        elif labelme:
-            result = _read_labelme(labelme, images)
-        else:
+        if coco and not labelme:
+            result = _read_coco(root, coco, images)
+        elif labelme and not coco:
+            result = _read_labelme(root, labelme, images)
+        elif yolo:
             result = _read_yolo(root, yolo, classes)
+        else:
+            kinds = "COCO and labelme" if coco else f"{len(documents)} other"
+            raise DataError(
+                [f"{root} has {kinds} JSON files; expected one kind of polygons: COCO JSON (images, annotations, "
+                 "categories), labelme JSON (shapes, imagePath), or YOLO's .txt files beside the images or in labels/"]
+            )  # fmt: skip
     except (KeyError, TypeError, AttributeError) as error:
-        names = name_some(list(coco or labelme))
         raise DataError([f"{names}: a part is not as its format says ({type(error).__name__}: {error})"]) from error
-    if not any(result.images.values()):
-        raise DataError([f"{', '.join([*documents] or [text for _, text in yolo])[:200]}: holds no object at all"])
+    if result.problems or not any(result.shapes.values()):
+        raise DataError(result.problems or [f"{names}: holds no object at all"])
     return result
 
 
-def _load(path: Path) -> Any:
+def _load_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
@@ -95,154 +92,108 @@ def _load(path: Path) -> Any:
         raise DataError([f"{path} is not JSON ({what}); write it again or move it away"]) from error
 
 
-def _read_coco(documents: dict[str, dict], images: Sequence[str]) -> Annotations:
-    categories: dict[int, str] = {}
-    found: dict[str, list[Thing]] = {}
-    sizes, problems = {}, []
+def _with_keys(documents: dict[str, Any], keys: set[str]) -> dict[str, dict]:
+    return {name: found for name, found in documents.items() if isinstance(found, dict) and keys <= found.keys()}
+
+
+def _locate(file_name: str, document: str, images: Mapping[str, list[str]], problems: list[str]) -> str | None:
+    """The image that a document means: from the document's own folder, or else the one path that ends so."""
+    own = (PurePosixPath(document).parent / file_name).as_posix()
+    found = [name for name in images.get(PurePosixPath(file_name).name, []) if f"/{name}".endswith(f"/{file_name}")]
+    if own in found:
+        return own
+    if len(found) > 1:  # instances_train.json means images/train
+        found = [name for name in found if PurePosixPath(name).parent.name in PurePosixPath(document).stem] or found
+    if len(found) == 1:
+        return found[0]
+    problems.append(f"{document}: image {file_name} is {f'in {len(found)} places' if found else 'missing'}")
+    return None
+
+
+def _check_size(path: Path, height: int | None, width: int | None) -> list[str]:
+    """The problem if an image has not the size for which it was annotated (None: not stated)."""
+    size = image_size(path)
+    if (height or size[0], width or size[1]) == size:
+        return []
+    return [f"{path} is {size[0]} x {size[1]} (H x W), and was annotated as {height} x {width}"]
+
+
+def _read_coco(root: Path, documents: dict[str, dict], images: Mapping[str, list[str]]) -> Annotations:
+    found = Annotations("COCO JSON")
+    categories = set()
     for name, document in documents.items():
         names = {entry["id"]: entry["name"] for entry in document["categories"]}
-        problems += [
-            f"{name}: category {key} is {names[key]!r}, and {categories[key]!r} in another file; make them agree"
-            for key in names.keys() & categories.keys()
-            if names[key] != categories[key]
-        ]
-        categories |= names
+        categories |= set(names.items())
         paths = {}
         for entry in document["images"]:
-            try:
-                paths[entry["id"]] = _locate(entry["file_name"], name, images)
-                found.setdefault(paths[entry["id"]], [])
-                if {"height", "width"} <= entry.keys():
-                    sizes[paths[entry["id"]]] = (entry["height"], entry["width"])
-            except ValueError as error:
-                problems.append(str(error))
+            image = paths[entry["id"]] = _locate(entry["file_name"], name, images, found.problems)
+            if image is not None:
+                found.shapes.setdefault(image, [])
+                found.problems += _check_size(root / image, entry.get("height"), entry.get("width"))
         for entry in document["annotations"]:
-            source = f"{name}: annotation {entry.get('id')}"
+            source, image = f"{name}: annotation {entry.get('id')}", paths[entry["image_id"]]
             if entry["category_id"] not in names:
-                problems.append(f"{source} has the category {entry['category_id']}, which has no name in the file")
-            elif entry["image_id"] in paths:
-                draw = partial(_draw_coco, entry.get("segmentation"))
-                found[paths[entry["image_id"]]].append(Thing(source, names[entry["category_id"]], draw))
-    if problems:
-        raise DataError(problems)
-    return Annotations("COCO JSON", [categories[key] for key in sorted(categories)], found, sizes)
+                found.problems.append(f"{source} has the category {entry['category_id']}, which has no name")
+            elif image is not None:
+                found.shapes[image].append(Shape(source, names[entry["category_id"]], entry.get("segmentation")))
+    found.categories = list(dict.fromkeys(name for _, name in sorted(categories)))
+    return found
 
 
-def _locate(file_name: str, document: str, images: Sequence[str]) -> str:
-    """The image that a COCO file means: from the file's own folder, or else the one path that ends so.
-
-    Raises:
-        ValueError: there is none, or there are several.
-    """
-    own = (PurePosixPath(document).parent / file_name).as_posix()
-    if own in images:
-        return own
-    ends = [name for name in images if f"/{name}".endswith(f"/{file_name}")]
-    if len(ends) > 1:  # instances_train.json means images/train
-        ends = [name for name in ends if PurePosixPath(name).parent.name in PurePosixPath(document).stem] or ends
-    if len(ends) != 1:
-        raise ValueError(f"{document}: image {file_name} is {f'in {len(ends)} places' if ends else 'missing'}")
-    return ends[0]
-
-
-def _draw_coco(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
-    if isinstance(segmentation, dict):
-        return _draw_run_lengths(segmentation, size)
-    if not segmentation:
-        raise ValueError("it has no polygon (a box alone is not enough)")
-    return np.any([rasterize(as_corners(polygon), size) for polygon in segmentation], axis=0)
-
-
-def _draw_run_lengths(segmentation: dict, size: tuple[int, int]) -> np.ndarray:
-    if tuple(segmentation["size"]) != size:
-        raise ValueError(f"its run lengths are for {segmentation['size']} (H, W), and the image is {list(size)}")
-    plain = isinstance(segmentation["counts"], list)
-    if plain and sum(segmentation["counts"]) != size[0] * size[1]:
-        raise ValueError(f"its run lengths add up to {sum(segmentation['counts'])} pixels, not {size[0] * size[1]}")
-    try:
-        from pycocotools import mask
-    except ImportError as error:
-        raise ValueError(RLE_NEEDS) from error
-    if plain:
-        segmentation = mask.frPyObjects(segmentation, *size)
-    return mask.decode(segmentation).astype(bool)
-
-
-def _read_labelme(documents: dict[str, dict], images: Sequence[str]) -> Annotations:
-    found: dict[str, list[Thing]] = {}
-    sizes, problems = {}, []
+def _read_labelme(root: Path, documents: dict[str, dict], images: Mapping[str, list[str]]) -> Annotations:
+    found = Annotations("labelme JSON")
     for name, document in documents.items():
         path = PurePosixPath(document["imagePath"].replace("\\", "/")).name
-        try:
-            image = _locate(path, name, images)
-        except ValueError as error:
-            problems.append(str(error))
+        if (image := _locate(path, name, images, found.problems)) is None:
             continue
-        if {"imageHeight", "imageWidth"} <= document.keys():
-            sizes[image] = (document["imageHeight"], document["imageWidth"])
-        found[image] = [
-            Thing(f"{name}: shape {number}", shape["label"], partial(_draw_shape, shape))
-            for number, shape in enumerate(document["shapes"])
-        ]
-    if problems:
-        raise DataError(problems)
-    return Annotations(
-        "labelme JSON", sorted({thing.category for things in found.values() for thing in things}), found, sizes
-    )
+        found.problems += _check_size(root / image, document.get("imageHeight"), document.get("imageWidth"))
+        shapes = found.shapes.setdefault(image, [])
+        for number, entry in enumerate(document["shapes"]):
+            source, points = f"{name}: shape {number}", entry["points"]
+            kind = entry.get("shape_type", "polygon")
+            if kind == "rectangle" and len(points) == 2:
+                (x0, y0), (x1, y1) = points
+                points = [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
+            elif kind != "polygon":
+                found.problems.append(f"{source} is a {kind}; expected a polygon, or a rectangle of two corners")
+            shapes.append(Shape(source, entry["label"], [points]))
+    found.categories = sorted({shape.category for shapes in found.shapes.values() for shape in shapes})
+    return found
 
 
-def _draw_shape(shape: dict, size: tuple[int, int]) -> np.ndarray:
-    kind = shape.get("shape_type", "polygon")
-    if kind not in ("polygon", "rectangle"):
-        raise ValueError(f"it is a {kind}; expected a polygon or a rectangle")
-    points = shape["points"]
-    if kind == "rectangle":
-        (x0, y0), (x1, y1) = points
-        points = [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
-    return rasterize(as_corners(points), size)
-
-
-def _yolo_files(images: Iterable[str], files: set[str]) -> Iterator[tuple[str, str]]:
+def _yolo_files(images: Iterable[str], files: set[str]) -> dict[str, str]:
     """Each image with its text file: beside it, or in labels/ where the image is in images/."""
+    found = {}
     for image in images:
-        text = PurePosixPath(image).with_suffix(".txt")
-        elsewhere = PurePosixPath(*("labels" if part == "images" else part for part in text.parts))
-        for path in (text.as_posix(), elsewhere.as_posix()):
+        text = PurePosixPath(image).with_suffix(".txt").as_posix()
+        for path in (text, re.sub(r"(^|/)images/", r"\1labels/", text)):
             if path in files:
-                yield image, path
-                break
+                found.setdefault(image, path)
+    return found
 
 
-def _read_yolo(root: Path, files: Sequence[tuple[str, str]], classes: Sequence[str] | None) -> Annotations:
+def _read_yolo(root: Path, files: dict[str, str], classes: Sequence[str] | None) -> Annotations:
     names = root / "classes.txt"
     if classes is None and not names.is_file():
         raise DataError([f"YOLO's files hold numbers of classes: give their names by --classes, or in {names}"])
-    classes = list(classes) if classes is not None else names.read_text(encoding="utf-8").split("\n")
-    classes = [name.strip() for name in classes if name.strip()]
-    found: dict[str, list[Thing]] = {}
-    problems = []
-    for image, text in files:
-        found[image] = []
+    classes = names.read_text(encoding="utf-8").splitlines() if classes is None else classes
+    found = Annotations("YOLO", [name.strip() for name in classes if name.strip()])
+    for image, text in files.items():
+        height, width = image_size(root / image)
+        found.shapes[image] = []
         for number, line in enumerate((root / text).read_text().splitlines(), 1):
-            fields = line.split()
+            source = f"{text}:{number}"
             try:
-                index, numbers = int(fields[0]), [float(field) for field in fields[1:]]
+                index, *numbers = int(line.split()[0]), *map(float, line.split()[1:])
             except (ValueError, IndexError):
-                problems.append(f"{text}:{number}: {line!r}; expected 'class x y x y x y ...'")
+                found.problems.append(f"{source}: {line!r}; expected 'class x y x y x y ...'")
                 continue
-            if not 0 <= index < len(classes):
-                problems.append(f"{text}:{number}: class {index}; expected one of the {len(classes)} that have a name")
-            elif len(numbers) == 4:
-                problems.append(f"{text}:{number}: a box; expected a polygon of three corners or more")
+            if not 0 <= index < len(found.categories):
+                found.problems.append(f"{source}: class {index}; expected 0..{len(found.categories) - 1}")
             else:
-                found[image].append(Thing(f"{text}:{number}", classes[index], partial(_draw_yolo, numbers)))
-    if problems:
-        raise DataError(problems)
-    return Annotations("YOLO", classes, found, {})
-
-
-def _draw_yolo(numbers: Sequence[float], size: tuple[int, int]) -> np.ndarray:
-    return rasterize(as_corners(numbers) * [size[1], size[0]], size)
+                polygon = [value * (height if place % 2 else width) for place, value in enumerate(numbers)]
+                found.shapes[image].append(Shape(source, found.categories[index], [polygon]))
+    return found
 
 
 def image_size(path: Path) -> tuple[int, int]:

@@ -1,8 +1,8 @@
 """The images and labels of the published data sets, found where their archives put them."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 COUNTS = {
     "cityscapes": {"train": 2975, "val": 500, "test": 1525},
@@ -11,52 +11,71 @@ COUNTS = {
     "voc": {"train": 1464, "trainaug": 10582, "val": 1449},
     "coco_stuff": {"train": 118287, "val": 5000},
 }
-ORIGINAL_CAMVID = (("701_StillsRaw_full", "LabeledApproved_full"), ("images", "labels"))
+LAYOUTS = """\
+layouts below the folder:
+  cityscapes  leftImg8bit/{train,val,test}/CITY/*_leftImg8bit.png
+              gtFine/{train,val,test}/CITY/*_gtFine_labelIds.png (or _labelTrainIds.png)
+  camvid      SegNet's {train,trainannot,val,valannot,test,testannot}/*.png; its lists (paths that begin with
+              /SegNet/CamVid/) are written anew, and kept as {train,val,test}.txt.orig
+              or the original 701_StillsRaw_full/*.png, LabeledApproved_full/*_L.png, or images and labels
+  ade20k      ADEChallengeData2016/{images,annotations}/{training,validation}
+  voc         VOCdevkit/VOC2012/{ImageSets/Segmentation,JPEGImages,SegmentationClass,SegmentationClassAug}
+  coco_stuff  {train2017,val2017} and stuffthingmaps_trainval2017/{train2017,val2017},
+              or {images,annotations}/{train2017,val2017}
+"""
+CAMVID_FOLDERS = (("701_StillsRaw_full", "LabeledApproved_full"), ("images", "labels"))  # of the original frames
 
-COCO_FOLDERS = ((".", "stuffthingmaps_trainval2017"), ("images", "annotations"))  # of images and of pixelmaps
-COCO_NAME = "[0-9]" * 12  # not the files *_labelTrainIds.png that mmsegmentation puts beside the pixelmaps
+Files = dict[str, Path]  # by file name without ending
+Splits = dict[str, tuple[Files, Files | None]]  # images and labels of each split; None: its labels are secret
 
 
-class Found(NamedTuple):
-    """The content of a data folder: the list lines of each split, and all problems."""
-
-    lines: dict[str, list[str]]
-    problems: list[str]
-
-
-def find_cityscapes(root: Path) -> Found:
-    """Pairs leftImg8bit with gtFine. The public labels of the test set are empty, so its lines have only the image."""
-    found = Found({}, [])
-    for split in COUNTS["cityscapes"]:
-        pictures, truths = root / "leftImg8bit" / split, root / "gtFine" / split
-        images = _by_name(pictures, "*/*", "_leftImg8bit.png")
-        if split == "test":
-            found.lines[split] = [str(path.relative_to(root)) for path in images.values()]
+def find_lists(name: str, root: Path) -> tuple[dict[str, list[str]], list[str]]:
+    """The list lines of each split of a published data set, and the problems: files without a partner, wrong names."""
+    problems: list[str] = []
+    lines = {}
+    for split, (images, labels) in FINDERS[name](root, problems).items():
+        if labels is None:
+            lines[split] = [list_line(path.relative_to(root).as_posix()) for path in images.values()]
             continue
-        # Where both kinds of labels exist, labelIds are used.
-        labels = _by_name(truths, "*/*", "_gtFine_labelTrainIds.png") | _by_name(truths, "*/*", "_gtFine_labelIds.png")
-        found.lines[split] = _pair(root, images, labels, found.problems)
-    return found
+        problems += [f"{images[key]}: has no label" for key in sorted(images.keys() - labels.keys())]
+        problems += [f"{labels[key]}: has no image" for key in sorted(labels.keys() - images.keys())]
+        pairs = [(images[key].relative_to(root), labels[key].relative_to(root)) for key in images if key in labels]
+        lines[split] = [list_line(image.as_posix(), label.as_posix()) for image, label in pairs]
+    return lines, problems
 
 
-def find_camvid(root: Path) -> Found:
+def list_line(image: str, label: str | None = None) -> str:
+    """A line of a list file.
+
+    Raises:
+        ValueError: an image without a label has a space in its name.
+    """
+    if label is None and " " in image:
+        raise ValueError(f"{image!r} has a space and no label, which a list cannot hold; rename it")
+    names = [image] if label is None else [image, label]
+    return ("\t" if " " in "".join(names) else " ").join(names)
+
+
+def find_cityscapes(root: Path, problems: list[str]) -> Splits:
+    """Pairs leftImg8bit with gtFine. The public labels of the test set are empty, so its lines have only the image."""
+    images, labels = "leftImg8bit/{}/*/*_leftImg8bit.png", "gtFine/{}/*/*_gtFine_labelIds.png"
+    found = _find_splits(root, images, labels, COUNTS["cityscapes"])
+    others = _find_splits(root, images, labels.replace("Ids", "TrainIds"), COUNTS["cityscapes"])
+    # Where both kinds of labels exist, labelIds are used.
+    paired = {split: (pictures, others[split][1] | ids) for split, (pictures, ids) in found.items()}
+    return paired | {"test": (found["test"][0], None)}
+
+
+def find_camvid(root: Path, problems: list[str]) -> Splits:
     """SegNet's folders, or else the original 701 frames, split as SegNet did."""
-    found = Found({}, [])
-    original = next((pair for pair in ORIGINAL_CAMVID if (root / pair[0]).is_dir() and (root / pair[1]).is_dir()), None)
-    if (root / "train").is_dir() or original is None:
-        for split in COUNTS["camvid"]:
-            images, labels = _by_name(root / split, "*", ".png"), _by_name(root / f"{split}annot", "*", ".png")
-            found.lines[split] = _pair(root, images, labels, found.problems)
-        return found
-    images, labels = _by_name(root / original[0], "*", ".png"), _by_name(root / original[1], "*", "_L.png")
+    folders = next((pair for pair in CAMVID_FOLDERS if all((root / folder).is_dir() for folder in pair)), None)
+    if (root / "train").is_dir() or folders is None:
+        return _find_splits(root, "{}/*.png", "{}annot/*.png", COUNTS["camvid"])
+    images, labels = _by_name(root, f"{folders[0]}/*.png"), _by_name(root, f"{folders[1]}/*_L.png")
     splits = {name: segnet_split(name) for name in images | labels}
-    found.problems.extend(
-        f"{name}: not a frame of CamVid, so it is in no split" for name in splits if splits[name] is None
-    )
-    for split in COUNTS["camvid"]:
-        mine = [{name: files[name] for name in files if splits[name] == split} for files in (images, labels)]
-        found.lines[split] = _pair(root, *mine, found.problems)
-    return found
+    problems += [f"{name}: not a frame of CamVid, so it is in no split" for name in splits if splits[name] is None]
+    members = {split: [name for name in splits if splits[name] == split] for split in COUNTS["camvid"]}
+    return {split: (_select(images, names), _select(labels, names)) for split, names in members.items()}
 
 
 def segnet_split(name: str) -> str | None:
@@ -74,109 +93,86 @@ def segnet_split(name: str) -> str | None:
     return "val" if sequence == "0016E5" and 7959 <= frame <= 8159 else "train"
 
 
-def find_ade20k(root: Path) -> Found:
+def find_ade20k(root: Path, problems: list[str]) -> Splits:
     """ADEChallengeData2016, the archive of SceneParse150."""
-    found, folder = Found({}, []), root / "ADEChallengeData2016"
-    for split, name in (("train", "training"), ("val", "validation")):
-        images = _by_name(folder / "images" / name, "*", ".jpg")
-        labels = _by_name(folder / "annotations" / name, "*", ".png")
-        found.lines[split] = _pair(root, images, labels, found.problems)
-    return found
+    folder = root / "ADEChallengeData2016"
+    found = _find_splits(folder, "images/{}/*.jpg", "annotations/{}/*.png", ("training", "validation"))
+    return {"train": found["training"], "val": found["validation"]}
 
 
-def find_voc(root: Path) -> Found:
+def find_voc(root: Path, problems: list[str]) -> Splits:
     """VOCdevkit/VOC2012 by its lists of names, and trainaug where SegmentationClassAug has SBD's labels.
 
     trainaug is the names in trainaug.txt or, without this file, all images of train and SegmentationClassAug that are
     not in val. An image that VOC itself labels keeps that label.
     """
-    found, folder = Found({}, []), root / "VOCdevkit" / "VOC2012"
+    folder = root / "VOCdevkit" / "VOC2012"
     lists = {split: folder / "ImageSets" / "Segmentation" / f"{split}.txt" for split in COUNTS["voc"]}
     names = {split: path.read_text(encoding="utf-8").split() for split, path in lists.items() if path.is_file()}
     found.problems.extend(f"{lists[split]} is missing" for split in ("train", "val") if split not in names)
     images, own, added = (
-        _by_name(folder / name, "*", suffix)
-        for name, suffix in (("JPEGImages", ".jpg"), ("SegmentationClass", ".png"), ("SegmentationClassAug", ".png"))
+        _by_name(folder, pattern)
+        for pattern in ("JPEGImages/*.jpg", "SegmentationClass/*.png", "SegmentationClassAug/*.png")
     )
     val = set(names.get("val", []))
     if added:
         names.setdefault("trainaug", sorted({*names.get("train", []), *added} - val))
-    elif "trainaug" in names:
-        found.problems.append(
+    elif names.pop("trainaug", None) is not None:
+        problems.append(
             f"{lists['trainaug']} needs SBD's labels as PNG files of ids, and {folder / 'SegmentationClassAug'} has "
             "none (SBD's own .mat files are not read); put them there, or move the list away"
         )
-        del names["trainaug"]
+    found: Splits = {}
     for split, wanted in names.items():
         labels = added | own if split == "trainaug" else own
-        found.problems.extend(
-            f"{lists[split]} has {name}, which is also in val.txt" for name in wanted if split != "val" and name in val
-        )
-        found.problems.extend(
-            f"{lists[split]} has {name}, which has no image and no label"
-            for name in wanted
-            if name not in images and name not in labels
-        )
-        pairs = [{name: files[name] for name in wanted if name in files} for files in (images, labels)]
-        found.lines[split] = _pair(root, *pairs, found.problems)
+        twice = [name for name in wanted if split != "val" and name in val]
+        problems += [f"{lists[split]} has {name}, which is also in val.txt" for name in twice]
+        absent = [name for name in wanted if name not in images and name not in labels]
+        problems += [f"{lists[split]} has {name}, which has no image and no label" for name in absent]
+        found[split] = (_select(images, wanted), _select(labels, wanted))
     return found
 
 
-def find_coco_stuff(root: Path) -> Found:
-    """COCO's archives of images and the one of pixelmaps, in the folders of either of ``COCO_FOLDERS``."""
-    found = Found({}, [])
-    pictures, truths = next((pair for pair in COCO_FOLDERS if (root / pair[1]).is_dir()), COCO_FOLDERS[0])
-    for split in COUNTS["coco_stuff"]:
-        images = _by_name(root / pictures / f"{split}2017", "*", ".jpg")
-        labels = _by_name(root / truths / f"{split}2017", COCO_NAME, ".png")
-        found.lines[split] = _pair(root, images, labels, found.problems)
-    return found
+def find_coco_stuff(root: Path, problems: list[str]) -> Splits:
+    """COCO's archives of images and the one of pixelmaps."""
+    images, labels = ".", "stuffthingmaps_trainval2017"
+    if (root / "annotations").is_dir():
+        images, labels = "images", "annotations"
+    # Not the files *_labelTrainIds.png that mmsegmentation puts beside the pixelmaps.
+    numbered = "[0-9]" * 12 + ".png"
+    return _find_splits(root, f"{images}/{{}}2017/*.jpg", f"{labels}/{{}}2017/{numbered}", COUNTS["coco_stuff"])
 
 
-class MovedList(NamedTuple):
-    """A list whose files have moved: the absolute folder that its paths begin with, and its lines without it."""
-
-    prefix: str
-    lines: list[str]
-
-
-def read_moved_list(root: Path, name: str) -> MovedList | None:
-    """Reads a list with its author's paths, as SegNet's for CamVid: /SegNet/CamVid/train/0001TP_006690.png.
-
-    Args:
-        root: folder of the data set, where the files are now.
-        name: of the list in it.
+def relocate_list(text: str, root: Path) -> str | None:
+    """A list with its author's absolute paths, as SegNet's for CamVid, rewritten with paths relative to ``root``.
 
     Returns:
-        None if there is no list, or no folder that all its paths begin with and without which they are in ``root``.
+        None if there is no folder that all paths begin with and without which they are in ``root``.
     """
-    path = root / name
-    fields = path.read_text(encoding="utf-8-sig").split() if path.is_file() else []
+    fields = text.split()
     if not fields or len(fields) % 2 or not fields[0].startswith("/"):
         return None
-    parts = PurePosixPath(fields[0]).parts
-    for prefix in (str(PurePosixPath(*parts[:length])).rstrip("/") + "/" for length in range(1, len(parts))):
+    for folder in reversed(PurePosixPath(fields[0]).parents):
+        prefix = str(folder).rstrip("/") + "/"
         rest = [field.removeprefix(prefix) for field in fields if field.startswith(prefix)]
         if len(rest) == len(fields) and all((root / field).is_file() for field in rest):
-            return MovedList(prefix, [f"{image} {label}" for image, label in zip(rest[::2], rest[1::2], strict=True)])
+            return "".join(f"{image} {label}\n" for image, label in zip(rest[::2], rest[1::2], strict=True))
     return None
 
 
-def _by_name(folder: Path, pattern: str, suffix: str) -> dict[str, Path]:
-    """File name without suffix -> path, sorted; empty where the folder is missing."""
-    return {path.name.removesuffix(suffix): path for path in sorted(folder.glob(pattern + suffix))}
+def _find_splits(root: Path, images: str, labels: str, splits: Iterable[str]) -> Splits:
+    """The files of each split by patterns in which ``{}`` is the split's folder."""
+    return {split: (_by_name(root, images.format(split)), _by_name(root, labels.format(split))) for split in splits}
 
 
-def _pair(root: Path, images: dict[str, Path], labels: dict[str, Path], problems: list[str]) -> list[str]:
-    """List lines of the complete pairs; an image or label without a partner is added to ``problems``."""
-    problems += [f"{images[name]}: has no label" for name in sorted(images.keys() - labels.keys())]
-    problems += [f"{labels[name]}: has no image" for name in sorted(labels.keys() - images.keys())]
-    return [_line(images[name].relative_to(root), labels[name].relative_to(root)) for name in images if name in labels]
+def _by_name(folder: Path, pattern: str) -> Files:
+    """File name without what comes after the pattern's last wildcard -> path, sorted."""
+    ending = re.split(r"[*\]]", pattern)[-1]
+    return {path.name.removesuffix(ending): path for path in sorted(folder.glob(pattern))}
 
 
-def _line(image: Path, label: Path) -> str:
-    separator = "\t" if " " in f"{image}{label}" else " "  # names with spaces need a tab between them
-    return f"{image}{separator}{label}"
+def _select(files: Files, names: list[str]) -> Files:
+    return {name: files[name] for name in names if name in files}
 
 
 FINDERS = {

@@ -1,6 +1,9 @@
-"""The error that holds everything that is wrong with a folder."""
+"""Everything that is wrong with a folder, as an error and on the screen."""
 
+import sys
 from collections.abc import Sequence
+
+SHOWN = 20
 
 
 class DataError(ValueError):
@@ -20,3 +23,13 @@ def name_some(names: Sequence[str], shown: int = 5) -> str:
     names = list(names)
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more
+
+
+def report_problems(problems: Sequence[str], consequence: str = "") -> int:
+    """Prints the first problems and their number to standard error. Returns the exit status, 0 if there are none."""
+    for problem in problems[:SHOWN]:
+        print(f"error: {problem}", file=sys.stderr)
+    if problems:
+        more = f" ({len(problems) - SHOWN} more than shown)" if len(problems) > SHOWN else ""
+        print(f"problems: {len(problems)}{more}{consequence}", file=sys.stderr)
+    return 1 if problems else 0

@@ -2,28 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 from datasets.sequences import group_sequences
 from scripts.preparation.pairs import Pair, listed_splits, split_of
 from scripts.preparation.problems import DataError, name_some
 
 
-class Division(NamedTuple):
-    """Split -> its pairs, and how they were divided, a sentence."""
+def divide(root: Path, pairs: Sequence[Pair], share: float, seed: int) -> tuple[dict[str, list[Pair]], str]:
+    """Uses the split that folders or VOC's lists give; where it has no val, a share (0..1) of train becomes val.
 
-    splits: dict[str, list[Pair]]
-    how: str
-
-
-def divide(root: Path, pairs: Sequence[Pair], share: float, seed: int) -> Division:
-    """Uses the split that folders or VOC's lists give; where it has no val, a share of train becomes val.
-
-    Args:
-        root: the data folder.
-        pairs: all of them.
-        share: of the images for val, in 0..1.
-        seed: of the random choice.
+    Returns:
+        Split -> its pairs, and how they were divided, a sentence.
 
     Raises:
         DataError: some images are in no split, or there are too few to divide.
@@ -33,21 +22,20 @@ def divide(root: Path, pairs: Sequence[Pair], share: float, seed: int) -> Divisi
     for pair in pairs:
         split = listed[PurePosixPath(pair.image).stem] if listed else split_of(pair.image)
         splits.setdefault(split, []).append(pair)
-    source = "ImageSets/Segmentation" if listed else "the folders' names"
     if "train" not in splits:
         train, val, how = hold_out(pairs, share, seed)
-        return Division({"train": train, "val": val}, how)
+        return {"train": train, "val": val}, how
     if None in splits:
         outside = name_some([pair.image for pair in splits[None]])
+        count = len(splits[None])
         raise DataError(
-            [f"{len(splits[None])} images are in no folder named train, val or test, and others are: {outside}; leave "
-             "them out by --exclude, or move them"]
-        )  # fmt: skip
-    how = f"split by {source}"
+            [f"{count} images are in no folder named train, val or test, as others are: {outside}; move them"]
+        )
+    how = "split by " + ("ImageSets/Segmentation" if listed else "the folders' names")
     if "val" not in splits:
         splits["train"], splits["val"], chosen = hold_out(splits["train"], share, seed)
         how += f", which have no val: val is a part of train, {chosen}"
-    return Division({split: splits[split] for split in ("train", "val", "test") if split in splits}, how)
+    return {split: splits[split] for split in ("train", "val", "test") if split in splits}, how
 
 
 def hold_out(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[Pair], list[Pair], str]:
@@ -58,17 +46,15 @@ def hold_out(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[Pair]
     groups = group_sequences([pair.image for pair in pairs], seed)
     if len(groups) < 2:
         raise DataError([f"{len(pairs)} image cannot be divided into train and val; expected two or more"])
-    wanted, val = share * len(pairs), []
+    wanted, val = share * len(pairs), set()
     for number, group in enumerate(groups):
         nearer = abs(len(val) + len(group) - wanted) < abs(len(val) - wanted)
         # One group or more on each side.
         if (nearer and len(val) + len(group) < len(pairs)) or (not val and number == len(groups) - 1):
-            val += group
-    chosen = set(val)
-    train = [pair for index, pair in enumerate(pairs) if index not in chosen]
+            val.update(group)
     how = "names tell no videos apart: split by image"
     if len(groups) < len(pairs):
-        held = sum(chosen.issuperset(group) for group in groups)
-        how = f"split by video: {held} of {len(groups)} videos are in val"
+        how = f"split by video: {sum(val.issuperset(group) for group in groups)} of {len(groups)} videos are in val"
     part = f"{len(val)} of {len(pairs)} images in val ({len(val) / len(pairs):.0%}, --val {share:g}), --seed {seed}"
-    return train, [pairs[index] for index in sorted(val)], f"{how}; {part}"
+    sides = [[pair for index, pair in enumerate(pairs) if (index in val) == side] for side in (False, True)]
+    return *sides, f"{how}; {part}"

@@ -21,6 +21,7 @@ NAMES = [f"{video}_{frame}" for video in "abcde" for frame in (1, 2)]
 def here(tmp_path, monkeypatch):
     """Configs go to the working directory."""
     monkeypatch.chdir(tmp_path)
+    Path("configs").mkdir()
     return tmp_path
 
 
@@ -142,8 +143,19 @@ def test_masks_from_which_nothing_can_be_learned_leave_nothing_behind(capsys):
     for side, right in (("train", 1), ("val", 255)):
         mask = halves(255 if right == 255 else 0, right)
         masked(Path("data/mine"), f"{side}/images/{{}}.png", f"{side}/masks/{{}}.png", ["a", "b"], mask)
-    Path("configs").mkdir()
     assert "no mIoU can be measured" in refused(capsys)
+
+
+def test_one_class_alone_is_refused(capsys):
+    folder(mask=halves(0, 255))
+    assert "only the class 'class_0'" in refused(capsys, "--ignore", "255")
+
+
+def test_an_unlabelled_image_that_is_cut_off_is_refused(capsys):
+    folder()
+    damaged = image(Path("data/mine/more/x.png"), 99)
+    damaged.write_bytes(damaged.read_bytes()[:-40])
+    assert "more/x.png cannot be decoded" in refused(capsys, "--unlabelled", "more/*")
 
 
 def test_every_problem_is_named_and_counted(capsys):

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from datasets import build_dataset
-from scripts.preparation.layouts import find_voc, segnet_split
+from scripts.preparation.layouts import find_lists, segnet_split
 from scripts.prepare_lists import main
 
 
@@ -160,7 +160,7 @@ def test_what_vocs_lists_name_and_its_folders_lack_is_named(tmp_path):
     (folder / "JPEGImages/2007_000032.jpg").unlink()
     (folder / "SegmentationClass/2007_000032.png").unlink()
     (folder / "SegmentationClass/2007_000033.png").unlink()
-    problems = find_voc(tmp_path).problems
+    _, problems = find_lists("voc", tmp_path)
     assert len(problems) == 3
     assert problems[0].endswith("train.txt has 2007_000032, which has no image and no label")
     assert problems[1].endswith("SegmentationClassAug/2007_000032.png: has no image")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts.preparation.colors import read_colors
+from scripts.preparation.labels import read_colors
 from scripts.preparation.masks import write_masks
 from scripts.preparation.pairs import find_pairs
 from scripts.preparation.problems import DataError
@@ -78,7 +78,7 @@ def test_the_smaller_of_two_objects_is_on_top_in_any_order(tmp_path, order):
     written = write_masks(coco(tmp_path, [polygon(BOX), polygon(SMALL, 30)][::order]))
     assert written == ("COCO JSON", 1, ["background", "road", "car"])
     assert (read(tmp_path / "masks/a.png") == expected()).all()
-    assert list(read_colors(tmp_path / "masks/colors.txt").names.values()) == written.classes
+    assert list(read_colors(tmp_path / "masks/colors.txt").values()) == written[2]
     assert find_pairs(tmp_path).pairs == [("images/a.png", "masks/a.png")]
 
 
@@ -128,8 +128,16 @@ def test_without_pycocotools_the_message_names_the_extra(tmp_path, monkeypatch):
 def test_a_coco_file_a_split_finds_its_own_images(tmp_path):
     coco(tmp_path, [polygon(BOX)], "annotations/instances_train.json", "images/train/a.png")
     coco(tmp_path, [polygon(SMALL)], "annotations/instances_val.json", "images/val/a.png")
-    assert write_masks(tmp_path).count == 2
+    assert write_masks(tmp_path)[1] == 2
     assert [read(tmp_path / f"masks/{split}/a.png").sum() for split in ("train", "val")] == [100, 4]
+
+
+def test_coco_files_that_number_their_categories_differently_agree_by_name(tmp_path):
+    coco(tmp_path, [polygon(BOX, 20)], "annotations/train.json", "images/train/a.png")
+    swapped = [{"id": 30, "name": "road"}, {"id": 20, "name": "car"}]
+    coco(tmp_path, [polygon(BOX, 30)], "annotations/val.json", "images/val/a.png", categories=swapped)
+    assert write_masks(tmp_path)[2] == ["background", "car", "road"]
+    assert [read(tmp_path / f"masks/{split}/a.png").max() for split in ("train", "val")] == [2, 2]
 
 
 def test_a_coco_file_among_its_images(tmp_path):
@@ -149,6 +157,13 @@ def test_labelme_polygons_and_rectangles(tmp_path):
     assert find_pairs(tmp_path).pairs == [("a.jpg", "masks/a.png"), ("b.jpg", "masks/b.png")]
 
 
+def test_the_objects_of_two_labelme_files_of_one_image_are_both_drawn(tmp_path):
+    labelme(tmp_path, [shape(BOX, "road")])
+    (tmp_path / "a2.json").write_text(json.dumps({"imagePath": "a.jpg", "shapes": [shape(SMALL, "car")]}))
+    assert write_masks(tmp_path)[1] == 1
+    assert (read(tmp_path / "masks/a.png") == expected(box=2, small=1)).all()
+
+
 @pytest.mark.parametrize("folder", ["labels", "images"])
 def test_yolo_polygons(tmp_path, folder):
     yolo(tmp_path, [f"0 {normal(BOX)}", f"1 {normal(SMALL)}"], folder)
@@ -160,14 +175,14 @@ def test_yolo_needs_names_for_its_numbers(tmp_path):
     yolo(tmp_path, [f"0 {normal(BOX)}"])
     assert "by --classes, or in" in problems(tmp_path)
     (tmp_path / "classes.txt").write_text("road\n")
-    assert write_masks(tmp_path).classes == ["background", "road"]
+    assert write_masks(tmp_path)[2] == ["background", "road"]
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("0 0.5 0.5 0.2 0.2", "labels/a.txt:2: a box"),
-        ("5 0 0 0 1 1 1", "labels/a.txt:2: class 5; expected one of the 2"),
+        ("0 0.5 0.5 0.2 0.2", "labels/a.txt:2 (road): it has 2 corners; expected three or more"),
+        ("5 0 0 0 1 1 1", "labels/a.txt:2: class 5; expected 0..1"),
         ("road 0 0", "expected 'class x y x y x y ...'"),
         ("0 0 0 0 1 1 1.2", "labels/a.txt:2 (road): its corner (20, 19.2) is outside the image of 20 x 16"),
     ],
@@ -180,7 +195,10 @@ def test_a_wrong_line_of_yolo_is_named(tmp_path, line, message):
     ("annotations", "message"),
     [
         ([polygon([0, 0, 30, 0, 30, 9])], "annotation 0 (road): its corner (30, 0) is outside the image of 20 x 16"),
-        ([polygon([0, 0, 4, 4, 4, 0, 0, 4])], "annotation 0 (road): it crosses itself near (2.0, 2.0) (image images/a"),
+        (
+            [polygon([0, 0, 4, 4, 4, 0, 0, 4])],
+            "images/a.png: annotations/instances.json: annotation 0 (road): it crosses itself near (2.0, 2.0)",
+        ),
         ([polygon(BOX, 99)], "annotation 0 has the category 99, which has no name"),
         ([{"category_id": 20, "bbox": [1, 2, 3, 4]}], "it has no polygon"),
         ([], "holds no object at all"),
@@ -193,7 +211,7 @@ def test_a_wrong_object_of_coco_is_named_and_nothing_is_written(tmp_path, annota
 def test_a_category_that_no_class_names_is_refused(tmp_path):
     coco(tmp_path, [polygon(BOX), polygon(SMALL, 30)])
     assert "the categories car are not in --classes road" in problems(tmp_path, ["road"])
-    assert write_masks(tmp_path, ["car", "road"]).classes == ["background", "car", "road"]
+    assert write_masks(tmp_path, ["car", "road"])[2] == ["background", "car", "road"]
 
 
 def test_all_wrong_objects_are_named_at_once(tmp_path):
@@ -204,11 +222,11 @@ def test_all_wrong_objects_are_named_at_once(tmp_path):
 
 def test_files_that_hold_nothing_to_read_are_refused(tmp_path):
     image(tmp_path / "a.jpg")
-    assert "0 JSON files of other kinds" in problems(tmp_path)
+    assert "0 other JSON files" in problems(tmp_path)
     (tmp_path / "a.json").write_text("")
     assert "a.json is not JSON (it is empty)" in problems(tmp_path)
     (tmp_path / "a.json").write_text("[1]")
-    assert "1 JSON files of other kinds" in problems(tmp_path)
+    assert "1 other JSON files" in problems(tmp_path)
     (tmp_path / "a.json").unlink()
     assert "image a.png is missing" in problems(
         coco(tmp_path, [polygon(BOX)], images=[{"id": 7, "file_name": "c/a.png"}])
@@ -244,4 +262,4 @@ def test_what_is_not_as_the_format_says_is_named(tmp_path, annotations, more, me
 def test_an_image_of_another_size_than_the_annotated_one_is_named(tmp_path):
     coco(tmp_path, [polygon(BOX)])
     image(tmp_path / "images/a.png", size=(32, 40))
-    assert problems(tmp_path) == "images/a.png is 32 x 40 (H x W), and was annotated as 16 x 20"
+    assert problems(tmp_path) == f"{tmp_path}/images/a.png is 32 x 40 (H x W), and was annotated as 16 x 20"

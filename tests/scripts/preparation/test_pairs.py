@@ -35,6 +35,7 @@ def problems(root, **options):
         ("{}.jpg", "{}.png"),
         ("{}.png", "{}_L.png"),
         ("street/{}.jpg", "masks/street/{}.png"),
+        ("scenes/one/img/{}_L.jpg", "scenes/one/ann/{}_L.png"),
     ],
 )
 def test_each_usual_layout_is_found_without_a_flag(tmp_path, images, labels):
@@ -62,6 +63,16 @@ def test_the_lists_of_pascal_voc_leave_images_out(tmp_path):
     assert [pair.image for pair in find_pairs(tmp_path).pairs] == ["JPEGImages/a.jpg", "JPEGImages/b.jpg"]
 
 
+def test_pictures_in_other_folders_than_the_paired_images_are_not_used(tmp_path):
+    masked(tmp_path, "VOC2012/JPEGImages/{}.jpg", "VOC2012/SegmentationClass/{}.png", NAMES)
+    other = ["VOC2012/SegmentationObject/a.png", "preview.png"]
+    for name in other:
+        image(tmp_path / name)
+    found = find_pairs(tmp_path)
+    assert [pair.image for pair in found.pairs] == ["VOC2012/JPEGImages/a.jpg", "VOC2012/JPEGImages/b.jpg"]
+    assert found.unused == other
+
+
 def test_patterns_say_which_files_belong_together(tmp_path):
     masked(tmp_path, "in/x/{}.jpg", "out/x/{}_lbl.png", NAMES)
     masked(tmp_path, "in/y/{}.jpg", "out/y/{}_lbl.png", NAMES)
@@ -71,33 +82,37 @@ def test_patterns_say_which_files_belong_together(tmp_path):
         problems(tmp_path, images="in/**/a.jpg", labels="out/{folder}/{stem}_lbl.png")
     )
     assert problems(tmp_path, images="in/x/*.jpg", labels="out/{stem}.png") == [
-        "--labels 'out/{stem}.png' finds no mask: that of in/x/b.jpg would be out/b.png, which is missing"
+        f"--labels 'out/*.png' matches no file below {tmp_path}; expected a pattern relative to it"
     ]
 
 
-def test_a_folder_with_two_layouts_is_refused_until_patterns_choose(tmp_path):
+def test_a_folder_with_two_sets_of_masks_is_refused_until_patterns_choose(tmp_path):
     masked(tmp_path, "images/{}.png", "masks/{}.png", NAMES)
     masked(tmp_path, "images/{}.png", "labels/{}.png", NAMES)
-    (message,) = problems(tmp_path)
-    assert "fits 2 layouts" in message
-    assert "masks in masks/" in message
-    assert "masks in labels/" in message
-    assert "--labels" in message
+    message, _ = problems(tmp_path)
+    assert message.startswith("images/a.png has several masks: labels/a.png, masks/a.png; ")
+    assert message.endswith("or use --labels")
     assert find_pairs(tmp_path, "images/*.png", "labels/{stem}.png").pairs[0].label == "labels/a.png"
 
 
-def test_what_has_no_partner_is_named_and_may_be_excluded(tmp_path):
+def test_what_has_no_partner_is_named(tmp_path):
     masked(tmp_path, "images/{}.png", "masks/{}.png", NAMES)
     image(tmp_path / "images/c.png")
     save(tmp_path / "masks/d.png", halves())
     masks, images = problems(tmp_path)
     assert "1 masks have no image: masks/d.png" in masks
     assert "1 images have no mask: images/c.png" in images
-    assert len(find_pairs(tmp_path, exclude=["images/c*", "masks/d.png"]).pairs) == 2
     (tmp_path / "masks/d.png").unlink()
     found = find_pairs(tmp_path, unlabelled=["images/*"])
     assert len(found.pairs) == 2
     assert found.unlabelled == ["images/c.png"]
+
+
+def test_a_val_set_without_masks_is_refused(tmp_path):
+    masked(tmp_path, "train/images/{}.png", "train/masks/{}.png", NAMES)
+    image(tmp_path / "val/images/c.png")
+    assert "1 images have no mask: val/images/c.png" in problems(tmp_path)[0]
+    assert find_pairs(tmp_path, unlabelled=["val/**/*.png"]).unlabelled == ["val/images/c.png"]
 
 
 def test_a_test_set_may_have_no_masks(tmp_path):
@@ -123,13 +138,9 @@ def test_two_masks_of_one_image_are_named(tmp_path):
     for other in ("a_mask.png", "a.bmp"):
         save(tmp_path / "masks" / other, halves())
         named = ", ".join(sorted(["masks/a.png", f"masks/{other}"]))
-        assert problems(tmp_path) == [
-            f"images/a.png has several masks: {named}; leave all but one out by --exclude, or set --labels"
-        ]
+        (message,) = problems(tmp_path)
+        assert message.startswith(f"images/a.png has several masks: {named}; move all but one away")
         (tmp_path / "masks" / other).unlink()
-    save(tmp_path / "masks/a_mask.png", halves())
-    (message,) = problems(tmp_path, images="images/*.png", labels="masks/{stem}*.png")
-    assert "images/a.png has several masks" in message
 
 
 def test_one_mask_of_two_images_is_named(tmp_path):
@@ -143,7 +154,7 @@ def test_a_folder_without_images_or_without_masks_is_refused(tmp_path):
     masked(tmp_path, "images/{}.png", "masks/{}.png", NAMES)
     shutil.rmtree(tmp_path / "masks")
     (message,) = problems(tmp_path)
-    assert "2 images, and no mask" in message
+    assert "2 images, and no mask was found" in message
     assert "--to-masks" not in message
     (tmp_path / "images/a.json").write_text("{}")
     assert "where images/a.json holds polygons, --to-masks" in problems(tmp_path)[0]
@@ -155,7 +166,8 @@ def test_a_folder_without_images_or_without_masks_is_refused(tmp_path):
         ({"images": "images/*.png"}, "both --images and --labels"),
         ({"images": "images/*.png", "labels": "masks/*.png"}, "expected {stem}"),
         ({"images": "images/*.jpg", "labels": "masks/{stem}.png"}, "'images/*.jpg' matches no file"),
-        ({"exclude": ["nothing*"]}, "--exclude 'nothing*' matches no file"),
+        ({"images": "masks/*.png", "labels": "masks/{stem}.png"}, "matches no image that is not a mask"),
+        ({"unlabelled": ["nothing*"]}, "--unlabelled 'nothing*' matches no file"),
     ],
 )
 def test_a_wrong_pattern_is_an_error(tmp_path, options, message):

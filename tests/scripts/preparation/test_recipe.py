@@ -5,6 +5,13 @@ from scripts.preparation.recipe import choose_recipe, write_configs
 from utils.config import load_config
 
 
+def written(folder, sizes):
+    """The three configs for images of these sizes, and the sentences."""
+    recipe, choices = choose_recipe(sizes, folder)
+    write_configs(recipe, {"type": "list", "root": "data/x", "class_names": ["a", "b"]}, "x", folder)
+    return {n: load_config(folder / f"{n}.py", Experiment) for n in ("student", "teacher", "hmkd")}, choices
+
+
 @pytest.mark.parametrize(
     ("size", "count", "crop", "iters"),
     [
@@ -14,31 +21,29 @@ from utils.config import load_config
     ],
 )
 def test_crop_and_iterations_follow_the_size_and_number_of_the_images(tmp_path, size, count, crop, iters):
-    recipe = choose_recipe([size] * count, tmp_path)
-    write_configs(recipe, {"type": "list", "root": "data/x", "class_names": ["a", "b"]}, "x", tmp_path)
-    for name in ("student", "teacher", "hmkd"):
-        assert load_config(tmp_path / f"{name}.py", Experiment).schedule.max_iters == iters
-    sections = recipe.sections
-    assert sections["data"]["crop_size"] == crop
-    assert sections["schedule"]["max_iters"] == iters
-    assert sections["eval"]["interval"] == sections["checkpoint"]["interval"] == iters // 8
+    configs, _ = written(tmp_path, [size] * count)
+    for config in configs.values():
+        assert config.data.crop_size == crop
+        assert config.schedule.max_iters == iters
+        assert config.eval.interval == config.checkpoint.interval == iters // 8
 
 
 def test_images_much_larger_than_the_crop_are_evaluated_in_windows_that_leave_no_gap(tmp_path):
-    sections = choose_recipe([(600, 1100)], tmp_path).sections
-    assert sections["eval"]["mode"] == "slide"
-    assert sections["eval"]["crop_size"] == (512, 512)
-    assert sections["eval"]["stride"] == (341, 341)
-    assert "mode" not in choose_recipe([(600, 1000)], tmp_path).sections["eval"]
+    evaluation = written(tmp_path, [(600, 1100)])[0]["student"].eval
+    assert evaluation.mode == "slide"
+    assert evaluation.crop_size == (512, 512)
+    assert evaluation.stride == (341, 341)
+    assert written(tmp_path, [(600, 1000)])[0]["student"].eval.mode == "whole"
 
 
 def test_weights_are_used_where_they_are_at_hand(tmp_path):
-    random = choose_recipe([(96, 128)], tmp_path)
-    assert "pretrained" not in random.sections["student"]
-    assert sum("pretrained/" in choice for choice in random.choices) == 2
+    random, choices = written(tmp_path, [(96, 128)])
+    assert random["student"].student.pretrained is None
+    assert sum("pretrained/" in choice for choice in choices) == 2
     (tmp_path / "pretrained").mkdir()
     (tmp_path / "pretrained/mit_b0.pth").touch()
-    found = choose_recipe([(96, 128)], tmp_path).sections
-    assert found["student"]["pretrained"] == "pretrained/mit_b0.pth"
-    assert found["optimizer"]["lr"] == 2e-4
-    assert "pretrained" not in found["teacher"]
+    found, _ = written(tmp_path, [(96, 128)])
+    assert found["student"].student.pretrained == "pretrained/mit_b0.pth"
+    assert found["student"].optimizer.lr == 2e-4
+    assert found["teacher"].student.pretrained is None
+    assert found["teacher"].optimizer.lr == 5e-4

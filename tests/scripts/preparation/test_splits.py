@@ -48,7 +48,7 @@ def test_names_without_videos_are_split_by_image_and_it_is_said(tmp_path):
     splits, how = divide(tmp_path, pairs(*images), 0.2, 0)
     assert [len(splits[split]) for split in ("train", "val")] == [8, 2]
     assert how.startswith("names tell no videos apart: split by image; 2 of 10")
-    assert divide(tmp_path, pairs(*images), 0.2, 0).splits == splits
+    assert divide(tmp_path, pairs(*images), 0.2, 0)[0] == splits
 
 
 def test_each_side_gets_an_image_however_small_the_share(tmp_path):
@@ -59,7 +59,7 @@ def test_each_side_gets_an_image_however_small_the_share(tmp_path):
 
 
 def test_images_in_no_split_are_named(tmp_path):
-    with pytest.raises(DataError, match="1 images are in no folder named train, val or test, and others are: other/c"):
+    with pytest.raises(DataError, match="1 images are in no folder named train, val or test, as others are: other/c"):
         divide(tmp_path, pairs("train/a.png", "val/b.png", "other/c.png"), 0.2, 0)
 
 
