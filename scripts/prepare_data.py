@@ -30,7 +30,7 @@ from scripts.preparation.layouts import list_line
 from scripts.preparation.masks import COLORS, FOLDER, write_masks
 from scripts.preparation.pairs import Pair, find_pairs
 from scripts.preparation.problems import DataError, name_some, report_problems
-from scripts.preparation.recipe import BATCH, choose_recipe, write_configs
+from scripts.preparation.recipe import choose_recipe, write_configs
 from scripts.preparation.splits import divide
 from utils.visualize import overlay, panel, write_png
 
@@ -129,8 +129,7 @@ def prepare(args: argparse.Namespace) -> None:
         print(f"warning: {twice}; move one of each away", file=sys.stderr)
     print(f"wrote {', '.join(str(path) for path in outputs if path.exists())}")
     if found.unlabelled:
-        keys = f"data.unlabelled={list_path(args, 'unlabelled').name} train.unlabelled_batch={BATCH}"
-        print(f"to learn from the images without labels: --cfg-options {keys} with hmkd.py")
+        print("hmkd.py learns from the images without labels too: data.unlabelled, train.unlabelled_batch")
     print(f"look at {args.configs}/samples.png: are the classes right?\nnext:")
     for run in ("student", "teacher", "hmkd"):
         print(f"  python train_kd.py {args.configs}/{run}.py --work-dir work_dirs/{args.name}/{run}")
@@ -155,7 +154,9 @@ def write_all(
         list_path(args, split).write_text("".join(f"{list_line(*pair)}\n" for pair in pairs), encoding="utf-8")
     names = {f"{split}_list": list_path(args, split).name for split in splits if split != "unlabelled"}
     args.configs.mkdir(parents=True)
-    write_configs(recipe, {"type": "list", "root": args.folder.as_posix(), **names, **options}, args.name, args.configs)
+    data = {"type": "list", "root": args.folder.as_posix(), **names, **options}
+    unlabelled = list_path(args, "unlabelled").name if "unlabelled" in splits else None
+    write_configs(recipe, data, args.name, args.configs, unlabelled)
     problems = prepare_lists.check_config(str(args.configs / "student.py"), [])
     build = partial(build_dataset, "list", args.folder, **options)
     if "unlabelled" in splits:

@@ -109,7 +109,7 @@ def find_voc(root: Path, problems: list[str]) -> Splits:
     folder = root / "VOCdevkit" / "VOC2012"
     lists = {split: folder / "ImageSets" / "Segmentation" / f"{split}.txt" for split in COUNTS["voc"]}
     names = {split: path.read_text(encoding="utf-8").split() for split, path in lists.items() if path.is_file()}
-    found.problems.extend(f"{lists[split]} is missing" for split in ("train", "val") if split not in names)
+    problems.extend(f"{lists[split]} is missing" for split in ("train", "val") if split not in names)
     images, own, added = (
         _by_name(folder, pattern)
         for pattern in ("JPEGImages/*.jpg", "SegmentationClass/*.png", "SegmentationClassAug/*.png")

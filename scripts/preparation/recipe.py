@@ -42,6 +42,12 @@ teacher = dict(
 )
 distill = dict(logit=4.0)
 """
+UNLABELLED_CONFIG = """\
+# Half of the images of a step have no label; the terms between teacher and student compare all pixels.
+data = dict(unlabelled="{list}")
+train = dict(batch_size={half}, unlabelled_batch={half})
+distill.update(pixels="inside")
+"""
 
 
 def choose_recipe(sizes: Sequence[tuple[int, int]], weights: Path = Path()) -> tuple[dict[str, Any], list[str]]:
@@ -76,7 +82,9 @@ def choose_recipe(sizes: Sequence[tuple[int, int]], weights: Path = Path()) -> t
     return values, choices
 
 
-def write_configs(recipe: Mapping[str, Any], data: Mapping[str, Any], name: str, folder: Path) -> None:
+def write_configs(
+    recipe: Mapping[str, Any], data: Mapping[str, Any], name: str, folder: Path, unlabelled: str | None = None
+) -> None:
     """Writes student.py, teacher.py and hmkd.py to a folder, which must be there.
 
     Args:
@@ -84,10 +92,14 @@ def write_configs(recipe: Mapping[str, Any], data: Mapping[str, Any], name: str,
         data: the keys of the data section that say which data.
         name: of the data, and of the folder in work_dirs where hmkd.py finds the teacher's weights.
         folder: of the configs.
+        unlabelled: list of images without labels, from which hmkd.py learns too.
     """
     data = {**data, "crop_size": recipe["crop_size"]}
     entries = [f"{key}={pformat(value, width=108, compact=True, sort_dicts=False)}" for key, value in data.items()]
     values = {**recipe, "name": name, "root": data["root"], "data": indent(",\n".join(entries), "    ")}
     values["method"] = Path(os.path.relpath(METHODS / "hmkd.py", folder)).as_posix()
-    for file, text in {"student": STUDENT_CONFIG, "teacher": TEACHER_CONFIG, "hmkd": HMKD_CONFIG}.items():
+    hmkd = HMKD_CONFIG
+    if unlabelled is not None:
+        hmkd += UNLABELLED_CONFIG.format(list=unlabelled, half=recipe["batch"] // 2)
+    for file, text in {"student": STUDENT_CONFIG, "teacher": TEACHER_CONFIG, "hmkd": hmkd}.items():
         (folder / f"{file}.py").write_text(text.format(**values), encoding="utf-8")
