@@ -151,3 +151,17 @@ def test_the_average_of_its_own_weights_teaches_the_student(experiments, tmp_pat
 def test_what_self_training_needs_is_named(experiments, tmp_path):
     message = refused([experiments["hmkd"], "--work-dir", tmp_path, "--cfg-options", *SELF_TAUGHT[1:]])
     assert "teacher.weights is 'ema', the average of the student's weights: set train.ema" in message
+
+
+def test_an_unlabelled_image_that_cannot_be_read_is_replaced_as_asked(experiments, streets, tmp_path, capsys):
+    """In a step of two labelled and two unlabelled images each is replaced by one of its kind."""
+    root = tmp_path / "streets"
+    shutil.copytree(streets, root)
+    shutil.copytree(root / "train", root / "more")
+    bad = sorted((root / "more").iterdir())[0]
+    bad.write_bytes(b"")
+    options = ["data.unlabelled=more/*.png", *HALF[1:], f"data.root={root}"]
+    message = refused([experiments["hmkd"], "--work-dir", tmp_path / "stop", "--cfg-options", *options])
+    assert f"{bad} cannot be decoded" in message
+    run(experiments["hmkd"], tmp_path / "skip", *options, "data.on_bad_sample=skip")
+    assert f"skipped (1 of 16 samples so far): {bad.stem}: " in capsys.readouterr().out
