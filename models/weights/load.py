@@ -191,7 +191,7 @@ def _check_settings(model: SegModel, weights: Weights, layout: Layout, part: str
         (network.get("output_stride"), f"{weights.source} was trained"),
         (layout.output_stride, f"{weights.source}: networks of the {layout.name} layout run"),
     ):
-        if part != "backbone" and theirs not in (None, stride):
+        if part != "backbone" and theirs not in (None, stride) and stride != model.tap_info["stage1"].stride:
             raise ValueError(f"{what} at output_stride={theirs}; the network has {stride}: correct output_stride")
 
 

@@ -10,6 +10,7 @@ from models import build_model, count_parameters
 from models.base import Tap
 from models.heads.deeplabv3 import DeepLabV3Head
 from models.heads.layers import GlobalContext, PooledBatchNorm2d
+from models.heads.linear import LinearHead
 from models.heads.pspnet import PSPHead
 from models.heads.segformer import MMSegSegFormerHead, SegFormerHead
 from scripts.benchmarks.published import concatenated
@@ -186,3 +187,21 @@ def test_global_context_is_the_mean_everywhere():
     nn.init.ones_(context.project[0].weight)
     found = context(torch.tensor([[[[1.0, 2.0], [3.0, 6.0]]]]))
     torch.testing.assert_close(found, torch.full((1, 1, 2, 2), 3.0), atol=1e-4, rtol=0)
+
+
+def test_the_linear_head_is_a_linear_map_of_the_standardised_channels():
+    head = randomize(LinearHead({"stage4": Tap(20, 14)}, num_classes=5, dropout=0.5)).eval()
+    maps = torch.randn(2, 20, 3, 4)
+    logits, features = head({"stage4": maps})
+    assert head.tap == Tap(20, 14)
+    norm, weight = head.norm, head.classifier.weight[:, :, 0, 0]
+    standard = (maps.movedim(1, -1) - norm.running_mean) / (norm.running_var + 1e-5).sqrt() * norm.weight + norm.bias
+    torch.testing.assert_close(features, standard.movedim(-1, 1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        logits, (standard @ weight.T + head.classifier.bias).movedim(-1, 1), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_the_linear_head_has_no_width():
+    with pytest.raises(ValueError, match="width is 64; head 'linear' has the channels of stage 4: set width=None"):
+        build_model("resnet18", "linear", 5, width=64)

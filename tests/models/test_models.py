@@ -30,7 +30,8 @@ def model(request):
 def test_any_head_on_any_backbone(backbone, head):
     height, width = 65, 97
     with torch.device("meta"):
-        model = build_model(backbone, head, 5, BACKBONES[backbone], width=16, aux=True)
+        channels = None if head == "linear" else 16
+        model = build_model(backbone, head, 5, BACKBONES[backbone], width=channels, aux=True)
         output = model(torch.empty(2, 3, height, width))
     assert output.taps.keys() == model.tap_info.keys() == {"stage1", "stage2", "stage3", "stage4", "head"}
     for name, (channels, stride) in model.tap_info.items():
@@ -39,7 +40,7 @@ def test_any_head_on_any_backbone(backbone, head):
     assert output.aux.shape == (2, 5, *output.taps["stage3"].shape[2:])
 
 
-@pytest.mark.parametrize(("head", "stride"), [("deeplabv3", 8), ("pspnet", 8), ("segformer", 32)])
+@pytest.mark.parametrize(("head", "stride"), [("deeplabv3", 8), ("pspnet", 8), ("segformer", 32), ("linear", 32)])
 def test_the_head_chooses_the_output_stride_unless_told(head, stride):
     with torch.device("meta"):
         assert build_model("resnet18", head, 5).tap_info["stage4"].stride == stride
@@ -153,7 +154,7 @@ def test_a_model_is_built_and_counted_on_meta():
     ("change", "message"),
     [
         ({"head": "deeplab"}, "unknown head 'deeplab'; did you mean 'deeplabv3'"),
-        ({"head": "xyz"}, "unknown head 'xyz'; choices: deeplabv3, deeplabv3_mmseg, pspnet, segformer"),
+        ({"head": "xyz"}, "unknown head 'xyz'; choices: deeplabv3, deeplabv3_mmseg, linear, pspnet, segformer"),
         ({"backbone": "resnet-18"}, "unknown backbone 'resnet-18'; did you mean 'resnet18'"),
         ({"normalization": "imagnet"}, "unknown normalization 'imagnet'; did you mean 'imagenet'"),
         ({"num_classes": 0}, "num_classes is 0"),

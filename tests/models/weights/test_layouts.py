@@ -10,6 +10,7 @@ import pytest
 import segmentation_models_pytorch as smp
 import timm
 import torch
+import torch.nn.functional as F
 import torchvision
 import transformers
 from safetensors.torch import load_file
@@ -267,6 +268,11 @@ def run_timm(network: nn.Module, images: Tensor) -> list[Tensor]:
     return network.forward_intermediates(images, intermediates_only=True)[-4:]
 
 
+def run_vit(network: nn.Module, images: Tensor) -> list[Tensor]:
+    padded = F.pad(images, (0, -images.shape[3] % 14, 0, -images.shape[2] % 14))
+    return network.forward_intermediates(padded, indices=[2, 5, 8, 11], norm=True, intermediates_only=True)
+
+
 def run_smp(network: nn.Module, images: Tensor) -> list[Tensor]:
     return network(images)[-4:]
 
@@ -313,6 +319,13 @@ ENCODERS = [
         run_timm,
         {"backbone": "efficientnet_b0", "head": "segformer"},
         skipped=8,  # the last convolution, its norm, the classifier
+    ),
+    Encoder(
+        "ImageNet vit_small_patch14_reg4_dinov2 (timm)",
+        partial(timm.create_model, "vit_small_patch14_reg4_dinov2", dynamic_img_size=True),
+        run_vit,
+        {"backbone": "vit_small_patch14_reg4_dinov2", "head": "segformer"},
+        skipped=0,
     ),
     Encoder("ImageNet MiT (NVlabs)", partial(foreign.NVlabsMiT, "b0"), run, MIT_B0, ("head.weight", "head.bias")),
     Encoder("ImageNet MiT (NVlabs)", partial(smp.encoders.get_encoder, "mit_b0"), run_smp, MIT_B0, skipped=0),
