@@ -19,7 +19,7 @@ from models.base import (
     freeze,
 )
 from models.class_map import MappedModel
-from models.heads import deeplabv3, linear, pspnet, segformer  # noqa: F401  (each registers its heads)
+from models.heads import deeplabv3, fpn, linear, pspnet, segformer  # noqa: F401  (each registers its heads)
 from models.heads.fcn import FCNHead
 from models.weights.load import LoadReport, count_classes, load_read_weights, load_weights, source_settings
 from models.weights.sources import Weights, read_weights
