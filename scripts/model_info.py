@@ -46,7 +46,7 @@ examples:
   python scripts/model_info.py configs/hmkd/cityscapes_r101_b0.py --size 512 1024 --runs 1
   python scripts/model_info.py configs/baselines/camvid_b0.py --runs 20 --cfg-options student.width=128
   python scripts/model_info.py configs/baselines/camvid_b0.py configs/baselines/camvid_r18.py --results b0.json
-  python scripts/model_info.py work_dirs/RUN/config.py work_dirs/RUN/config.py    with the best mIoU of each run
+  python scripts/model_info.py work_dirs/ONE/config.py work_dirs/OTHER/config.py    with the best mIoU of each run
 """
 WARM_UP = 2  # untimed runs: the first ones choose kernels and allocate memory
 MEANING = {
