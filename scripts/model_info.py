@@ -222,7 +222,7 @@ def read_evaluation(path: Path, configs: Iterable[Experiment]) -> dict:
         result = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from error
-    if not {"miou", "config", "checkpoint"} <= result.keys():
+    if not isinstance(result, dict) or not {"miou", "config", "checkpoint"} <= result.keys():
         raise ValueError(f"{path} has no miou, config and checkpoint; expected a file of eval.py --json")
     if result["config"] not in [config.model_dump(mode="json") for config in configs]:
         raise ValueError(

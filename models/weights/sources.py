@@ -61,9 +61,9 @@ def read_weights(source: str | Path) -> Weights:
     """Reads weights from any source but timm, for which see :func:`timm_weights`.
 
     Args:
-        source: a torch file, a ``.safetensors`` file, a folder of Hugging Face's SegFormer, ``hf:NAME`` for one of its
-            hub, or ``package:efficientnet_lite2``. ``FILE#NAME`` for one of several sets of weights, see
-            :func:`read_tensors`.
+        source: a torch file, a ``.safetensors`` file, a folder of Hugging Face's SegFormer or UperNet or of
+            segmentation_models_pytorch, ``hf:NAME`` for one of the hub, or ``package:efficientnet_lite2``.
+            ``FILE#NAME`` for one of several sets of weights, see :func:`read_tensors`.
 
     Raises:
         FileNotFoundError: there is no such file, or the hub cannot be reached.

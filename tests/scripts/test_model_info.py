@@ -255,6 +255,7 @@ def test_several_configs_are_one_table_with_what_was_measured(two_configs, witho
     ("content", "message"),
     [
         ("{", r"a\.json cannot be read as JSON"),
+        ("[]", r"a\.json has no miou"),
         ("{}", r"a\.json has no miou, config and checkpoint; expected a file of eval\.py --json"),
         ('{"miou": 0.5, "checkpoint": "a", "config": {}}', r"a\.json was measured with none of these configs"),
     ],
