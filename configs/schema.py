@@ -163,7 +163,8 @@ class WeightSchedule(Section):
 class Network(Section):
     """A segmentation network: a backbone and a head."""
 
-    backbone: str  # mit_b0 to mit_b5, resnet18, resnet101, any other timm network with four stages, or your own.
+    # mit_b0 to mit_b5, resnet18, resnet101, any other timm network with four stages or plain ViT, or your own.
+    backbone: str
     head: Annotated[str, one_of(HEADS, "head")]  # The head, which fits every backbone.
     # Stride of the last stage; a backbone that can dilate takes 8 or 16. None: the head's default.
     output_stride: Literal[8, 16, 32] | None = None

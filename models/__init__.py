@@ -19,7 +19,7 @@ from models.base import (
     freeze,
 )
 from models.class_map import MappedModel
-from models.heads import deeplabv3, pspnet, segformer  # noqa: F401  (each registers its heads)
+from models.heads import deeplabv3, fpn, linear, pspnet, segformer  # noqa: F401  (each registers its heads)
 from models.heads.fcn import FCNHead
 from models.weights.load import LoadReport, count_classes, load_read_weights, load_weights, source_settings
 from models.weights.sources import Weights, read_weights
@@ -65,10 +65,11 @@ def build_model(
     """Builds a network with random weights.
 
     Args:
-        backbone: one of ``BACKBONES`` or any four-stage network of timm.
+        backbone: one of ``BACKBONES`` or any four-stage network or plain ViT of timm.
         head: one of ``HEADS``.
         num_classes: K.
-        output_stride: 8, 16 or 32; None: the head's default (DeepLabV3 and PSPNet 8, SegFormer 32).
+        output_stride: 8, 16 or 32; None: the head's default (DeepLabV3 and PSPNet 8, the others 32).
+            A plain ViT keeps the stride of its patches and needs 32.
         width: channels of the head; None: the head's default.
         aux: adds an FCN head on stage 3, which runs in training mode only.
         dropout: probability in the heads.

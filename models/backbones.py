@@ -1,8 +1,9 @@
-"""Backbones by name: every network of timm with four feature levels, and the Mix Transformers, which timm lacks."""
+"""Backbones by name: timm's networks of four feature levels and its plain ViTs, and the Mix Transformers."""
 
 import timm
 import torch.nn.functional as F
 from timm.layers import DropPath
+from timm.models import FeatureInfo
 from torch import Tensor, nn
 
 from models import mit  # noqa: F401  (registers the Mix Transformers)
@@ -26,9 +27,14 @@ TRANSFORMERS = {
     *("hieradet_sam2", "iformer", "lowformer", "maxxvit", "metaformer", "mobilevit", "mvitv2", "nextvit", "pvt_v2"),
     *("swiftformer", "swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr", "tiny_vit", "twins"),
 }
-# Their grids are ceil(size / stride) at every size; the others (patchify stems, unpadded pooling) drop the last cells.
+# Plain ViTs (DeiT, DINOv2, DINOv3, SigLIP, EVA, ...), whose blocks all have one grid. Their position embeddings follow
+# the image size: the learnt ones are interpolated, the rotary ones computed.
+PLAIN_VITS = {"deit", "eva", "vision_transformer"}
+# The grids of these are ceil(size / stride) at every size; the others (patchify stems, unpadded pooling) drop the last
+# cells.
 ROUNDS_UP = {"efficientnet", "mobilenetv3", "pvt_v2", "regnet", "res2net", "resnet", "resnetv2"}
 ANY_SIZE = {
+    **dict.fromkeys(PLAIN_VITS, {"dynamic_img_size": True}),
     "swin_transformer": {"strict_img_size": False},
     "swin_transformer_v2": {"strict_img_size": False},
     "swin_transformer_v2_cr": {"strict_img_size": False},
@@ -37,6 +43,9 @@ ANY_SIZE = {
 
 class TimmBackbone(Backbone):
     """The last four feature levels of a timm network: strides 4, 8, 16, 32, or smaller ones by dilation.
+
+    The four levels of a plain ViT are its maps after each quarter of its blocks, all with the stride of its patches
+    (14, 16, ...), without class and register tokens.
 
     Args:
         name: timm's name, with or without a pretrained tag (no weights are downloaded).
@@ -55,15 +64,16 @@ class TimmBackbone(Backbone):
             raise unknown_name("backbone", name, [*offered, *timm.list_models()], shown=offered)
         self.name = name
         module = timm.models.model_entrypoint(timm_name).__module__.rpartition(".")[2]
-        self.family = "transformer" if module in TRANSFORMERS else "cnn"
-        self.net = _create(timm_name, output_stride, drop_path, ANY_SIZE.get(module, {}) | options)
+        self.family = "transformer" if module in TRANSFORMERS | PLAIN_VITS else "cnn"
+        plain = module in PLAIN_VITS
+        self.net = _create(timm_name, plain, output_stride, drop_path, ANY_SIZE.get(module, {}) | options)
         if name == "resnet18c":
             _undilate_second_convolutions(self.net)
         self.rounds_up = module in ROUNDS_UP and not any(map(_pools_unpadded, self.net.modules()))
         self.channels_last = getattr(self.net, "output_fmt", None) == "NHWC"
 
         strides = self.net.feature_info.reduction()[-4:]
-        expected = [min(stride, output_stride) for stride in (4, 8, 16, 32)]
+        expected = strides if plain else [min(stride, output_stride) for stride in (4, 8, 16, 32)]
         if strides != expected:
             raise ValueError(f"backbone {name!r} has feature strides {strides}; heads need four stages at {expected}")
         channels = self.net.feature_info.channels()[-4:]
@@ -92,15 +102,33 @@ class TimmBackbone(Backbone):
         return stages
 
 
-def _create(name: str, output_stride: int, drop_path: float, options: dict) -> nn.Module:
-    """timm's feature network; ValueError where it does not accept an option."""
+class PlainViT(nn.Module):
+    """A plain ViT of timm that gives the maps after each quarter of its blocks.
+
+    Args:
+        model: timm's whole network; it loses its pooling and its classifier.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        depth = len(model.blocks)
+        self.levels = model.prune_intermediate_layers([depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)])
+        self.model, self.feature_info = model, FeatureInfo(model.feature_info, self.levels)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """B 3 H W, whole patches -> four maps B C H/patch W/patch, each after the network's final norm."""
+        return self.model.forward_intermediates(images, indices=self.levels, norm=True, intermediates_only=True)
+
+
+def _create(name: str, plain: bool, output_stride: int, drop_path: float, options: dict) -> nn.Module:
+    """timm's feature network (``plain``: a ``PlainViT``); ValueError where it does not accept an option."""
     options = dict(options)
     if output_stride != 32:
         options["output_stride"] = output_stride
     if drop_path:
         options["drop_path_rate"] = drop_path
     try:
-        net = timm.create_model(name, pretrained=False, features_only=True, **options)
+        net = timm.create_model(name, pretrained=False, features_only=not plain, **options)
     except (TypeError, AssertionError, RuntimeError, NotImplementedError) as error:
         raise ValueError(
             f"backbone {name!r} cannot be built with output_stride={output_stride}, drop_path={drop_path} "
@@ -111,7 +139,7 @@ def _create(name: str, output_stride: int, drop_path: float, options: dict) -> n
         for module in net.modules():
             if isinstance(module, DropPath):
                 module.drop_prob = 0.0
-    return net
+    return PlainViT(net) if plain else net
 
 
 def _undilate_second_convolutions(net: nn.Module) -> None:

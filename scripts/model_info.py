@@ -1,4 +1,4 @@
-"""Compares teacher and student: parameters, multiply-adds, taps and latency.
+"""Compares teacher and student, or the students of several configs: parameters, multiply-adds, taps and latency.
 
 No weights and no data are needed: random weights cost the same.
 """
@@ -8,7 +8,7 @@ import json
 import platform
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ if not __package__:  # run as a file: the repository's root is not on the import
 
 from configs.schema import Experiment
 from engine.build import build_split, build_student
-from engine.report import multiply_adds
+from engine.report import multiply_adds, table
 from engine.teacher import Teacher, build_teacher
 from models import MappedModel, SegModel, count_parameters
 from models.deploy import Deployable
@@ -35,6 +35,7 @@ from models.placement import place
 from scripts._device import DEFAULT, usable_device
 from scripts.benchmarks.timing import seconds_of_each
 from scripts.export_onnx import export
+from scripts.report import last_protocol, read_metrics
 from utils.config import load_config
 from utils.console import environment, say
 from utils.files import user_path, write_atomically
@@ -44,6 +45,8 @@ examples:
   python scripts/model_info.py configs/camvid_cpu/r18_b0.py --json info.json
   python scripts/model_info.py configs/hmkd/cityscapes_r101_b0.py --size 512 1024 --runs 1
   python scripts/model_info.py configs/baselines/camvid_b0.py --runs 20 --cfg-options student.width=128
+  python scripts/model_info.py configs/baselines/camvid_b0.py configs/baselines/camvid_r18.py --results b0.json
+  python scripts/model_info.py work_dirs/ONE/config.py work_dirs/OTHER/config.py    with the best mIoU of each run
 """
 WARM_UP = 2  # untimed runs: the first ones choose kernels and allocate memory
 MEANING = {
@@ -213,14 +216,88 @@ def print_networks(config: Experiment, networks: dict[str, dict]) -> None:
         print_line(f"  {tap}", {name: shape(**facts["taps"][tap]) for name, facts in networks.items()})
 
 
-def run(config: Experiment, args: argparse.Namespace) -> None:
-    size, origin = (tuple(args.size), "--size") if args.size else image_size(config, args.config)
-    names = class_names(config, args.config)
-    teacher = build_teacher(config, args.config, names, pretrained=False)
-    student, _ = build_student(config, args.config, names, pretrained=False)
+def read_evaluation(path: Path, configs: Iterable[Experiment]) -> dict:
+    """What ``eval.py --json`` wrote; ValueError where it is something else, or has measured none of the configs."""
+    try:
+        result = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(result, dict) or not {"miou", "config", "checkpoint"} <= result.keys():
+        raise ValueError(f"{path} has no miou, config and checkpoint; expected a file of eval.py --json")
+    if result["config"] not in [config.model_dump(mode="json") for config in configs]:
+        raise ValueError(
+            f"{path} was measured with none of these configs: evaluate again with the same file and options"
+        )
+    return result
+
+
+def measured_miou(config: Experiment, source: str, results: list[dict]) -> float | None:
+    """mIoU (0..1) of a config's student, None where it was not measured.
+
+    Args:
+        config: the experiment.
+        source: its file; in the folder of a run it is the run's best mIoU, in the protocol of its last validation.
+        results: of ``eval.py --json``; one of this very config is used first.
+    """
+    teacher = config.teacher and config.teacher.weights
+    for result in results:
+        if result["config"] == config.model_dump(mode="json") and result["checkpoint"] != teacher:
+            return result["miou"]
+    if not Path(source).with_name("metrics.jsonl").is_file():
+        return None
+    _, measured = last_protocol(read_metrics(Path(source).parent))
+    return max((miou / 100 for _, miou in measured), default=None)
+
+
+def compare(configs: dict[str, Experiment], args: argparse.Namespace) -> None:
+    """Prints one table of the students of several configs, by file."""
+    results = [read_evaluation(path, configs.values()) for path in args.results]
+    sizes = {tuple(args.size or image_size(config, source)[0]) for source, config in configs.items()}
+    if len(sizes) > 1:
+        raise ValueError(f"the images of these configs have the sizes {sorted(sizes)} (H, W): give one by --size H W")
+    size = sizes.pop()
+    students = {
+        source: build_student(config, source, class_names(config, source), pretrained=False)[0]
+        for source, config in configs.items()
+    }
+    networks = {source: describe(student, size) for source, student in students.items()}
+    mious = {source: measured_miou(config, source, results) for source, config in configs.items()}
+    latency = dict(measure_latency(students, size, args.device, args.runs))
+    timed = [form for form, times in latency.items() if not isinstance(times, str)]
+    rows = [
+        [
+            f"{configs[source].student.head} {configs[source].student.backbone}",
+            f"{facts['parameters']['deployed'] / 1e6:.2f}",
+            f"{facts['multiply_adds']['total'] / 1e9:.2f}",
+            *(f"{statistics.median(latency[form][source]):.1f}" for form in timed),
+            "" if mious[source] is None else f"{100 * mious[source]:.2f}",
+            source,
+        ]
+        for source, facts in networks.items()
+    ]
+    say(table(["student", "M parameters", "GFLOPs", *(f"ms, {form}" for form in timed), "mIoU %", "config"], rows))
+    say(f"image {size[0]}x{size[1]}; medians of {args.runs} on {device_name(args.device)}, torch {torch.__version__}")
+    for form in latency.keys() - timed:
+        say(f"{form}: {latency[form]}")
+    write_json(args.json, size, args.device, {"networks": networks, "miou": mious, "latency_ms": latency})
+
+
+def write_json(file: Path | None, size: Size, device: torch.device, figures: dict[str, Any]) -> None:
+    """Writes the figures and their provenance, where a file was asked for."""
+    if file is not None:
+        provenance = {"meaning": MEANING, "device": device_name(device), "environment": environment()}
+        result = {"image_size": size, **figures, **provenance}
+        write_atomically(file, (json.dumps(result, indent=2) + "\n").encode())
+
+
+def run(config: Experiment, source: str, args: argparse.Namespace) -> None:
+    size, origin = (tuple(args.size), "--size") if args.size else image_size(config, source)
+    names = class_names(config, source)
+    teacher = build_teacher(config, source, names, pretrained=False)
+    student, _ = build_student(config, source, names, pretrained=False)
     models = ({} if teacher is None else {"teacher": teacher}) | {"student": student}
 
-    say(f"{args.config}: {len(names)} classes, image {size[0]}x{size[1]} ({origin})")
+    say(f"{source}: {len(names)} classes, image {size[0]}x{size[1]} ({origin})")
     networks = {name: describe(model, size) for name, model in models.items()}
     print_networks(config, networks)
 
@@ -245,20 +322,19 @@ def run(config: Experiment, args: argparse.Namespace) -> None:
         speed = gain(fastest, "faster", "slower")
         say(f"student: {parameters} parameters, {operations} GFLOPs, {speed} (each in its fastest runtime)")
 
-    if args.json:
-        result = {
-            "source": args.config, "image_size": size, "image_size_from": origin, "networks": networks,
-            "latency_ms": latency, "meaning": MEANING, "device": device_name(args.device),
-            "environment": environment(), "config": config.model_dump(mode="json"),
-        }  # fmt: skip
-        write_atomically(args.json, (json.dumps(result, indent=2) + "\n").encode())
+    figures = {"networks": networks, "latency_ms": latency, "config": config.model_dump(mode="json")}
+    write_json(args.json, size, args.device, {"source": source, "image_size_from": origin, **figures})
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         "model_info.py", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("config", help="Python config file")
+    parser.add_argument("config", nargs="+", help="Python config file; several: one table of their students")
+    parser.add_argument(
+        "--results", type=user_path, nargs="+", default=[], metavar="FILE",
+        help="JSON of eval.py, whose mIoU stands in the table beside the config that it was measured with",
+    )  # fmt: skip
     parser.add_argument(
         "--size", type=int, nargs=2, metavar=("H", "W"), help="default: a whole validation image, else data.crop_size"
     )
@@ -271,8 +347,14 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--runs {args.runs}: expected 1 or more")
     if args.size and min(args.size) < 1:
         parser.error(f"--size {args.size[0]} {args.size[1]}: expected two positive numbers of pixels")
+    if args.results and len(args.config) == 1:
+        parser.error("--results needs several configs: one has no table")
     try:
-        run(load_config(args.config, Experiment, args.cfg_options), args)
+        configs = {source: load_config(source, Experiment, args.cfg_options) for source in args.config}
+        if len(configs) == 1:
+            run(configs[args.config[0]], args.config[0], args)
+        else:
+            compare(configs, args)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except RuntimeError as error:

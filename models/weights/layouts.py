@@ -44,21 +44,21 @@ class Layout(NamedTuple):
 
     def convert(self, state: State) -> State:
         """The tensors of a file under our names."""
-        return self.finish({_rename(key, self.rules): tensor for key, tensor in state.items()})
+        return self.finish({rename(key, self.rules): tensor for key, tensor in state.items()})
 
 
-def _rename(key: str, rules: tuple[Rule, ...]) -> str:
+def rename(key: str, rules: tuple[Rule, ...]) -> str:
     for pattern, replacement in rules:
         key = re.sub(pattern, replacement, key)
     return key
 
 
-def _next(template: str) -> Callable[[re.Match], str]:
+def next_stage(template: str) -> Callable[[re.Match], str]:
     """A replacement with the number of the pattern's first group plus 1: stages count from 0 there, from 1 here."""
     return lambda match: template.format(int(match[1]) + 1)
 
 
-def _join(state: State, parts: tuple[str, ...], whole: str) -> State:
+def join(state: State, parts: tuple[str, ...], whole: str) -> State:
     """Concatenates tensors whose names differ in one component (``parts``) to one tensor (``whole``)."""
     joined = dict(state)
     for key in [key for key in state if f".{parts[0]}." in key]:
@@ -102,7 +102,7 @@ def _fold_fuse_bias(state: State) -> State:
 
 
 def _hugging_face(state: State) -> State:
-    return _linear_projections(_join(state, ("k", "v"), "kv"))
+    return _linear_projections(join(state, ("k", "v"), "kv"))
 
 
 def _mmseg_mit(state: State) -> State:
@@ -163,10 +163,10 @@ DEEP_STEM = (
 RESNET = ((r"^(conv1|bn1|layer\d)\.", r"backbone.net.\1."),)
 MIT = ((r"^(patch_embed|block|norm)(\d)\.", r"backbone.\1\2."),)
 MMSEG_MIT = (
-    (r"^layers\.(\d)\.0\.projection\.", _next("backbone.patch_embed{}.proj.")),
-    (r"^layers\.(\d)\.0\.norm\.", _next("backbone.patch_embed{}.norm.")),
-    (r"^layers\.(\d)\.1\.", _next("backbone.block{}.")),
-    (r"^layers\.(\d)\.2\.", _next("backbone.norm{}.")),
+    (r"^layers\.(\d)\.0\.projection\.", next_stage("backbone.patch_embed{}.proj.")),
+    (r"^layers\.(\d)\.0\.norm\.", next_stage("backbone.patch_embed{}.norm.")),
+    (r"^layers\.(\d)\.1\.", next_stage("backbone.block{}.")),
+    (r"^layers\.(\d)\.2\.", next_stage("backbone.norm{}.")),
     (r"\.attn\.attn\.in_proj_", ".attn.in_proj_"),
     (r"\.attn\.attn\.out_proj\.", ".attn.proj."),
     (r"\.ffn\.layers\.0\.", ".mlp.fc1."),
@@ -189,10 +189,10 @@ MMSEG_ASPP = (
 )
 # The names in files that Hugging Face writes; in memory the names differ.
 HUGGING_FACE_MIT = (
-    (r"^segformer\.encoder\.patch_embeddings\.(\d)\.proj\.", _next("backbone.patch_embed{}.proj.")),
-    (r"^segformer\.encoder\.patch_embeddings\.(\d)\.layer_norm\.", _next("backbone.patch_embed{}.norm.")),
-    (r"^segformer\.encoder\.block\.(\d)\.", _next("backbone.block{}.")),
-    (r"^segformer\.encoder\.layer_norm\.(\d)\.", _next("backbone.norm{}.")),
+    (r"^segformer\.encoder\.patch_embeddings\.(\d)\.proj\.", next_stage("backbone.patch_embed{}.proj.")),
+    (r"^segformer\.encoder\.patch_embeddings\.(\d)\.layer_norm\.", next_stage("backbone.patch_embed{}.norm.")),
+    (r"^segformer\.encoder\.block\.(\d)\.", next_stage("backbone.block{}.")),
+    (r"^segformer\.encoder\.layer_norm\.(\d)\.", next_stage("backbone.norm{}.")),
     (r"\.layer_norm_([12])\.", r".norm\1."),
     (r"\.attention\.self\.query\.", ".attn.q."),
     (r"\.attention\.self\.key\.", ".attn.k."),
@@ -203,24 +203,24 @@ HUGGING_FACE_MIT = (
     (r"\.mlp\.dense([12])\.", r".mlp.fc\1."),
 )
 HUGGING_FACE_HEAD = (
-    (r"^decode_head\.linear_c\.(\d)\.proj\.", _next("head.project.stage{}.")),
+    (r"^decode_head\.linear_c\.(\d)\.proj\.", next_stage("head.project.stage{}.")),
     (r"^decode_head\.linear_fuse\.", "head.fuse.0."),
     (r"^decode_head\.batch_norm\.", "head.fuse.1."),
     (r"^decode_head\.classifier\.", "head.classifier."),
 )
 # The names in memory since transformers 5, found in files of a plain torch.save.
 TRANSFORMERS_5_MIT = (
-    (r"^segformer\.stages\.(\d)\.patch_embeddings\.proj\.", _next("backbone.patch_embed{}.proj.")),
-    (r"^segformer\.stages\.(\d)\.patch_embeddings\.layer_norm\.", _next("backbone.patch_embed{}.norm.")),
-    (r"^segformer\.stages\.(\d)\.blocks\.", _next("backbone.block{}.")),
-    (r"^segformer\.stages\.(\d)\.layer_norm\.", _next("backbone.norm{}.")),
+    (r"^segformer\.stages\.(\d)\.patch_embeddings\.proj\.", next_stage("backbone.patch_embed{}.proj.")),
+    (r"^segformer\.stages\.(\d)\.patch_embeddings\.layer_norm\.", next_stage("backbone.patch_embed{}.norm.")),
+    (r"^segformer\.stages\.(\d)\.blocks\.", next_stage("backbone.block{}.")),
+    (r"^segformer\.stages\.(\d)\.layer_norm\.", next_stage("backbone.norm{}.")),
     (r"\.layernorm_before\.", ".norm1."),
     (r"\.layernorm_after\.", ".norm2."),
     (r"\.attention\.([qkv])_proj\.", r".attn.\1."),
     (r"\.attention\.o_proj\.", ".attn.proj."),
     (r"\.attention\.sequence_reduction\.sequence_reduction\.", ".attn.sr."),
     (r"\.attention\.sequence_reduction\.layer_norm\.", ".attn.norm."),
-    (r"^decode_head\.linear_projections\.(\d)\.proj\.", _next("head.project.stage{}.")),
+    (r"^decode_head\.linear_projections\.(\d)\.proj\.", next_stage("head.project.stage{}.")),
 )
 
 RGB, BGR = NORMALIZATIONS["imagenet"], NORMALIZATIONS["caffe_bgr"]
@@ -319,8 +319,8 @@ LAYOUTS = (
         rules=(
             *_without("backbone"),
             *MMSEG_MIT,
-            (r"^decode_head\.convs\.(\d)\.conv\.", _next("head.project.stage{}.0.")),
-            (r"^decode_head\.convs\.(\d)\.bn\.", _next("head.project.stage{}.1.")),
+            (r"^decode_head\.convs\.(\d)\.conv\.", next_stage("head.project.stage{}.0.")),
+            (r"^decode_head\.convs\.(\d)\.bn\.", next_stage("head.project.stage{}.1.")),
             (r"^decode_head\.fusion_conv\.conv\.", "head.fuse.0."),
             (r"^decode_head\.fusion_conv\.bn\.", "head.fuse.1."),
             (r"^decode_head\.conv_seg\.", "head.classifier."),

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from models.backbones import TimmBackbone, timm_names, timm_normalization
 from models.base import NORMALIZATIONS, SegModel
+from models.weights.encoders import take_encoder
 from models.weights.layouts import LAYOUTS, OURS, Layout, State, find_layout
 from models.weights.sources import Weights, read_weights, timm_weights
 
@@ -52,7 +53,8 @@ def load_weights(model: SegModel, source: str | Path, part: str = "all") -> Load
 
     Not loaded, but named in the report: the ImageNet classifier of an encoder; an auxiliary head that the network does
     not have; with ``part='backbone'``, the heads; with ``part='body'``, the last layer of each head. So with these two
-    parts the file may have another number of classes. ``num_batches_tracked`` may be missing.
+    parts the file may have another number of classes, and with ``part='backbone'`` heads that are not known here.
+    ``num_batches_tracked`` may be missing.
 
     Args:
         model: the network.
@@ -74,6 +76,10 @@ def load_weights(model: SegModel, source: str | Path, part: str = "all") -> Load
 
 def load_read_weights(model: SegModel, weights: Weights, part: str = "all") -> LoadReport:
     """As :func:`load_weights`, for weights that :func:`models.weights.sources.read_weights` has read."""
+    outside: tuple[str, ...] = ()
+    if part == "backbone":
+        tensors, outside = take_encoder(weights.tensors)
+        weights = weights._replace(tensors=tensors)
     layout = _detect(model, weights)
     if part != "backbone" and layout.holds == "backbone":
         raise ValueError(
@@ -101,8 +107,8 @@ def load_read_weights(model: SegModel, weights: Weights, part: str = "all") -> L
     model.load_state_dict(state, strict=False)  # _check_strict has checked, with the exceptions
     halves = {str(tensor.dtype).removeprefix("torch.") for tensor in state.values()} & {"float16", "bfloat16"}
     return LoadReport(
-        weights.source, weights.path, layout.name, part, len(state), (*skipped, *extra), next(iter(halves), None),
-        weights.metadata, weights.notes,
+        weights.source, weights.path, layout.name, part, len(state), (*skipped, *extra, *outside),
+        next(iter(halves), None), weights.metadata, weights.notes,
     )  # fmt: skip
 
 
@@ -112,7 +118,8 @@ def _detect(model: SegModel, weights: Weights) -> Layout:
         return layout
     if isinstance(model.backbone, TimmBackbone):
         layout = _timm_layout(model.backbone)
-        if len(layout.markers & weights.tensors.keys()) > len(layout.markers) / 2:  # _check_strict names the others
+        found = layout.convert(weights.tensors).keys() & model.state_dict().keys()
+        if len(found) > len(model.backbone.state_dict()) / 2:  # _check_strict names the others
             return layout
     if any(key.startswith("head.") and key in weights.tensors for key in model.state_dict()):
         return OURS  # of a head of the user, whose classifier may have another name
@@ -124,7 +131,7 @@ def _detect(model: SegModel, weights: Weights) -> Layout:
 
 
 def _timm_layout(backbone: TimmBackbone) -> Layout:
-    """The names of timm's whole network; the feature network lacks some of its tensors, which are skipped."""
+    """The names of timm's whole network, or of its feature network, which lacks tensors of it: these are skipped."""
     names = timm_names(backbone)
     return Layout(
         f"ImageNet {backbone.name} (timm)",
@@ -191,7 +198,7 @@ def _check_settings(model: SegModel, weights: Weights, layout: Layout, part: str
         (network.get("output_stride"), f"{weights.source} was trained"),
         (layout.output_stride, f"{weights.source}: networks of the {layout.name} layout run"),
     ):
-        if part != "backbone" and theirs not in (None, stride):
+        if part != "backbone" and theirs not in (None, stride) and stride != model.tap_info["stage1"].stride:
             raise ValueError(f"{what} at output_stride={theirs}; the network has {stride}: correct output_stride")
 
 

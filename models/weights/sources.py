@@ -61,9 +61,9 @@ def read_weights(source: str | Path) -> Weights:
     """Reads weights from any source but timm, for which see :func:`timm_weights`.
 
     Args:
-        source: a torch file, a ``.safetensors`` file, a folder of Hugging Face's SegFormer, ``hf:NAME`` for one of its
-            hub, or ``package:efficientnet_lite2``. ``FILE#NAME`` for one of several sets of weights, see
-            :func:`read_tensors`.
+        source: a torch file, a ``.safetensors`` file, a folder of Hugging Face's SegFormer or UperNet or of
+            segmentation_models_pytorch, ``hf:NAME`` for one of the hub, or ``package:efficientnet_lite2``.
+            ``FILE#NAME`` for one of several sets of weights, see :func:`read_tensors`.
 
     Raises:
         FileNotFoundError: there is no such file, or the hub cannot be reached.
@@ -324,11 +324,22 @@ def _download(source: str) -> dict[str, Path]:
 
 
 def _read_hugging_face(source: str, files: Mapping[str, Path]) -> Weights:
-    """Tensors of a SegFormer, with the sizes, classes and normalisation from its config files."""
+    """Tensors of a SegFormer, with the sizes, classes and normalisation from its config files.
+
+    Of a UperNet, or of segmentation_models_pytorch, only tensors and normalisation: ``student.pretrained`` takes these.
+    """
     weights = read_tensors(files["weights"])
     config, processor = (_read_json(files[name]) if name in files else {} for name in HUGGING_FACE_SETTINGS)
+    if config.get("model_type") == "upernet" or "_model_class" in config:  # the latter by segmentation_models_pytorch
+        metadata = {"normalization": _normalization_of(processor, files[PROCESSOR])} if PROCESSOR in files else {}
+        # Of older files; the networks compute it.
+        kept = {key: tensor for key, tensor in weights.tensors.items() if not key.endswith("relative_position_index")}
+        return weights._replace(source=source, tensors=kept, metadata=metadata)
     if config.get("model_type") != "segformer":
-        raise ValueError(f"{files['config.json']}: model_type is {config.get('model_type')!r}; expected 'segformer'")
+        raise ValueError(
+            f"{files['config.json']}: model_type is {config.get('model_type')!r}; expected 'segformer', or "
+            f"'upernet' for student.pretrained"
+        )
     known = tuple(json.loads(json.dumps(entry)) for entry in VARIANTS.values())  # lists instead of tuples, as in JSON
     needed = {"hidden_sizes", "depths", "decoder_hidden_size"}
     missing = sorted(needed - config.keys())

@@ -55,6 +55,56 @@ def test_padding_is_whole_cells_of_zeros_below_and_right(name):
         torch.testing.assert_close(found[stage], expected[stage][..., : found[stage].shape[2], : found[stage].shape[3]])
 
 
+# Class token; class and register tokens; neither; rotary positions and registers; rotary; class token without position.
+VITS = [
+    ("vit_tiny_patch16_224", 16, 192),
+    ("vit_small_patch14_reg4_dinov2", 14, 384),
+    ("vit_base_patch16_siglip_224", 16, 768),
+    ("vit_small_patch16_dinov3", 16, 384),
+    ("eva02_tiny_patch14_224", 14, 192),
+    ("deit3_small_patch16_224", 16, 384),
+]
+
+
+@pytest.mark.parametrize(("name", "patch", "channels"), VITS)
+def test_all_taps_of_a_plain_vit_have_the_stride_of_its_patches_at_any_size(name, patch, channels):
+    backbone = build_on_meta(name, 32)
+    assert backbone.family == "transformer"
+    assert backbone.tap_info == dict.fromkeys(STAGES, Tap(channels, patch))
+    for height, width in [(64, 96), (65, 97), (300, 34)]:
+        stages = backbone(torch.empty(2, 3, height, width, device="meta"))
+        grid = (-(-height // patch), -(-width // patch))
+        assert {stage: maps.shape for stage, maps in stages.items()} == dict.fromkeys(STAGES, (2, channels, *grid))
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3"])
+def test_a_plain_vit_is_timms_built_for_the_padded_size(name):
+    """timm resamples the learnt positions there when it loads the weights, here in each forward pass."""
+    backbone = randomize(build_backbone(name)).eval()
+    patch = backbone.tap_info["stage4"].stride
+    oracle = timm.create_model(name, img_size=(3 * patch, 5 * patch), num_classes=0).eval()
+    state = {key.removeprefix("net.model."): tensor for key, tensor in backbone.state_dict().items()}
+    oracle.load_state_dict(timm.models.vision_transformer.checkpoint_filter_fn(state, oracle))
+    images = torch.randn(2, 3, 3 * patch - 5, 5 * patch - 1)
+    padded = torch.zeros(2, 3, 3 * patch, 5 * patch)
+    padded[..., : images.shape[2], : images.shape[3]] = images
+    seen = []
+    for block in oracle.blocks:
+        block.register_forward_hook(lambda module, inputs, output: seen.append(oracle.norm(output)))
+    with torch.no_grad():
+        found = backbone(images)
+        oracle.forward_features(padded)
+    for stage, depth in zip(STAGES, (2, 5, 8, 11), strict=True):  # of 12 blocks
+        expected = seen[depth][:, oracle.num_prefix_tokens :].transpose(1, 2).unflatten(2, (3, 5))
+        torch.testing.assert_close(found[stage], expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("output_stride", [8, 16])
+def test_a_plain_vit_cannot_dilate_and_says_so(output_stride):
+    with pytest.raises(ValueError, match=f"vit_tiny_patch16_224.*output_stride={output_stride}.*output_stride=32"):
+        build_backbone("vit_tiny_patch16_224", output_stride)
+
+
 @pytest.mark.parametrize("size", [(64, 96), (65, 97)])
 def test_resnet_is_timm_s_untouched(size):
     backbone = randomize(build_backbone("resnet18", 8)).eval()
@@ -104,7 +154,11 @@ def test_short_names_declare_their_taps(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet18", "mit_b0", "convnext_atto", "tf_efficientnet_lite2", "swin_tiny_patch4_window7_224"]
+    "name",
+    [
+        *("resnet18", "mit_b0", "convnext_atto", "tf_efficientnet_lite2", "swin_tiny_patch4_window7_224"),
+        *("vit_tiny_patch16_224", "vit_small_patch16_dinov3"),
+    ],
 )
 def test_every_parameter_receives_gradient(name):
     backbone = randomize(build_backbone(name)).train()
@@ -135,8 +189,8 @@ def test_one_without_stochastic_depth_says_so():
 
 
 def test_one_without_four_stages_says_so():
-    with pytest.raises(ValueError, match=r"vit_tiny_patch16_224.*\[16, 16, 16\].*\[4, 8, 16, 32\]"):
-        build_backbone("vit_tiny_patch16_224")
+    with pytest.raises(ValueError, match=r"efficientvit_m0.*\[16, 32, 64\].*\[4, 8, 16, 32\]"):
+        build_backbone("efficientvit_m0")
 
 
 def test_one_whose_grid_differs_is_refused_and_not_used():

@@ -9,7 +9,9 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 from models import build_model, count_parameters
 from models.base import Tap
 from models.heads.deeplabv3 import DeepLabV3Head
+from models.heads.fpn import STAGES, FPNHead
 from models.heads.layers import GlobalContext, PooledBatchNorm2d
+from models.heads.linear import LinearHead
 from models.heads.pspnet import PSPHead
 from models.heads.segformer import MMSegSegFormerHead, SegFormerHead
 from scripts.benchmarks.published import concatenated
@@ -115,7 +117,8 @@ def test_aspp_dilates_less_where_the_stride_is_larger(output_stride, rates):
 
 
 @pytest.mark.parametrize(
-    ("head_class", "grid"), [(DeepLabV3Head, (2, 2)), (PSPHead, (2, 2)), (SegFormerHead, (16, 16))]
+    ("head_class", "grid"),
+    [(DeepLabV3Head, (2, 2)), (PSPHead, (2, 2)), (SegFormerHead, (16, 16)), (FPNHead, (16, 16))],
 )
 def test_head_declares_its_tap(head_class, grid):
     head = head_class(TAPS, num_classes=5, width=24)
@@ -125,7 +128,7 @@ def test_head_declares_its_tap(head_class, grid):
     assert logits.shape == (2, 5, *grid)
 
 
-@pytest.mark.parametrize("head_class", [DeepLabV3Head, PSPHead, SegFormerHead])
+@pytest.mark.parametrize("head_class", [DeepLabV3Head, PSPHead, SegFormerHead, FPNHead])
 def test_logits_are_the_classifier_of_the_tap(head_class):
     head = head_class(TAPS, num_classes=5, width=24).eval()
     logits, features = head(random_stages())
@@ -186,3 +189,44 @@ def test_global_context_is_the_mean_everywhere():
     nn.init.ones_(context.project[0].weight)
     found = context(torch.tensor([[[[1.0, 2.0], [3.0, 6.0]]]]))
     torch.testing.assert_close(found, torch.full((1, 1, 2, 2), 3.0), atol=1e-4, rtol=0)
+
+
+def test_the_linear_head_is_a_linear_map_of_the_standardised_channels():
+    head = randomize(LinearHead({"stage4": Tap(20, 14)}, num_classes=5, dropout=0.5)).eval()
+    maps = torch.randn(2, 20, 3, 4)
+    logits, features = head({"stage4": maps})
+    assert head.tap == Tap(20, 14)
+    norm, weight = head.norm, head.classifier.weight[:, :, 0, 0]
+    standard = (maps.movedim(1, -1) - norm.running_mean) / (norm.running_var + 1e-5).sqrt() * norm.weight + norm.bias
+    torch.testing.assert_close(features, standard.movedim(-1, 1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        logits, (standard @ weight.T + head.classifier.bias).movedim(-1, 1), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_the_linear_head_has_no_width():
+    with pytest.raises(ValueError, match="width is 64; head 'linear' has the channels of stage 4: set width=None"):
+        build_model("resnet18", "linear", 5, width=64)
+
+
+@pytest.mark.parametrize("grid", [16, 15])
+def test_the_top_down_pathway_of_fpn_is_torchvisions(grid):
+    head = randomize(FPNHead(TAPS, num_classes=5, width=24)).eval()
+    oracle = torchvision.ops.FeaturePyramidNetwork([channels for channels, _ in TAPS.values()], 24)
+    for inner, smooth, stage in zip(oracle.inner_blocks, oracle.layer_blocks, reversed(STAGES), strict=True):
+        inner[0].load_state_dict(head.project[stage].state_dict())
+        nn.init.dirac_(smooth[0].weight)  # the map itself
+        nn.init.zeros_(smooth[0].bias)
+    stages = {
+        name: torch.randn(2, channels, *2 * [-(-4 * grid // stride)]) for name, (channels, stride) in TAPS.items()
+    }
+    logits, features = head(stages)
+    torch.testing.assert_close(features, head.block(oracle(stages)["stage1"]))
+    torch.testing.assert_close(logits, head.classifier(features))
+    assert features.shape == (2, 24, grid, grid)
+
+
+def test_fpn_smooths_by_a_separable_convolution():
+    head = FPNHead(TAPS, num_classes=5, width=24)
+    # 1x1 with bias from each stage; 3x3 of each channel and its norm; 1x1 and its norm; the classifier.
+    assert count_parameters(head) == 24 * (8 + 12 + 16 + 20 + 4) + 24 * (9 + 2) + 24 * (24 + 2) + 5 * (24 + 1)

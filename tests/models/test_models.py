@@ -6,13 +6,19 @@ import torch
 from models import HEADS, Normalization, build_model, count_parameters
 from tests.models.oracles import randomize
 
-# Dilated, transformer, patchify, NHWC, SAME-padded.
+# Dilated, transformer, patchify, NHWC, SAME-padded; the other families of students.
 BACKBONES = {
     "resnet18": 16,
     "mit_b0": 32,
     "convnext_atto": 16,
     "swin_tiny_patch4_window7_224": 32,
     "tf_efficientnet_lite2": 16,
+    "mobilenetv4_conv_small": 16,
+    "repvit_m0_9": 32,
+    "fastvit_t8": 32,
+    "efficientvit_b0": 32,
+    "vit_tiny_patch16_224": 32,
+    "vit_small_patch14_dinov2": 32,
 }
 
 
@@ -28,10 +34,15 @@ def model(request):
 
 @pytest.mark.parametrize(("backbone", "head"), list(itertools.product(BACKBONES, HEADS)))
 def test_any_head_on_any_backbone(backbone, head):
-    height, width = 65, 97
+    channels = None if head == "linear" else 16
     with torch.device("meta"):
-        model = build_model(backbone, head, 5, BACKBONES[backbone], width=16, aux=True)
-        output = model(torch.empty(2, 3, height, width))
+        model = build_model(backbone, head, 5, BACKBONES[backbone], width=channels, aux=True)
+    for size in ((65, 97), (128, 64)):
+        assert_declared_is_real(model, *size)
+
+
+def assert_declared_is_real(model, height, width):
+    output = model(torch.empty(2, 3, height, width, device="meta"))
     assert output.taps.keys() == model.tap_info.keys() == {"stage1", "stage2", "stage3", "stage4", "head"}
     for name, (channels, stride) in model.tap_info.items():
         assert output.taps[name].shape == (2, channels, -(-height // stride), -(-width // stride))
@@ -39,7 +50,9 @@ def test_any_head_on_any_backbone(backbone, head):
     assert output.aux.shape == (2, 5, *output.taps["stage3"].shape[2:])
 
 
-@pytest.mark.parametrize(("head", "stride"), [("deeplabv3", 8), ("pspnet", 8), ("segformer", 32)])
+@pytest.mark.parametrize(
+    ("head", "stride"), [("deeplabv3", 8), ("pspnet", 8), ("segformer", 32), ("linear", 32), ("fpn", 32)]
+)
 def test_the_head_chooses_the_output_stride_unless_told(head, stride):
     with torch.device("meta"):
         assert build_model("resnet18", head, 5).tap_info["stage4"].stride == stride
@@ -153,7 +166,7 @@ def test_a_model_is_built_and_counted_on_meta():
     ("change", "message"),
     [
         ({"head": "deeplab"}, "unknown head 'deeplab'; did you mean 'deeplabv3'"),
-        ({"head": "xyz"}, "unknown head 'xyz'; choices: deeplabv3, deeplabv3_mmseg, pspnet, segformer"),
+        ({"head": "xyz"}, "unknown head 'xyz'; choices: deeplabv3, deeplabv3_mmseg, fpn, linear, pspnet, segformer"),
         ({"backbone": "resnet-18"}, "unknown backbone 'resnet-18'; did you mean 'resnet18'"),
         ({"normalization": "imagnet"}, "unknown normalization 'imagnet'; did you mean 'imagenet'"),
         ({"num_classes": 0}, "num_classes is 0"),

@@ -11,22 +11,26 @@ CPU = torch.device("cpu")
 FAMILIES = (
     "convnext_atto", "efficientnet_lite0", "efficientvit_b0", "fastvit_t8", "ghostnet_100", "hgnetv2_b0", "mit_b0",
     "mobilenetv3_small_050", "mobilenetv4_conv_small", "mobileone_s0", "regnety_002", "repvgg_a0", "repvit_m0_9",
-    "resnet18", "swin_tiny_patch4_window7_224",
+    "resnet18", "swin_tiny_patch4_window7_224", "vit_tiny_patch16_224",
 )  # fmt: skip
+HEADS = {"segformer": 16, "linear": None, "fpn": 16}
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["models"])
 
 
 def take_a_step(backbone: str) -> None:
-    """One training step as the trainer takes it on a CPU by default; the process dies where PyTorch's kernels do."""
+    """Steps of each head as the trainer takes them on a CPU by default; the process dies where PyTorch's kernels do."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    network = place(build_model(backbone, "segformer", 3, width=16), CPU, channels_last=True)
     images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
-    for _ in range(2):
-        loss = network(images).logits.square().mean()
-        loss.backward()
-    assert all(each.grad.isfinite().all() for each in network.parameters() if each.grad is not None)
+    for head, width in HEADS.items():
+        network = place(build_model(backbone, head, 3, width=width), CPU, channels_last=True)
+        for _ in range(2):
+            loss = network(images).logits.square().mean()
+            loss.backward()
+        gradients = [each.grad for each in network.parameters() if each.grad is not None]
+        assert any(each.any() for each in gradients)
+        assert all(each.isfinite().all() for each in gradients)
 
 
 @pytest.mark.parametrize("backbone", FAMILIES)

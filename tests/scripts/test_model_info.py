@@ -213,3 +213,67 @@ def test_help_shows_examples(capsys):
         main(["--help"])
     assert stop.value.code == 0
     assert "python scripts/model_info.py configs/camvid_cpu/r18_b0.py" in capsys.readouterr().out
+
+
+@pytest.fixture
+def two_configs(experiments, tmp_path):
+    """The student alone in the folder of a run with mIoUs, and a wider one with an evaluation of it and its teacher."""
+    run, wide = tmp_path / "run" / "config.py", tmp_path / "wide.py"
+    run.parent.mkdir()
+    run.write_text(f"_base_ = [{experiments['alone']!r}]")
+    entries = [{"step": 3, "miou": 0.9}, {"step": 3, "new_protocol": True}, {"step": 3, "miou": 0.4}]
+    entries.append({"step": 6, "miou": 0.3, "averaged_miou": 0.45})
+    (run.parent / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    wide.write_text(f"_base_ = [{experiments['hmkd']!r}]\nstudent = dict(width=32)\nteacher = dict(weights='t.pt')")
+    config = load_config(str(wide), Experiment).model_dump(mode="json")
+    for name, checkpoint, miou in (("teacher", "t.pt", 0.8), ("student", "student.safetensors", 0.25)):
+        result = {"miou": miou, "config": config, "checkpoint": checkpoint}
+        (tmp_path / f"{name}.json").write_text(json.dumps(result))
+    return run, wide
+
+
+def test_several_configs_are_one_table_with_what_was_measured(two_configs, without_onnx, tmp_path, capsys):
+    results = [str(tmp_path / f"{name}.json") for name in ("teacher", "student")]
+    arguments = [*map(str, two_configs), "--results", *results, "--device", "cpu", "--runs", "1"]
+    main([*arguments, "--json", str(tmp_path / "info.json")])
+    lines, result = capsys.readouterr().out.splitlines(), json.loads((tmp_path / "info.json").read_text())
+    names = ["eager fp32", "channels_last fp32", "channels_last bf16"]
+    assert lines[0].split("  ")[0] == "student"
+    assert [name for name in names if f"ms, {name}" in lines[0]] == names
+    for line, source, width, miou in zip(lines[2:], two_configs, (16, 32), ("45.00", "25.00"), strict=False):
+        network = build_model("mit_b0", "segformer", 11, width=width)
+        cells = line.split()
+        assert cells[:3] == ["segformer", "mit_b0", f"{sum(each.numel() for each in network.parameters()) / 1e6:.2f}"]
+        assert cells[3] == f"{multiply_adds(network, (48, 64))['total'] / 1e9:.2f}"
+        assert cells[-2:] == [miou, str(source)]
+        assert len(cells) == 9
+    assert lines[4].startswith("image 48x64; medians of 1 on ")
+    assert list(result["miou"].values()) == [0.45, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"a\.json cannot be read as JSON"),
+        ("[]", r"a\.json has no miou"),
+        ("{}", r"a\.json has no miou, config and checkpoint; expected a file of eval\.py --json"),
+        ('{"miou": 0.5, "checkpoint": "a", "config": {}}', r"a\.json was measured with none of these configs"),
+    ],
+)
+def test_a_result_of_something_else_is_refused(two_configs, tmp_path, content, message):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(SystemExit, match=f"^error: .*{message}"):
+        main([*map(str, two_configs), "--results", str(tmp_path / "a.json")])
+
+
+def test_one_table_has_one_image_size(two_configs):
+    options = ["--cfg-options", "data.root=nowhere"]
+    two_configs[1].write_text(two_configs[1].read_text() + "\ndata = dict(crop_size=(40, 40))")
+    with pytest.raises(SystemExit, match=r"sizes \[\(32, 48\), \(40, 40\)\] \(H, W\): give one by --size H W"):
+        main([*map(str, two_configs), *options])
+
+
+def test_one_config_has_no_table_for_results(two_configs, capsys):
+    with pytest.raises(SystemExit):
+        main([str(two_configs[0]), "--results", "a.json"])
+    assert "--results needs several configs: one has no table" in capsys.readouterr().err

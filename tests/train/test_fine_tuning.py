@@ -1,13 +1,14 @@
 """student.init_from starts from a whole network, and student.freeze keeps parts of it as they are."""
 
 import pytest
+import timm
 import torch
 
 import train_kd
 from configs.schema import Experiment
 from engine.build import build_student
 from engine.checkpoint import save_student
-from models import build_model, freeze
+from models import build_model, freeze, load_student
 from tests.runs import assert_same, losses, refused, weights
 from utils.config import load_config
 
@@ -130,3 +131,35 @@ def test_a_frozen_run_resumes_exactly_and_two_ranks_learn_what_one_does(experime
     done = launch("train_kd.py", *command, "--work-dir", two, processes=2)
     assert done.returncode == 0, done.stderr
     assert losses(two) == pytest.approx(losses(one), rel=1e-4)
+
+
+def test_a_foundation_backbone_becomes_a_teacher_in_one_command(experiments, tmp_path):
+    """A linear head over a frozen plain ViT from timm's file; then that file teaches the student of 'alone'."""
+    vit, name = timm.create_model("vit_tiny_patch16_224"), "vit_tiny_patch16_224"
+    torch.save(vit.state_dict(), tmp_path / "vit.pth")
+    network = f"backbone='{name}', head='linear', normalization='inception', pretrained={str(tmp_path / 'vit.pth')!r}"
+    (tmp_path / "teacher.py").write_text(
+        f"_base_ = [{experiments['alone']!r}]\nstudent = dict(_delete_=True, {network}, freeze=('backbone',))"
+    )
+    train_kd.main([str(tmp_path / "teacher.py"), "--work-dir", str(tmp_path / "a"), "--cfg-options", *SHORT])
+    trained, _ = load_student(tmp_path / "a" / "student.safetensors")
+    for key, tensor in trained.backbone.state_dict().items():
+        assert torch.equal(tensor, vit.state_dict()[key.removeprefix("net.model.")]), key
+    start = torch.load(tmp_path / "a" / "step_1.pt", weights_only=True)["student"]
+    assert not torch.equal(trained.head.classifier.weight, start["head.classifier.weight"])
+
+    (tmp_path / "student.py").write_text(
+        f"_base_ = [{experiments['alone']!r}]\n"
+        f"teacher = dict(weights={str(tmp_path / 'a' / 'student.safetensors')!r})\n"
+        "distill = dict(type='hmkd', feature=1.0, logit=1.0, relation=1.0, stage_logit=0.5)"
+    )
+    train_kd.main([str(tmp_path / "student.py"), "--work-dir", str(tmp_path / "b"), "--cfg-options", *SHORT])
+    assert (tmp_path / "b" / "student.safetensors").is_file()
+
+
+def test_an_output_stride_of_32_leaves_a_plain_vit_its_own_and_its_file_says_both(tmp_path):
+    network = {"backbone": "vit_tiny_patch16_224", "head": "deeplabv3", "output_stride": 32, "width": 8}
+    model = build_model(num_classes=2, **network)
+    about = {"network": network, "class_names": ["a", "b"], "palette": [[0, 0, 0], [1, 1, 1]]}
+    torch.save({"student": model.state_dict(), "about": about}, tmp_path / "vit.pt")
+    assert load_student(tmp_path / "vit.pt")[0].tap_info["stage4"].stride == 16

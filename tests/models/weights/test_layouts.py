@@ -10,9 +10,10 @@ import pytest
 import segmentation_models_pytorch as smp
 import timm
 import torch
+import torch.nn.functional as F
 import torchvision
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -267,6 +268,11 @@ def run_timm(network: nn.Module, images: Tensor) -> list[Tensor]:
     return network.forward_intermediates(images, intermediates_only=True)[-4:]
 
 
+def run_vit(network: nn.Module, images: Tensor) -> list[Tensor]:
+    padded = F.pad(images, (0, -images.shape[3] % 14, 0, -images.shape[2] % 14))
+    return network.forward_intermediates(padded, indices=[2, 5, 8, 11], norm=True, intermediates_only=True)
+
+
 def run_smp(network: nn.Module, images: Tensor) -> list[Tensor]:
     return network(images)[-4:]
 
@@ -314,6 +320,13 @@ ENCODERS = [
         {"backbone": "efficientnet_b0", "head": "segformer"},
         skipped=8,  # the last convolution, its norm, the classifier
     ),
+    Encoder(
+        "ImageNet vit_small_patch14_reg4_dinov2 (timm)",
+        partial(timm.create_model, "vit_small_patch14_reg4_dinov2", dynamic_img_size=True),
+        run_vit,
+        {"backbone": "vit_small_patch14_reg4_dinov2", "head": "segformer"},
+        skipped=0,
+    ),
     Encoder("ImageNet MiT (NVlabs)", partial(foreign.NVlabsMiT, "b0"), run, MIT_B0, ("head.weight", "head.bias")),
     Encoder("ImageNet MiT (NVlabs)", partial(smp.encoders.get_encoder, "mit_b0"), run_smp, MIT_B0, skipped=0),
     Encoder("ImageNet MiT (mmsegmentation)", partial(foreign.MMSegMiT, "b0"), run, MIT_B0, skipped=0),
@@ -330,8 +343,9 @@ def encoder_state(theirs: nn.Module, encoder: Encoder) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def assert_equal_stages(model: nn.Module, theirs: nn.Module, run: Callable) -> None:
-    images = IMAGES[..., :64, :96]  # whole cells: some of timm's round their grids down
+def assert_equal_stages(model: nn.Module, theirs: nn.Module, run: Callable, size: tuple[int, int] = (64, 96)) -> None:
+    """``size`` is in whole cells: some of timm's round their grids down."""
+    images = IMAGES.repeat(1, 1, 4, 4)[..., : size[0], : size[1]]
     stages = run(theirs.eval(), imagenet_rgb(images))
     taps = model.eval()(images).taps
     for i, maps in enumerate(stages, 1):
@@ -358,6 +372,113 @@ def test_stages_are_those_of_a_folder_that_transformers_wrote(tmp_path):
     assert_equal_stages(model, theirs, run_hugging_face)
     with pytest.raises(ValueError, match=r"is an ImageNet encoder \(ImageNet MiT \(Hugging Face\)\)"):
         load_weights(model, tmp_path)
+
+
+def encoder_of_convnext(network: nn.Module, images: Tensor) -> list[Tensor]:
+    norms = network.backbone.hidden_states_norms
+    norms.update({stage: nn.Identity() for stage in norms})  # they are no part of the encoder
+    return network.backbone(images).feature_maps
+
+
+def encoder_of_swin(network: nn.Module, images: Tensor) -> list[Tensor]:
+    """Without shifts where one window covers the map, as in the paper and in timm; UperNet asks for them there too."""
+    settings = {"output_hidden_states": True, "output_hidden_states_before_downsampling": True}
+    return network.backbone.swin(images, **settings).reshaped_hidden_states[-4:]
+
+
+def upernet(config: Callable, **settings) -> nn.Module:
+    stages = ["stage1", "stage2", "stage3", "stage4"]
+    backbone = config(out_features=stages, **settings)
+    whole = transformers.UperNetConfig(backbone_config=backbone, hidden_size=16, auxiliary_channels=8, num_labels=K)
+    return transformers.UperNetForSemanticSegmentation(whole)
+
+
+def encoder_of_smp(network: nn.Module, images: Tensor) -> list[Tensor]:
+    return network.encoder(images)[-4:]
+
+
+def encoder_of_torchvision(network: nn.Module, images: Tensor) -> list[Tensor]:
+    return run_resnet(network.backbone, images)
+
+
+WHOLE = {  # whole networks: how to build one, its encoder, ours, and the layout of the encoder
+    "smp resnet18": (partial(smp.Unet, "resnet18"), encoder_of_smp, "resnet18", "ImageNet ResNet (torchvision, timm)"),
+    "smp mit_b0": (partial(smp.FPN, "mit_b0"), encoder_of_smp, "mit_b0", "ImageNet MiT (NVlabs)"),
+    **{
+        f"smp tu-{name}": (partial(smp.Unet, f"tu-{name}"), encoder_of_smp, name, f"ImageNet {name} (timm)")
+        for name in ("mobilenetv4_conv_small", "convnext_atto", "repvit_m0_9")
+    },
+    "torchvision fcn": (
+        partial(torchvision.models.segmentation.fcn_resnet50, weights=None, weights_backbone=None, num_classes=K),
+        encoder_of_torchvision,
+        "resnet50",
+        "ImageNet ResNet (torchvision, timm)",
+    ),
+    "upernet convnext": (
+        partial(upernet, transformers.ConvNextConfig, hidden_sizes=[96, 192, 384, 768]),
+        encoder_of_convnext,
+        "convnext_tiny",
+        "ImageNet convnext_tiny (timm)",
+    ),
+    "upernet swin": (
+        partial(upernet, transformers.SwinConfig),
+        encoder_of_swin,
+        "swin_tiny_patch4_window7_224",
+        "ImageNet swin_tiny_patch4_window7_224 (timm)",
+    ),
+}
+
+
+def build_whole(kind: str) -> nn.Module:
+    settings = {"encoder_weights": None, "classes": K} if kind.startswith("smp") else {}
+    return randomize(WHOLE[kind][0](**settings))
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_the_encoder_of_a_whole_network_is_taken_out(kind, tmp_path):
+    """From the folder that its library writes, and from its tensors alone (of Hugging Face: as in that folder)."""
+    _, run, backbone, layout = WHOLE[kind]
+    theirs = build_whole(kind)
+    if kind.startswith("torchvision"):
+        source = save(tmp_path / "theirs.pth", theirs.state_dict())
+    else:
+        theirs.save_pretrained(tmp_path)
+        source = tmp_path
+    model = build_model(backbone, "fpn", K, width=8, output_stride=8 if kind.startswith("torchvision") else 32)
+    report = load_weights(model, source, part="backbone")
+    assert (report.layout, report.loaded) == (layout, len(model.backbone.state_dict()))
+    assert any("head." in key or "decoder." in key or "classifier." in key for key in report.skipped)
+    # timm decides where Swin shifts its windows when it is built, for images of this size.
+    assert_equal_stages(model, theirs, run, size=(224, 224) if "swin" in kind else (64, 96))
+    if not kind.startswith("torchvision"):
+        again = build_model(backbone, "fpn", K, width=8)
+        load_weights(again, save(tmp_path / "alone.pth", load_file(tmp_path / "model.safetensors")), part="backbone")
+        for name, tensor in again.backbone.state_dict().items():
+            assert torch.equal(tensor, model.backbone.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("kind", ["smp resnet18", "torchvision fcn", "upernet swin"])
+def test_a_whole_network_of_unknown_heads_is_no_teacher(kind, tmp_path):
+    backbone = WHOLE[kind][2]
+    with pytest.raises(ValueError, match="has no known layout: its keys are"):
+        load_weights(build_model(backbone, "fpn", K), save(tmp_path / "a.pth", build_whole(kind).state_dict()))
+
+
+def test_a_missing_tensor_of_an_encoder_inside_is_an_error(tmp_path):
+    state = build_whole("smp resnet18").state_dict()
+    del state["encoder.layer3.0.conv1.weight"]
+    with pytest.raises(ValueError, match=r"1 missing in the file: backbone\.net\.layer3\.0\.conv1\.weight"):
+        load_weights(build_model("resnet18", "fpn", K), save(tmp_path / "a.pth", state), part="backbone")
+
+
+def test_the_index_that_older_files_of_swin_hold_is_left_out(tmp_path):
+    theirs = build_whole("upernet swin")
+    theirs.save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    index = "backbone.encoder.layers.0.blocks.0.attention.self.relative_position_index"
+    save_file(state | {index: torch.zeros(49, 49, dtype=torch.int64)}, tmp_path / "model.safetensors")
+    model = build_model("swin_tiny_patch4_window7_224", "fpn", K, width=8)
+    assert load_weights(model, tmp_path, part="backbone").loaded == len(model.backbone.state_dict())
 
 
 def shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:

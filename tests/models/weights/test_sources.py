@@ -88,7 +88,7 @@ def test_white_space_around_a_class_name_is_left_out(hugging_face, tmp_path):
         ({"id2label": {"x": "road"}}, r"config\.json: id2label has the ids \['x'\]; expected 0\.\.K-1"),
         ({"id2label": {"0": 3}}, r"config\.json: its metadata is damaged: class_names\.0 is 3"),
         ({"sr_ratios": [4, 4, 2, 1]}, r"config\.json: sr_ratios is \[4, 4, 2, 1\]; .*\[8, 4, 2, 1\]"),
-        ({"model_type": "upernet"}, r"config\.json: model_type is 'upernet'; expected 'segformer'"),
+        ({"model_type": "bert"}, r"config\.json: model_type is 'bert'; expected 'segformer', or 'upernet' for student"),
         ({"hidden_sizes": None}, r"config\.json has no hidden_sizes"),
     ],
 )
