@@ -1,5 +1,6 @@
 """Loads weights of any known layout into a network, completely or not at all."""
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ class LoadReport(NamedTuple):
         widened: ``'float16'`` or ``'bfloat16'`` where the file has tensors in half precision, or None.
         metadata: of the source (``class_names``, ``normalization``, ``taps``, ...), see ``Weights``.
         notes: on how it was read, see ``Weights``.
+        sha256: of the tensors where there is no file.
     """
 
     source: str
@@ -38,6 +40,19 @@ class LoadReport(NamedTuple):
     widened: str | None
     metadata: Mapping[str, Any]
     notes: tuple[str, ...]
+    sha256: str | None = None
+
+    def digest(self) -> str | None:
+        """sha256 of the file, of the weight files of a folder one after another, or of the tensors; None: not known."""
+        if self.path is None:
+            return self.sha256
+        folder = self.path.is_dir()
+        files = sorted(self.path.glob("*.safetensors")) or sorted(self.path.glob("*.bin")) if folder else [self.path]
+        found = hashlib.sha256()
+        for path in files:
+            with open(path, "rb") as file:
+                hashlib.file_digest(file, lambda: found)
+        return found.hexdigest()
 
     def __str__(self) -> str:
         skipped = f", {len(self.skipped)} skipped ({_list(self.skipped)})" if self.skipped else ""
