@@ -237,7 +237,7 @@ class Teacher(Network):
     # has them.
     weights: FilePath | None = None
     # A network of another library, instead of backbone and head:
-    # 'torchvision:NAME', 'timm:NAME' (features only), 'python:package.module:function'.
+    # 'smp:FOLDER_OR_ARCHITECTURE', 'torchvision:NAME', 'timm:NAME' (features only), 'python:package.module:function'.
     source: Annotated[str, AfterValidator(_is_source)] | None = None
     arguments: dict[str, Any] | None = None  # Keyword arguments for the source's constructor or function.
     # The source's features by name: 'module.path', or 'module.path:output' with a key, index or attribute of what the

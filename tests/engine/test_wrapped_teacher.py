@@ -44,7 +44,7 @@ def test_keys_of_our_networks_and_of_sources_exclude_each_other(experiments, mor
         load(experiments["hmkd"], "teacher.taps={'a': 'b'}")
     with pytest.raises(ValueError, match="teacher: weights is missing"):
         load(experiments["hmkd"], "teacher.weights=None")
-    with pytest.raises(ValueError, match="teacher.source: unknown kind of source 'smb'"):
+    with pytest.raises(ValueError, match="teacher.source: unknown kind of source 'smb'; did you mean 'smp'"):
         load(experiments["hmkd"], "teacher.source=smb:Unet")
 
 
