@@ -236,7 +236,7 @@ class Teacher(Network):
     # Weights of the whole segmentation network: a file or folder, or 'hf:NAME'. With source a file; None: the source
     # has them.
     weights: FilePath | None = None
-    # A network of another library, instead of backbone and head:
+    # A network of another library, instead of backbone and head (docs/teachers.md): 'transformers:FOLDER_OR_HUB_NAME',
     # 'smp:FOLDER_OR_ARCHITECTURE', 'torchvision:NAME', 'timm:NAME' (features only), 'python:package.module:function'.
     source: Annotated[str, AfterValidator(_is_source)] | None = None
     arguments: dict[str, Any] | None = None  # Keyword arguments for the source's constructor or function.

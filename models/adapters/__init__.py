@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from models.adapters import python_function, smp, timm_features, torchvision_models  # noqa: F401
+from models.adapters import hugging_face, python_function, smp, timm_features, torchvision_models  # noqa: F401
 from models.adapters.wrapped import SOURCES, WrappedModel
 from models.weights.load import LoadReport
 from utils.names import unknown_name
