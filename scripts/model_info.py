@@ -216,6 +216,10 @@ def print_networks(config: Experiment, networks: dict[str, dict]) -> None:
 def run(config: Experiment, args: argparse.Namespace) -> None:
     size, origin = (tuple(args.size), "--size") if args.size else image_size(config, args.config)
     names = class_names(config, args.config)
+    if config.teacher is not None and config.teacher.source is not None:
+        raise ValueError(
+            "a teacher of another library has no backbone and head to compare: set teacher=None distill=None"
+        )
     teacher = build_teacher(config, args.config, names, pretrained=False)
     student, _ = build_student(config, args.config, names, pretrained=False)
     models = ({} if teacher is None else {"teacher": teacher}) | {"student": student}

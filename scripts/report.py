@@ -61,7 +61,8 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def describe(settings: Network, network: SegModel | Teacher) -> list[str]:
-    return [f"{settings.backbone} {settings.head}", f"{count_parameters(network) / 1e6:.1f} M"]
+    name = getattr(settings, "source", None) or f"{settings.backbone} {settings.head}"
+    return [name, f"{count_parameters(network) / 1e6:.1f} M"]
 
 
 def check_same_data(first: SegDataset, other: SegDataset, runs: tuple[Path, Path]) -> None:
@@ -127,7 +128,10 @@ def main(arguments: list[str] | None = None) -> None:
             teacher = build_teacher(config, source, dataset.class_names)
             if teacher is not None:
                 found = [f"{100 * line['teacher_miou']:.2f}" for line in log if "teacher_miou" in line]
-                taught, name = f"{config.distill.type}, {config.teacher.backbone}", f"teacher of {title}"
+                taught, name = (
+                    f"{config.distill.type}, {config.teacher.source or config.teacher.backbone}",
+                    f"teacher of {title}",
+                )
                 if teacher.spec.num_classes is not None:
                     teachers[name], protocols[name] = teacher, config.eval.protocol
                 teacher_rows.append(

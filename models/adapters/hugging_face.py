@@ -124,6 +124,8 @@ def _load(auto: Any, folder: Path, config: Any, name: str, weights: str | None) 
         module, found = auto.from_pretrained(
             folder, config=config, output_loading_info=True, dtype=torch.float32, weights_only=True
         )
+    except ImportError as error:  # scipy, which some networks need
+        raise ValueError(f'transformers:{name}: {first_line(error)} (pip install ".[transformers]")') from error
     except Exception as error:  # a damaged file raises one of many types
         raise ValueError(
             f"transformers:{name} cannot be loaded ({first_line(error)}): a file is damaged, or contains more than "
