@@ -269,12 +269,16 @@ class Teacher(Network):
     def wrapped(self) -> dict[str, Any]:
         """Arguments of ``models.build_wrapped``."""
         own = Teacher.model_fields.keys() - Network.model_fields.keys()
-        return self.model_dump(include=own - {"scale", "class_map", "cache", "cache_taps", "shard"})
+        given = self.normalization
+        return {
+            **self.model_dump(include=own - {"scale", "class_map", "cache", "cache_taps", "shard"}),
+            "normalization": given.in_pixels if isinstance(given, Statistics) else given and NORMALIZATIONS[given],
+        }
 
     @model_validator(mode="after")
     def _check(self) -> "Teacher":
         ours = [key for key in Network.model_fields if key != "normalization"]
-        theirs = [key for key in self.wrapped if key not in ("source", "weights")]
+        theirs = [key for key in self.wrapped if key not in ("source", "weights", "normalization")]
         for key in theirs if self.source is None else ours:
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(

@@ -16,7 +16,6 @@ from engine.build import NETWORK, check_class_names, load_trained, network_setti
 from engine.sharding import compile_in_place, shard_network
 from engine.teacher_cache import TeacherCache
 from models import (
-    NORMALIZATIONS,
     LoadReport,
     MappedModel,
     ModelSpec,
@@ -177,9 +176,7 @@ def _build_wrapped_teacher(config: Experiment, source: str, class_names: Sequenc
     """A teacher of another library. Its weights are always loaded: the library builds it from them."""
     settings, class_map = config.teacher, config.teacher.class_map
     with config_errors(source, f"teacher.source={settings.source}"):
-        normalization = network_settings(settings)["normalization"]
-        normalization = NORMALIZATIONS.get(normalization, normalization)
-        network, loaded = build_wrapped(**settings.wrapped, normalization=normalization)
+        network, loaded = build_wrapped(**settings.wrapped)
     if network.num_classes is None:
         return Teacher(network, settings.scale, loaded)
     with config_errors(source, "teacher.class_map"):
@@ -194,6 +191,10 @@ def _build_wrapped_teacher(config: Experiment, source: str, class_names: Sequenc
             if isinstance(class_map, Mapping):
                 own = loaded.metadata.get("class_names", ())
                 used = dict(zip(_class_indices(class_map, own), class_map.values(), strict=True))
+                if wrong := sorted(used.keys() - set(range(network.num_classes))):
+                    raise ValueError(
+                        f"class_map names the classes {wrong}; {settings.source} has 0..{network.num_classes - 1}"
+                    )
                 class_map = [used.get(index) for index in range(network.num_classes)]
             network = MappedModel(network, _class_indices(class_map, class_names), len(class_names))
     return Teacher(network, settings.scale, loaded)

@@ -34,6 +34,7 @@ def test_the_class_map_is_by_name_or_number_and_drops_what_it_does_not_name(expe
     [
         ("None", r".*was trained on the classes \['sky', .*; the dataset has \['far', 'near'\]"),
         ("{'skies': 'far'}", "unknown class 'skies'; did you mean 'sky'"),
+        ("{9: 'far'}", r"class_map names the classes \[9\]; .* has 0..4"),
         ("{'sky': 'fat'}", "unknown class 'fat'; did you mean 'far'"),
         ("{'sky': 'far'}", r"class_map maps no class of the network to the classes \[1\]"),
         ("('far', 'near')", "class_map has 2 entries; expected one for each of 5 classes"),
