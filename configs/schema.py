@@ -217,11 +217,6 @@ class Statistics(Section):
         return Normalization(mean, std, self.bgr)
 
 
-def _is_source(source: str) -> str:
-    split_source(source)
-    return source
-
-
 class Teacher(Network):
     """The frozen network: backbone and head, or the source of another library.
 
@@ -238,7 +233,7 @@ class Teacher(Network):
     weights: FilePath | None = None
     # A network of another library, instead of backbone and head (docs/teachers.md): 'transformers:FOLDER_OR_HUB_NAME',
     # 'smp:FOLDER_OR_ARCHITECTURE', 'torchvision:NAME', 'timm:NAME' (features only), 'python:package.module:function'.
-    source: Annotated[str, AfterValidator(_is_source)] | None = None
+    source: Annotated[str, AfterValidator(lambda source: split_source(source) and source)] | None = None
     arguments: dict[str, Any] | None = None  # Keyword arguments for the source's constructor or function.
     # The source's features by name: 'module.path', or 'module.path:output' with a key, index or attribute of what the
     # module returns; B C h w maps or B N C tokens.

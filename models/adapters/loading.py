@@ -8,7 +8,8 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from models.weights.load import LoadReport
+from models.weights.layouts import Layout
+from models.weights.load import LoadReport, check_strict
 from models.weights.sources import Weights, read_weights
 
 
@@ -56,14 +57,7 @@ def load_strictly(module: nn.Module, weights: Weights, kind: str, skip: tuple[st
     prefix = f"{first.pop()}." if len(first) == 1 and not wanted.keys() & weights.tensors.keys() else ""
     skipped = tuple(key for key in weights.tensors if key.startswith(skip)) if skip else ()
     state = {f"{prefix}{key}": tensor for key, tensor in weights.tensors.items() if key not in skipped}
-    problems = {
-        "missing in the file": [key for key in wanted if key not in state and not key.endswith(".num_batches_tracked")],
-        "unknown to the network": [key for key in state if key not in wanted],
-        "of another shape": [key for key in state if key in wanted and state[key].shape != wanted[key].shape],
-    }
-    lines = [f"{len(keys)} {kind}: {', '.join(keys[:5])}" for kind, keys in problems.items() if keys]
-    if lines:
-        raise ValueError(f"{weights.source} does not fit {type(module).__name__}: {'; '.join(lines)}")
+    check_strict(wanted, state, weights, Layout(kind, "all", frozenset()))
     module.load_state_dict(state, strict=False)  # the counters of batches may be missing
     return LoadReport(
         weights.source, weights.path, kind, "all", len(state), skipped, None, weights.metadata, weights.notes

@@ -8,7 +8,6 @@ from torch import nn
 from models.adapters.loading import load_strictly, report_own
 from models.adapters.wrapped import SOURCES, Source
 from models.weights.sources import read_weights
-from utils.names import unknown_name
 
 
 @SOURCES.register("python")
@@ -19,21 +18,13 @@ def from_function(name: str, weights: str | None, arguments: dict[str, Any]) -> 
         ValueError: it cannot be imported or called, or returns something else.
     """
     path, _, function = name.partition(":")
-    if not function:
-        raise ValueError(f"python:{name}: expected python:package.module:function")
     try:
-        module = import_module(path)
+        network = getattr(import_module(path), function)(**arguments)
     except Exception as error:  # a module is a program: anything may go wrong in it
         raise ValueError(
-            f"python:{name}: cannot import {path!r}: {type(error).__name__}: {error}; name it in custom_imports if it "
-            "is in the working directory"
+            f"python:{name} with arguments {arguments}: {type(error).__name__}: {error}; expected "
+            "python:package.module:function, on PYTHONPATH or in custom_imports"
         ) from error
-    if not hasattr(module, function):
-        raise unknown_name(f"function of {path}", function, [each for each in vars(module) if each[0] != "_"])
-    try:
-        network = getattr(module, function)(**arguments)
-    except Exception as error:
-        raise ValueError(f"python:{name}: {type(error).__name__}: {error}; called with {arguments}") from error
     if not isinstance(network, nn.Module):
         raise ValueError(f"python:{name} returned a {type(network).__name__}; expected a torch.nn.Module")
     if weights is None:

@@ -121,7 +121,9 @@ class WrappedModel(NormalizedModel):
             outputs[""] = returned = self._call(x)
         maps = {}
         for name, (path, inner) in self.places.items():
-            value = outputs[path] if not inner else select(outputs[path], inner, f"tap {name!r}")
+            if path not in outputs:
+                raise ValueError(f"tap {name!r}: the module {path!r} does not run: choose another one")
+            value = select(outputs[path], inner, f"tap {name!r}") if inner else outputs[path]
             maps[name] = as_map(value, x.shape[-2:], self.prefix_tokens, f"tap {name!r}")
         return (None if self.output is False else find_logits(returned, self.output)), maps
 
@@ -164,13 +166,12 @@ def find_logits(returned: Any, output: str | int | bool | None) -> Tensor:
     value = returned
     if output is not None:
         value = select(returned, output, "output")
-    elif not isinstance(returned, Tensor):
-        if isinstance(returned, Mapping) and "out" in returned:
-            value = returned["out"]
-        elif getattr(returned, "logits", None) is not None:
-            value = returned.logits
-        elif isinstance(returned, Sequence) and len(returned):
-            value = returned[0]
+    elif isinstance(returned, Mapping) and "out" in returned:
+        value = returned["out"]
+    elif getattr(returned, "logits", None) is not None:
+        value = returned.logits
+    elif isinstance(returned, Sequence) and len(returned):
+        value = returned[0]
     if not (isinstance(value, Tensor) and value.ndim == 4 and value.is_floating_point()):
         raise ValueError(
             f"output={output!r} gives {describe(value)}; expected logits B x K x h x w. The module returned "

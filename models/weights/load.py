@@ -111,9 +111,9 @@ def load_read_weights(model: SegModel, weights: Weights, part: str = "all") -> L
             _check_classes(model, state, weights)
     state = {key: tensor for key, tensor in state.items() if key not in extra}
 
-    _check_strict(wanted, state, weights, layout, part)
+    check_strict(wanted, state, weights, layout, part)
     _check_settings(model, weights, layout, part)
-    model.load_state_dict(state, strict=False)  # _check_strict has checked, with the exceptions
+    model.load_state_dict(state, strict=False)  # check_strict has checked, with the exceptions
     halves = {str(tensor.dtype).removeprefix("torch.") for tensor in state.values()} & {"float16", "bfloat16"}
     return LoadReport(
         weights.source, weights.path, layout.name, part, len(state), (*skipped, *extra), next(iter(halves), None),
@@ -127,7 +127,7 @@ def _detect(model: SegModel, weights: Weights) -> Layout:
         return layout
     if isinstance(model.backbone, TimmBackbone):
         layout = _timm_layout(model.backbone)
-        if len(layout.markers & weights.tensors.keys()) > len(layout.markers) / 2:  # _check_strict names the others
+        if len(layout.markers & weights.tensors.keys()) > len(layout.markers) / 2:  # check_strict names the others
             return layout
     if any(key.startswith("head.") and key in weights.tensors for key in model.state_dict()):
         return OURS  # of a head of the user, whose classifier may have another name
@@ -225,7 +225,9 @@ def _lists(value: Any) -> Any:
     return [_lists(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
-def _check_strict(wanted: State, state: State, weights: Weights, layout: Layout, part: str) -> None:
+def check_strict(wanted: State, state: State, weights: Weights, layout: Layout, part: str = "all") -> None:
+    """Raises ValueError if tensors are missing, unknown or of another shape; names the first ones."""
+
     def shape(tensor: Tensor) -> str:
         return "x".join(map(str, tensor.shape)) or "scalar"
 

@@ -75,6 +75,7 @@ def test_the_normalization_is_applied_in_the_networks_channel_order():
         ),
         ({"taps": {"late": "stam"}}, r"tap 'late': unknown module 'stam'; did you mean 'stem'\?.*classifier \(11 x 16"),
         ({"form": "nested", "output": "heads.0.masks", "taps": {"a": ":tokens"}}, "1 x 18 x 10, of which 0 come"),
+        ({"taps": {"late": "classifier", "idle": "idle"}}, "tap 'idle': the module 'idle' does not run"),
         ({"pad_to": 3}, r"the logits: a tensor 1 x 11 x 16 x 16 on an image of 66 x 66; expected B x C x h x w"),
         ({"pad_to": 2, "taps": {"a": ":0"}}, "tap 'a': no '0' of '0' in a tensor 1 x 11 x 16 x 16"),
     ],
@@ -92,10 +93,13 @@ def test_a_wrong_piece_is_one_message_with_what_the_module_returned(options, mes
         ("timm:resnet81", "unknown network of timm 'resnet81'; did you mean 'resnet18'"),
         ("timm:resnet18", "timm:resnet18 has random weights: set weights to a file"),
         ("torchvision:fcn_resnet5", "unknown segmentation network of torchvision 'fcn_resnet5'; did you mean 'fcn_res"),
-        (f"{MODULES}:plane", "unknown function of tests.models.adapters.modules 'plane'; did you mean 'plain'"),
-        (f"{MODULES}:broken", "RuntimeError: no checkpoint; called with {}"),
+        (f"{MODULES}:plane", "module 'tests.models.adapters.modules' has no attribute 'plane'"),
+        (
+            f"{MODULES}:broken",
+            "with arguments {}: RuntimeError: no checkpoint; expected python:package.module:function",
+        ),
         (f"{MODULES}:number", "returned a int; expected a torch.nn.Module"),
-        ("python:no.such:thing", "cannot import 'no.such': ModuleNotFoundError"),
+        ("python:no.such:thing", "ModuleNotFoundError: No module named 'no'"),
         (f"{MODULES}:plain", "does not say how its images are normalised: set normalization"),
     ],
 )
@@ -115,7 +119,9 @@ def test_weights_of_any_file_are_loaded_strictly_and_one_prefix_is_stripped(tmp_
         assert all(torch.equal(tensor, state[key]) for key, tensor in found.items())
         assert report.loaded == len(state)
     torch.save({key: tensor for key, tensor in state.items() if "deep" not in key} | {"more": torch.ones(1)}, path)
-    with pytest.raises(ValueError, match=r"2 missing in the file: deep.0.weight, deep.0.bias; 1 unknown .*: more"):
+    with pytest.raises(
+        ValueError, match=r"2 missing in the file: deep.0.weight .*, deep.0.bias .10.\n  1 unknown .*: more"
+    ):
         build_wrapped(f"{MODULES}:plain", str(path), normalization=PLAIN)
 
 
