@@ -1,5 +1,6 @@
 """``transformers:FOLDER_OR_HUB_NAME``: semantic and universal segmentation networks of Hugging Face."""
 
+import json
 import math
 import re
 from pathlib import Path
@@ -25,19 +26,18 @@ def from_transformers(name: str, weights: str | None, arguments: dict[str, Any])
 
     Raises:
         FileNotFoundError: there is no such folder, or it cannot be downloaded.
-        ValueError: the folder asks for code of its own, holds more than tensors or another task, or its tensors do not
-            fit its config.
+        ValueError: it asks for code of its own, holds more than tensors or another task, or does not fit its config.
     """
     library = import_extra("transformers", "transformers")
     folder = _find_folder(name)
-    if asking := [file for file in sorted(folder.glob("*.json")) if '"auto_map"' in file.read_text()]:
-        raise ValueError(f"{asking[0]} asks for code of its own (auto_map), which is refused")
+    for file in sorted(folder.glob("*.json")):
+        if '"auto_map"' in json.dumps(json.loads(file.read_text())):  # however it is escaped in the file
+            raise ValueError(f"{file} asks for code of its own (auto_map), which is refused")
     try:
         config = library.AutoConfig.from_pretrained(folder, **arguments)
     except Exception as error:  # a damaged config raises one of many types
         raise ValueError(f"transformers:{name}: its config cannot be read: {error}") from error
-    kind = config.model_type
-    universal = type(config) in library.MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
+    universal, kind = type(config) in library.MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING, config.model_type
     if not universal and type(config) not in library.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
         raise ValueError(f"transformers:{name} is a {kind}; expected a network of semantic or universal segmentation")
     auto = library.AutoModelForUniversalSegmentation if universal else library.AutoModelForSemanticSegmentation
@@ -45,11 +45,9 @@ def from_transformers(name: str, weights: str | None, arguments: dict[str, Any])
     names = [str(config.id2label[i]).strip() for i in range(config.num_labels)]
     if names != [f"LABEL_{i}" for i in range(len(names))]:  # its default names
         report = report._replace(metadata={"class_names": names})
-
     processor = None
     if (folder / "preprocessor_config.json").is_file() or (folder / "processor_config.json").is_file():
-        # OneFormer's would download the names of data sets; they are not needed.
-        options = {"class_info_file": None} if kind == "oneformer" else {}
+        options = {"class_info_file": None} if kind == "oneformer" else {}  # it would be downloaded, and is not needed
         processor = library.AutoImageProcessor.from_pretrained(folder, **options)
     divisor = getattr(processor, "size_divisor", None) or 1
     task = _read_task(library, folder, config.task_seq_len) if kind == "oneformer" else None
@@ -60,17 +58,11 @@ def from_transformers(name: str, weights: str | None, arguments: dict[str, Any])
         return {**output, "logits": class_scores(output)} if universal else output
 
     modules = dict(module.named_modules())
-    return Source(
-        module,
-        report,
-        processor and _normalization_of(processor),
-        config.image_size if kind in ONE_SIZE else math.lcm(divisor, 32),
-        output="logits",
-        taps=find_stages,
-        prefix_tokens=1 + getattr(config, "num_register_tokens", 0),
-        encoder=modules.get("backbone", modules.get("model.pixel_level_module.encoder")),
-        call=run,
-    )
+    tokens = 1 + getattr(config, "num_register_tokens", 0)
+    encoder = modules.get("backbone", modules.get("model.pixel_level_module.encoder"))
+    pad_to = config.image_size if kind in ONE_SIZE else math.lcm(divisor, 32)
+    normalization = processor and _normalization_of(processor)
+    return Source(module, report, normalization, pad_to, "logits", find_stages, tokens, None, encoder, run)
 
 
 def class_scores(output: dict[str, Any]) -> Tensor:
@@ -132,10 +124,7 @@ def _load(auto: Any, folder: Path, config: Any, name: str, weights: str | None) 
             "tensors, which is refused because reading it would execute code"
         ) from error
     if wrong := sorted([*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]):
-        raise ValueError(
-            f"transformers:{name}: {len(wrong)} tensors are missing in its files or have another shape: "
-            f"{', '.join(wrong[:5])}"
-        )
+        raise ValueError(f"transformers:{name}: {len(wrong)} tensors are missing or of another shape: {wrong[:5]}")
     report = report_own(module, f"transformers:{name}", "transformers", folder)
     return module, report._replace(skipped=tuple(found["unexpected_keys"]))
 
