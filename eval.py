@@ -9,7 +9,6 @@ torchrun --nproc_per_node=4 eval.py CONFIG CHECKPOINT                    the sam
 """
 
 import argparse
-import hashlib
 import json
 import math
 
@@ -111,7 +110,7 @@ def run_evaluation(config: Experiment, args: argparse.Namespace, world: World) -
         result = {
             **metrics.to_dict(), "class_names": list(dataset.class_names), "images": len(dataset), "split": args.split,
             "eval": settings.protocol, "precision": precision, "protocol": config.protocol,
-            "checkpoint": report.source, "sha256": hashlib.sha256(report.path.read_bytes()).hexdigest(),
+            "checkpoint": report.source, "sha256": report.digest(),
             "world_size": world.size, "environment": environment(), "config": config.model_dump(mode="json"),
         }  # fmt: skip
         write_atomically(args.json, (json.dumps(result, indent=2) + "\n").encode())

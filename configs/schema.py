@@ -18,7 +18,7 @@ from pydantic import AfterValidator, Field, SerializeAsAny, model_validator
 from datasets import DATASETS
 from datasets.mixing import Domain, Kind
 from losses import METHODS
-from models import HEADS, NORMALIZATIONS
+from models import HEADS, NORMALIZATIONS, Normalization, split_source
 from models.inference import LARGEST_SCALE
 from utils.config import Component, Section, one_of
 
@@ -203,20 +203,52 @@ class Student(Network):
         return self
 
 
+class Statistics(Section):
+    """How images are normalised: (image * scale / 255 - mean) / std."""
+
+    mean: tuple[float, float, float]  # Of each channel, in the channel order of the network.
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]  # Of each channel.
+    bgr: bool = False  # The network's channel order is blue, green, red.
+    scale: PositiveFloat = 255.0  # The value of white before the mean is subtracted; 1.0 for mean and std in 0..1.
+
+    @property
+    def in_pixels(self) -> Normalization:
+        """For images in 0..255."""
+        mean, std = (tuple(255 / self.scale * each for each in values) for values in (self.mean, self.std))
+        return Normalization(mean, std, self.bgr)
+
+
 class Teacher(Network):
-    """The frozen network. A key that is None is read from the metadata of the weights file."""
+    """The frozen network: backbone and head, or the source of another library.
+
+    A key that is None is read from the metadata of the weights file, or has the value of the library.
+    """
 
     backbone: str | None = None  # As the student's; give both backbone and head, or neither.
     head: Annotated[str, one_of(HEADS, "head")] | None = None  # As the student's.
-    # As the student's. None, and no metadata: 'imagenet'.
-    normalization: Annotated[str, one_of(NORMALIZATIONS, "normalization")] | None = None
-    # Weights of the whole segmentation network: a file or folder, or 'hf:NAME'. 'ema': the teacher is the average of
-    # the student's own weights (train.ema), for self-training.
-    weights: FilePath
+    # As the student's, or dict(mean, std, bgr=False, scale=255.0), with mean and std for images in 0..scale. None, and
+    # no metadata: 'imagenet'.
+    normalization: Annotated[str, one_of(NORMALIZATIONS, "normalization")] | Statistics | None = None
+    # Weights of the whole segmentation network: a file or folder, or 'hf:NAME'. With source a file; None: the source
+    # has them. 'ema': the teacher is the average of the student's own weights (train.ema), for self-training.
+    weights: FilePath | None = None
+    # A network of another library, instead of backbone and head (docs/teachers.md): 'transformers:FOLDER_OR_HUB_NAME',
+    # 'smp:FOLDER_OR_ARCHITECTURE', 'torchvision:NAME', 'timm:NAME' (features only), 'python:package.module:function'.
+    source: Annotated[str, AfterValidator(lambda source: split_source(source) and source)] | None = None
+    arguments: dict[str, Any] | None = None  # Keyword arguments for the source's constructor or function.
+    # The source's features by name: 'module.path', or 'module.path:output' with a key, index or attribute of what the
+    # module returns; B C h w maps or B N C tokens.
+    taps: dict[str, str] | None = None
+    # Key, index or attribute of the logits in what the source returns. False: it has features only.
+    output: str | int | Literal[False] | None = None
+    pad_to: Positive | None = None  # Images for the source are padded to sides that are multiples of it, in pixels.
+    prefix_tokens: Count | None = None  # Number of class and register tokens before the grid's, for taps of tokens.
+    family: Literal["cnn", "transformer"] | None = None  # Family of the source's encoder.
     # Factor on height and width of the images that the teacher sees. Its maps and its cost change with them.
     scale: Annotated[float, Field(gt=0, le=LARGEST_SCALE)] = 1.0
-    # If the teacher has other classes than the data: for each of its classes the data's class, or None to ignore it.
-    class_map: tuple[str | None, ...] | None = None
+    # If the teacher has other classes than the data: for each of its classes the data's class (name or number), or None
+    # to ignore it. With source also a dict, from the teacher's classes (name or number) that are used.
+    class_map: tuple[str | int | None, ...] | dict[str | int, str | int | None] | None = None
     # Folder that keeps the teacher's outputs on the training samples, for this run and for other runs with the same
     # data section. Needs data.distinct_epochs.
     cache: FilePath | None = None
@@ -224,8 +256,37 @@ class Teacher(Network):
     # Split the weights over all ranks, for a teacher that is too large for one device. The results stay the same.
     shard: bool = False
 
+    @property
+    def origin(self) -> str:
+        """Where its weights are from, for reports."""
+        return self.weights or self.source
+
+    @property
+    def wrapped(self) -> dict[str, Any]:
+        """Arguments of ``models.build_wrapped``."""
+        own = Teacher.model_fields.keys() - Network.model_fields.keys()
+        given = self.normalization
+        return {
+            **self.model_dump(include=own - {"scale", "class_map", "cache", "cache_taps", "shard"}),
+            "normalization": given.in_pixels if isinstance(given, Statistics) else given and NORMALIZATIONS[given],
+        }
+
     @model_validator(mode="after")
     def _check(self) -> "Teacher":
+        ours = [key for key in Network.model_fields if key != "normalization"]
+        theirs = [key for key in self.wrapped if key not in ("source", "weights", "normalization")]
+        for key in theirs if self.source is None else ours:
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"{key} is set and source is {self.source!r}: set {key}={type(self).model_fields[key].default}, or "
+                    f"{'give a source' if self.source is None else 'source=None'}"
+                )
+        if self.source is not None:
+            return self
+        if self.weights is None:
+            raise ValueError("weights is missing; only a source may have its own")
+        if isinstance(self.class_map, dict):
+            raise ValueError("class_map is a dict, which only a source takes; give one entry for each class instead")
         if (self.backbone is None) != (self.head is None):
             raise ValueError("give both backbone and head, or neither if the metadata of the weights has them")
         return self

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from configs.schema import Experiment, Network, SeveralMethods
+from configs.schema import Experiment, Network, SeveralMethods, Statistics
 from datasets import build_dataset
 from datasets.base import SegDataset
 from datasets.census import check_census, class_weights, count_labels
@@ -255,7 +255,10 @@ def build_distiller(
 
 def network_settings(network: Network) -> dict[str, Any]:
     """Arguments of ``build_model`` that a config section gives."""
-    return {name: getattr(network, name) for name in NETWORK}
+    settings = {name: getattr(network, name) for name in NETWORK}
+    if isinstance(network.normalization, Statistics):
+        settings["normalization"] = network.normalization.in_pixels
+    return settings
 
 
 def load_trained(model: SegModel, weights: Weights, class_names: Sequence[str] | None) -> LoadReport:
@@ -269,13 +272,19 @@ def load_trained(model: SegModel, weights: Weights, class_names: Sequence[str] |
     Raises:
         ValueError: as ``load_weights``; or the file's metadata names other classes.
     """
-    trained_on = weights.metadata.get("class_names")
     report = load_read_weights(model, weights, part="all")
-    if None not in (trained_on, class_names) and list(trained_on) != list(class_names):
-        raise ValueError(
-            f"{weights.source} was trained on the classes {list(trained_on)}; the dataset has {list(class_names)}"
-        )
+    if class_names is not None:
+        check_class_names(report, class_names)
     return report
+
+
+def check_class_names(report: LoadReport, class_names: Sequence[str]) -> None:
+    """Raises ValueError if the metadata of what was loaded names other classes than the data set has."""
+    trained_on = report.metadata.get("class_names")
+    if trained_on is not None and list(trained_on) != list(class_names):
+        raise ValueError(
+            f"{report.source} was trained on the classes {list(trained_on)}; the dataset has {list(class_names)}"
+        )
 
 
 def load_to_fine_tune(model: SegModel, weights: Weights, class_names: Sequence[str]) -> LoadReport:

@@ -50,7 +50,11 @@ def network_table(networks: Mapping[str, nn.Module], size: tuple[int, int]) -> s
     for name, model in networks.items():
         parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
         taps = " ".join(f"{tap}:{info.channels}@{info.stride}" for tap, info in model.spec.taps.items())
-        rows.append([name, f"{parameters:.2f} M", f"{multiply_adds(model, size)['total'] / 1e9:.1f}", taps])
+        try:
+            operations = f"{multiply_adds(model, size)['total'] / 1e9:.1f}"
+        except RuntimeError:  # a network of another library that reads values while it runs
+            operations = "not counted"
+        rows.append([name, f"{parameters:.2f} M", operations, taps])
     return table(["network", "parameters", f"GFLOPs at {size[0]}x{size[1]}", "taps (channels@stride)"], rows)
 
 

@@ -88,7 +88,7 @@ class Run:
             f"student: {config.student.backbone}, weights {config.student.init_from or config.student.pretrained}"
         )
         student, loaded = build_student(config, source, class_names, pretrained=resume is None)
-        self.announce(f"teacher: {config.teacher and config.teacher.weights}")
+        self.announce(f"teacher: {config.teacher and config.teacher.origin}")
         teacher = build_teacher(config, source, class_names)
         self.loaded = [report for report in (loaded, teacher and teacher.loaded) if report is not None]
         networks = {"student": student} if teacher is None else {"teacher": teacher, "student": student}
@@ -237,7 +237,7 @@ class Run:
         chance = 1 / self.validation.num_classes
         if not self.teacher_miou > chance and not self.config.train.allow_weak_teacher:
             raise ValueError(
-                f"the teacher {self.config.teacher.weights} has mIoU {self.teacher_miou:.2%} on the validation set, "
+                f"the teacher {self.config.teacher.origin} has mIoU {self.teacher_miou:.2%} on the validation set, "
                 f"no better than chance ({chance:.2%}): check its weights, class order and normalization, "
                 "or set train.allow_weak_teacher=True"
             )

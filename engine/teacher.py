@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from configs.schema import Experiment
 from datasets.packed import describe_sample
 from datasets.stream import JointStream
-from engine.build import NETWORK, load_trained, network_settings, weights_errors
+from engine.build import NETWORK, check_class_names, load_trained, network_settings, weights_errors
 from engine.sharding import compile_in_place, shard_network
 from engine.teacher_cache import TeacherCache
 from models import (
@@ -21,8 +21,10 @@ from models import (
     ModelSpec,
     Normalization,
     SegOutput,
+    Tap,
     Weights,
     build_model,
+    build_wrapped,
     read_weights,
     source_settings,
 )
@@ -59,9 +61,13 @@ class Teacher(nn.Module):
     def spec(self) -> ModelSpec:
         """What the network declares, its strides divided by the scale: they count pixels of the image as given."""
         spec = self.network.spec
-        strides = {name: tap.stride / self.scale for name, tap in spec.taps.items()}
-        whole = {name: int(stride) if stride.denominator == 1 else stride for name, stride in strides.items()}
-        return spec._replace(taps={name: tap._replace(stride=whole[name]) for name, tap in spec.taps.items()})
+        taps = {name: tap._replace(stride=self._on_the_image(tap.stride)) for name, tap in spec.taps.items()}
+        logit_stride = spec.logit_stride and self._on_the_image(spec.logit_stride)
+        return spec._replace(taps=taps, logit_stride=logit_stride)
+
+    def _on_the_image(self, stride: int) -> int | Fraction:
+        stride = stride / self.scale
+        return int(stride) if stride.denominator == 1 else stride
 
     def train(self, mode: bool = True) -> "Teacher":
         """Stays in evaluation mode whatever ``mode`` is."""
@@ -146,6 +152,8 @@ def build_teacher(
     """
     if config.teacher is None or config.self_taught:
         return None
+    if config.teacher.source is not None:
+        return _build_wrapped_teacher(config, source, class_names)
     settings, weights, loaded = network_settings(config.teacher), None, None
     if pretrained or config.teacher.backbone is None:
         with weights_errors(source, "teacher.weights"):
@@ -164,16 +172,45 @@ def build_teacher(
     return Teacher(network, config.teacher.scale, loaded)
 
 
-def _class_indices(names: Sequence[str | None], class_names: Sequence[str]) -> list[int | None]:
-    """The index of each name in ``class_names``.
+def _build_wrapped_teacher(config: Experiment, source: str, class_names: Sequence[str]) -> Teacher:
+    """A teacher of another library. Its weights are always loaded: the library builds it from them."""
+    settings, class_map = config.teacher, config.teacher.class_map
+    with config_errors(source, f"teacher.source={settings.source}"):
+        network, loaded = build_wrapped(**settings.wrapped)
+    if network.num_classes is None:
+        return Teacher(network, settings.scale, loaded)
+    with config_errors(source, "teacher.class_map"):
+        if class_map is None:
+            check_class_names(loaded, class_names)
+            if network.num_classes != len(class_names):
+                raise ValueError(
+                    f"{settings.source} has {network.num_classes} classes and the data has {len(class_names)}: set "
+                    "class_map to the data's class, or None, for each"
+                )
+        else:
+            if isinstance(class_map, Mapping):
+                own = loaded.metadata.get("class_names", ())
+                used = dict(zip(_class_indices(class_map, own), class_map.values(), strict=True))
+                if wrong := sorted(used.keys() - set(range(network.num_classes))):
+                    raise ValueError(
+                        f"class_map names the classes {wrong}; {settings.source} has 0..{network.num_classes - 1}"
+                    )
+                class_map = [used.get(index) for index in range(network.num_classes)]
+            network = MappedModel(network, _class_indices(class_map, class_names), len(class_names))
+    return Teacher(network, settings.scale, loaded)
+
+
+def _class_indices(names: Iterable[str | int | None], class_names: Sequence[str]) -> list[int | None]:
+    """The index of each name in ``class_names``; numbers and None stay.
 
     Raises:
         ValueError: a name is not there; with the nearest.
     """
+    names = list(names)
     for name in names:
-        if name is not None and name not in class_names:
+        if isinstance(name, str) and name not in class_names:
             raise unknown_name("class", name, class_names)
-    return [None if name is None else list(class_names).index(name) for name in names]
+    return [list(class_names).index(name) if isinstance(name, str) else name for name in names]
 
 
 def _complete_settings(settings: dict[str, Any], weights: Weights) -> dict[str, Any]:
@@ -216,16 +253,17 @@ def build_teacher_cache(
                 raise unknown_name("tap", name, spec.taps)
             taps[name] = spec.taps[name]
     if spec.num_classes is not None:
-        taps = {"logits": spec.taps["head"]._replace(channels=spec.num_classes), **taps}
+        taps = {"logits": Tap(spec.num_classes, spec.logit_stride or spec.taps["head"].stride), **taps}
     shapes = {
         name: (tap.channels, *(-(-side // tap.stride) for side in config.data.crop_size)) for name, tap in taps.items()
     }
     elsewhere = {"root", "unlabelled_root", "packed", "workers", "val_list", "test_list", "on_bad_sample"}
     pools = [each.dataset for each in stream.streams]
     samples = json.dumps([describe_sample(*sample) for pool in pools for sample in pool.samples])
-    with open(teacher.loaded.path, "rb") as file:
-        weights = hashlib.file_digest(file, "sha256").hexdigest()
-    found = {"weights": weights, "normalization": teacher.network.normalization}  # instead of the config's names
+    found = {
+        "weights": teacher.loaded.digest(),
+        "normalization": teacher.network.normalization,
+    }  # instead of the config's names
     facts = {
         "teacher": {**config.teacher.model_dump(exclude={"cache", "cache_taps", "shard"}), **found},
         "data": {**config.data.model_dump(mode="json", exclude=elsewhere), "seed": stream.streams[0].seed},

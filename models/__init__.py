@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from models.adapters import SOURCES, WrappedModel, build_wrapped, split_source
 from models.backbones import build_backbone
 from models.base import (
     BACKBONES,
@@ -29,6 +30,7 @@ __all__ = [
     "BACKBONES",
     "HEADS",
     "NORMALIZATIONS",
+    "SOURCES",
     "Backbone",
     "LoadReport",
     "MappedModel",
@@ -38,8 +40,10 @@ __all__ = [
     "SegOutput",
     "Tap",
     "Weights",
+    "WrappedModel",
     "build_backbone",
     "build_model",
+    "build_wrapped",
     "count_classes",
     "count_parameters",
     "freeze",
@@ -48,6 +52,7 @@ __all__ = [
     "load_weights",
     "read_weights",
     "source_settings",
+    "split_source",
 ]
 
 

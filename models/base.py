@@ -42,11 +42,13 @@ class ModelSpec(NamedTuple):
         taps: the network's ``tap_info``.
         num_classes: channels of its logits; None for a teacher that has features only.
         family: ``'cnn'`` or ``'transformer'``.
+        logit_stride: of the logits; None: that of the tap 'head', or there are no logits.
     """
 
     taps: dict[str, Tap]
     num_classes: int | None
     family: str
+    logit_stride: int | float | None = None
 
 
 class Normalization(NamedTuple):
@@ -111,7 +113,29 @@ def freeze(network: nn.Module, parts: Sequence[str]) -> None:
         raise ValueError(f"{', '.join(map(repr, parts))} are all of the network, so nothing is left to train")
 
 
-class SegModel(nn.Module):
+class NormalizedModel(nn.Module):
+    """A network that owns its input normalisation.
+
+    Args:
+        normalization: statistics that :meth:`normalize` subtracts and divides by.
+    """
+
+    def __init__(self, normalization: Normalization):
+        super().__init__()
+        self.normalization = normalization
+        self.register_buffer("mean", torch.tensor(normalization.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(normalization.std).view(1, 3, 1, 1), persistent=False)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """B 3 H W RGB, uint8 or float in 0..255 -> float, in the network's channel order, standardised."""
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images are {tuple(images.shape)}; expected B x 3 x H x W, RGB in 0..255")
+        if self.normalization.bgr:
+            images = images.flip(1)
+        return (images.float() - self.mean) / self.std
+
+
+class SegModel(NormalizedModel):
     """A segmentation network that owns its input normalisation and declares its taps.
 
     It is a backbone (image -> four stages) and a head (stages -> logits and the 'head' tap).
@@ -132,25 +156,14 @@ class SegModel(nn.Module):
         aux_head: nn.Module | None = None,
         normalization: Normalization = NORMALIZATIONS["imagenet"],
     ):
-        super().__init__()
+        super().__init__(normalization)
         self.backbone, self.head, self.aux_head = backbone, head, aux_head
         self.num_classes = num_classes
         self.tap_info: dict[str, Tap] = {**backbone.tap_info, "head": head.tap}
-        self.normalization = normalization
-        self.register_buffer("mean", torch.tensor(normalization.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(normalization.std).view(1, 3, 1, 1), persistent=False)
 
     @property
     def spec(self) -> ModelSpec:
         return ModelSpec(self.tap_info, self.num_classes, self.backbone.family)
-
-    def normalize(self, images: Tensor) -> Tensor:
-        """B 3 H W RGB, uint8 or float in 0..255 -> float, in the backbone's channel order, standardised."""
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images are {tuple(images.shape)}; expected B x 3 x H x W, RGB in 0..255")
-        if self.normalization.bgr:
-            images = images.flip(1)
-        return (images.float() - self.mean) / self.std
 
     def forward(self, images: Tensor) -> SegOutput:
         stages = self.backbone(self.normalize(images))

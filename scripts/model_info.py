@@ -239,7 +239,7 @@ def measured_miou(config: Experiment, source: str, results: list[dict]) -> float
         source: its file; in the folder of a run it is the run's best mIoU, in the protocol of its last validation.
         results: of ``eval.py --json``; one of this very config is used first.
     """
-    teacher = config.teacher and config.teacher.weights
+    teacher = config.teacher and config.teacher.origin
     for result in results:
         if result["config"] == config.model_dump(mode="json") and result["checkpoint"] != teacher:
             return result["miou"]
@@ -293,6 +293,10 @@ def write_json(file: Path | None, size: Size, device: torch.device, figures: dic
 def run(config: Experiment, source: str, args: argparse.Namespace) -> None:
     size, origin = (tuple(args.size), "--size") if args.size else image_size(config, source)
     names = class_names(config, source)
+    if config.teacher is not None and config.teacher.source is not None:
+        raise ValueError(
+            "a teacher of another library has no backbone and head to compare: set teacher=None distill=None"
+        )
     teacher = build_teacher(config, source, names, pretrained=False)
     student, _ = build_student(config, source, names, pretrained=False)
     models = ({} if teacher is None else {"teacher": teacher}) | {"student": student}

@@ -61,7 +61,8 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def describe(settings: Network, network: SegModel | Teacher) -> list[str]:
-    return [f"{settings.backbone} {settings.head}", f"{count_parameters(network) / 1e6:.1f} M"]
+    name = getattr(settings, "source", None) or f"{settings.backbone} {settings.head}"
+    return [name, f"{count_parameters(network) / 1e6:.1f} M"]
 
 
 def check_same_data(first: SegDataset, other: SegDataset, runs: tuple[Path, Path]) -> None:
@@ -127,7 +128,7 @@ def main(arguments: list[str] | None = None) -> None:
             taught = "none"
             teacher = None
             if config.teacher is not None:
-                taught = f"{config.distill.type}, {config.teacher.backbone or config.teacher.weights}"
+                taught = f"{config.distill.type}, {config.teacher.backbone or config.teacher.origin}"
                 if config.teacher not in shown_teachers:  # runs may have the same one
                     shown_teachers.append(config.teacher)
                     teacher = build_teacher(config, source, dataset.class_names)

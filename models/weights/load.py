@@ -1,5 +1,6 @@
 """Loads weights of any known layout into a network, completely or not at all."""
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ class LoadReport(NamedTuple):
         widened: ``'float16'`` or ``'bfloat16'`` where the file has tensors in half precision, or None.
         metadata: of the source (``class_names``, ``normalization``, ``taps``, ...), see ``Weights``.
         notes: on how it was read, see ``Weights``.
+        sha256: of the tensors where there is no file.
     """
 
     source: str
@@ -39,6 +41,19 @@ class LoadReport(NamedTuple):
     widened: str | None
     metadata: Mapping[str, Any]
     notes: tuple[str, ...]
+    sha256: str | None = None
+
+    def digest(self) -> str | None:
+        """sha256 of the file, of the weight files of a folder one after another, or of the tensors; None: not known."""
+        if self.path is None:
+            return self.sha256
+        folder = self.path.is_dir()
+        files = sorted(self.path.glob("*.safetensors")) or sorted(self.path.glob("*.bin")) if folder else [self.path]
+        found = hashlib.sha256()
+        for path in files:
+            with open(path, "rb") as file:
+                hashlib.file_digest(file, lambda: found)
+        return found.hexdigest()
 
     def __str__(self) -> str:
         skipped = f", {len(self.skipped)} skipped ({_list(self.skipped)})" if self.skipped else ""
@@ -102,9 +117,9 @@ def load_read_weights(model: SegModel, weights: Weights, part: str = "all") -> L
             _check_classes(model, state, weights)
     state = {key: tensor for key, tensor in state.items() if key not in extra}
 
-    _check_strict(wanted, state, weights, layout, part)
+    check_strict(wanted, state, weights, layout, part)
     _check_settings(model, weights, layout, part)
-    model.load_state_dict(state, strict=False)  # _check_strict has checked, with the exceptions
+    model.load_state_dict(state, strict=False)  # check_strict has checked, with the exceptions
     halves = {str(tensor.dtype).removeprefix("torch.") for tensor in state.values()} & {"float16", "bfloat16"}
     return LoadReport(
         weights.source, weights.path, layout.name, part, len(state), (*skipped, *extra, *outside),
@@ -119,7 +134,7 @@ def _detect(model: SegModel, weights: Weights) -> Layout:
     if isinstance(model.backbone, TimmBackbone):
         layout = _timm_layout(model.backbone)
         found = layout.convert(weights.tensors).keys() & model.state_dict().keys()
-        if len(found) > len(model.backbone.state_dict()) / 2:  # _check_strict names the others
+        if len(found) > len(model.backbone.state_dict()) / 2:  # check_strict names the others
             return layout
     if any(key.startswith("head.") and key in weights.tensors for key in model.state_dict()):
         return OURS  # of a head of the user, whose classifier may have another name
@@ -217,7 +232,9 @@ def _lists(value: Any) -> Any:
     return [_lists(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
-def _check_strict(wanted: State, state: State, weights: Weights, layout: Layout, part: str) -> None:
+def check_strict(wanted: State, state: State, weights: Weights, layout: Layout, part: str = "all") -> None:
+    """Raises ValueError if tensors are missing, unknown or of another shape; names the first ones."""
+
     def shape(tensor: Tensor) -> str:
         return "x".join(map(str, tensor.shape)) or "scalar"
 

@@ -78,7 +78,7 @@ def read_weights(source: str | Path) -> Weights:
         weights = _read_hugging_face(text, _download(text))
     elif Path(source).is_dir():
         weights = _read_hugging_face(text, _files_of(Path(source)))
-    elif Path(source).name in HUGGING_FACE_FILES and Path(source).with_name("config.json").is_file():
+    elif Path(source).name in HUGGING_FACE_FILES and _is_hugging_face(Path(source).with_name("config.json")):
         weights = _read_hugging_face(text, {"weights": Path(source), **_settings_of(Path(source).parent)})
     else:
         weights = read_tensors(Path(source))
@@ -87,6 +87,11 @@ def read_weights(source: str | Path) -> Weights:
     notes = (f"{prefix!r} stripped from all names",) if prefix else ()
     notes += (f"{COUNTER!r} left out",) if COUNTER in weights.tensors else ()
     return weights._replace(tensors=tensors, notes=weights.notes + notes)
+
+
+def _is_hugging_face(config: Path) -> bool:
+    """Whether the file is a config of Hugging Face's, which has the type of the network; other libraries' lack it."""
+    return config.is_file() and "model_type" in read_json(config)
 
 
 def _strip_prefix(state: State) -> tuple[State, str]:
@@ -120,7 +125,7 @@ def timm_weights(model: SegModel) -> Weights:
         tensors = timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:  # the hub's client, and the network below it, raise many types
         raise FileNotFoundError(
-            f"timm's weights of {name!r} cannot be downloaded ({_first_line(error)}). By hand: save model.safetensors "
+            f"timm's weights of {name!r} cannot be downloaded ({first_line(error)}). By hand: save model.safetensors "
             f"of https://huggingface.co/{hub} as pretrained/{name}.safetensors, and give that file instead of 'timm'"
         ) from error
     return Weights(f"timm ({hub})", tensors, {"normalization": normalization._asdict()}, None)
@@ -236,7 +241,7 @@ def _why_unreadable(path: Path, error: Exception) -> str:
         return "is a web page, not weights: its link is dead, or needs a login"
     if start.startswith(b"version https://git-lfs"):
         return "is a pointer of Git LFS, not the file itself: run git lfs pull where it came from"
-    reason = f"cannot be read as a checkpoint ({_first_line(error)}): it is damaged, or is no checkpoint"
+    reason = f"cannot be read as a checkpoint ({first_line(error)}): it is damaged, or is no checkpoint"
     if path.suffix == ".safetensors":
         return reason
     return (
@@ -246,7 +251,7 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     )
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error; of one that PyTorch wraps into advice, of the error inside."""
     if isinstance(error, pickle.UnpicklingError) and error.__context__ is not None:
         error = error.__context__
@@ -314,7 +319,7 @@ def _download(source: str) -> dict[str, Path]:
                 if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
                     continue  # the hub was reached, and has no such file
                 raise FileNotFoundError(
-                    f"{source!r} cannot be downloaded ({_first_line(error)}). By hand: save config.json, {PROCESSOR} "
+                    f"{source!r} cannot be downloaded ({first_line(error)}). By hand: save config.json, {PROCESSOR} "
                     f"and model.safetensors or pytorch_model.bin of https://huggingface.co/{name} in a folder and give "
                     f"its path"
                 ) from error
@@ -329,7 +334,7 @@ def _read_hugging_face(source: str, files: Mapping[str, Path]) -> Weights:
     Of a UperNet, or of segmentation_models_pytorch, only tensors and normalisation: ``student.pretrained`` takes these.
     """
     weights = read_tensors(files["weights"])
-    config, processor = (_read_json(files[name]) if name in files else {} for name in HUGGING_FACE_SETTINGS)
+    config, processor = (read_json(files[name]) if name in files else {} for name in HUGGING_FACE_SETTINGS)
     if config.get("model_type") == "upernet" or "_model_class" in config:  # the latter by segmentation_models_pytorch
         metadata = {"normalization": _normalization_of(processor, files[PROCESSOR])} if PROCESSOR in files else {}
         # Of older files; the networks compute it.
@@ -384,7 +389,13 @@ def _normalization_of(processor: Mapping[str, Any], path: Path) -> dict[str, Any
     return {"mean": mean, "std": std, "bgr": False}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or holds something else.
+    """
     try:
         content = json.loads(path.read_text())
     except ValueError as error:

@@ -123,10 +123,10 @@ def build_all(methods: Sequence[Method]) -> tuple[dict[str, str | None], set[str
         build_distiller(config, source, student, teacher)
         given = [(config.student.init_from or config.student.pretrained, loaded)]
         if teacher is not None:
-            given.append((config.teacher.weights, teacher.loaded))
+            given.append((config.teacher.origin, teacher.loaded))
             if teacher.spec.num_classes is not None:
                 with_logits.add(name)
-        hashes |= {weights: report.path and sha256(report.path) for weights, report in given if report is not None}
+        hashes |= {weights: report.digest() for weights, report in given if report is not None}
     return hashes, with_logits
 
 
@@ -162,10 +162,10 @@ def verify_teachers(methods: Sequence[Method], args: argparse.Namespace, hashes:
     """
     jobs = {}
     for name, _, config in methods:
-        facts = config.teacher, hashes[config.teacher.weights], config.data, config.eval, config.train.precision
+        facts = config.teacher, hashes[config.teacher.origin], config.data, config.eval, config.train.precision
         stem = args.out / "teachers" / hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
         write_atomically(stem.with_suffix(".py"), dump_config(config).encode())
-        title = f"teacher {config.teacher.weights}"
+        title = f"teacher {config.teacher.origin}"
         jobs[name] = evaluation(title, stem.with_suffix(".py"), ["--teacher"], stem.with_suffix(".json"))
     run_jobs(list({job.result: job for job in jobs.values()}.values()), args.jobs, lock)
     found = {name: json.loads(job.result.read_text()) for name, job in jobs.items()}
@@ -173,7 +173,7 @@ def verify_teachers(methods: Sequence[Method], args: argparse.Namespace, hashes:
         miou, chance = found[name]["miou"], 1 / len(found[name]["class_names"])
         if config.train.verify_teacher and not config.train.allow_weak_teacher and miou <= chance:
             raise ValueError(
-                f"{source}: the teacher {config.teacher.weights} has mIoU {miou:.2%} on the validation set, no better "
+                f"{source}: the teacher {config.teacher.origin} has mIoU {miou:.2%} on the validation set, no better "
                 f"than chance ({chance:.2%}): check its weights, class order and normalization, or set "
                 "train.allow_weak_teacher=True"
             )

@@ -1,0 +1,49 @@
+"""Networks that other libraries built, by ``KIND:NAME``: each file adapts one library to ``WrappedModel``."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from models.adapters import hugging_face, python_function, smp, timm_features, torchvision_models  # noqa: F401
+from models.adapters.wrapped import SOURCES, WrappedModel
+from models.weights.load import LoadReport
+from utils.names import unknown_name
+
+
+def split_source(source: str) -> tuple[str, str]:
+    """``'timm:resnet18'`` -> ``('timm', 'resnet18')``.
+
+    Raises:
+        ValueError: the kind is unknown, or there is no name.
+    """
+    kind, _, name = source.partition(":")
+    if kind not in SOURCES:
+        raise unknown_name("kind of source", kind, SOURCES)
+    if not name:
+        raise ValueError(f"source is {source!r}; expected '{kind}:' and a name or path")
+    return kind, name
+
+
+def build_wrapped(
+    source: str,
+    weights: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    **replaced: Any,
+) -> tuple[WrappedModel, LoadReport]:
+    """A network of another library, with its weights.
+
+    Args:
+        source: ``'KIND:NAME'``, the kind one of ``SOURCES``.
+        weights: file with its weights; None: the source has them.
+        arguments: of the function that builds it.
+        replaced: values of ``Source`` instead of the adapter's; None keeps those.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        ValueError: the library is not installed, refuses the source, or as ``WrappedModel``.
+    """
+    kind, name = split_source(source)
+    found = SOURCES[kind](name, weights, dict(arguments or {}))
+    found = found._replace(**{name: value for name, value in replaced.items() if value is not None})
+    if found.normalization is None:
+        raise ValueError(f"{source} does not say how its images are normalised: set normalization")
+    return WrappedModel(found), found.report
