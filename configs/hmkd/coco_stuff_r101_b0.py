@@ -8,7 +8,7 @@ _base_ = [
     "../_base_/schedules/segformer.py",
 ]
 protocol = "segformer_coco_stuff"
-# The teacher is trained as in configs/baselines/cityscapes_r101.py, with the data of this file.
+# The teacher is trained with configs/baselines/coco_stuff_r101.py.
 teacher = dict(weights="pretrained/coco_stuff_r101.safetensors")
 data = dict(photometric=True, cat_max_ratio=0.75)
 schedule = dict(max_iters=80000)

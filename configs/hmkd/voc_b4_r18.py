@@ -6,5 +6,5 @@ _base_ = [
     "../_base_/methods/hmkd.py",
     "../_base_/schedules/cirkd_v1.py",
 ]
-# The teacher is trained as in configs/baselines/cityscapes_b4.py, with the data of this file.
+# The teacher is trained with configs/baselines/voc_b4.py.
 teacher = dict(weights="pretrained/voc_b4.safetensors")
