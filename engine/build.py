@@ -112,10 +112,10 @@ def share_labels(dataset: SegDataset, share: float, seed: int) -> tuple[list[int
     return sorted(order[:number]), sorted(order[number:])
 
 
-def check_leaks(source: str, unlabelled: TrainStream, validation: SegDataset) -> None:
+def check_leaks(source: str, unlabelled: Sequence[Path], validation: SegDataset) -> None:
     """Raises ConfigError if an unlabelled image is an image of the validation set."""
     held_out = {image.resolve() for image, _ in validation.files}
-    leaks = [image for image in unlabelled.dataset.images if image.resolve() in held_out]
+    leaks = [image for image in unlabelled if image.resolve() in held_out]
     if leaks:
         raise ConfigError(
             f"{source}: data.unlabelled: {len(leaks)} of the images are in the validation set too, first {leaks[0]}: "

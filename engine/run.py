@@ -73,7 +73,7 @@ class Run:
         if any(label is None for _, label in self.validation.files):
             raise ConfigError(f"{source}: data.val_list: {config.data.val_list} has images without labels")
         if self.stream.unlabelled is not None:
-            check_leaks(source, self.stream.unlabelled, self.validation)
+            check_leaks(source, self.stream.unlabelled.dataset.images, self.validation)
         labelled = self.stream.labelled and self.stream.labelled.dataset
         new = resume is None  # what a resumed run reads was checked at its start
         auto, weights = config.train.class_weights == "auto", resume and resume[1].get("class_weights")

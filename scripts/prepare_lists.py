@@ -29,7 +29,7 @@ from datasets import DATASETS
 from datasets.base import SegDataset
 from datasets.census import Value, add_up, check_census, class_weights, count_values
 from datasets.pixels import read_ids
-from engine.build import build_split
+from engine.build import build_split, check_leaks
 from engine.report import census_table, value_table
 from scripts.preparation.layouts import COUNTS, LAYOUTS, find_lists, relocate_list
 from scripts.preparation.problems import name_some, report_problems
@@ -88,16 +88,24 @@ def check_config(source: str, options: Sequence[str]) -> list[str]:
     """Reads the lists of a config as training and evaluation do, and prints what they hold. Returns the problems."""
     config = load_config(source, Experiment, [*options, "data.packed=None"])
     splits = {}
-    for split in ("train", "val", "test"):
-        list_file = getattr(config.data, f"{split}_list")
+    data = config.data
+    lists = {"train": data.train_list, "val": data.val_list, "test": data.test_list, "unlabelled": data.unlabelled}
+    for split, list_file in lists.items():
         if list_file is None:
             continue
-        if split == "test" and not (path := Path(config.data.root) / list_file).is_file():
+        if split == "test" and not (path := Path(data.root) / list_file).is_file():
             print(f"{_describe(split, [])}: data.test_list {path} is missing; only eval.py --split test needs it")
             continue
         build = partial(build_split, config, source, split, check_files=False)
-        splits[split] = check_split(split, build, labelled=split != "test")
-    return check_labels(splits, config.data.ids_by_default)
+        splits[split] = check_split(split, build, labelled=split in ("train", "val"))
+    problems = check_labels(splits, data.ids_by_default)
+    sets = [splits[split].dataset for split in ("unlabelled", "val") if split in splits]
+    if len(sets) == 2 and None not in sets:
+        try:
+            check_leaks(source, [image for image, _ in sets[0].files], sets[1])
+        except ValueError as error:
+            problems.append(str(error))
+    return problems
 
 
 def check_split(
@@ -160,7 +168,7 @@ def check_labels(splits: Mapping[str, Split], default_table: bool) -> list[str]:
         default_table: nobody said which raw id is which class.
     """
     problems = [problem for split in splits.values() for problem in split.problems]
-    shown = {name: split for name, split in splits.items() if name != "test" and split.samples}
+    shown = {name: split for name, split in splits.items() if name not in ("test", "unlabelled") and split.samples}
     if not shown:
         return problems
     dataset = next(iter(shown.values())).dataset

@@ -1,5 +1,6 @@
 import math
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -410,3 +411,19 @@ def test_runs_as_a_module(tmp_path):
     run = subprocess.run(command, cwd=REPOSITORY, env=dict(os.environ), capture_output=True, text=True, check=True)
     assert "wrote" in run.stdout
     assert run.stderr == ""
+
+
+def test_unlabelled_images_of_a_config_are_read_too(streets, experiments, tmp_path, capsys):
+    root = tmp_path / "streets"
+    shutil.copytree(streets, root)
+    shutil.copytree(root / "val", root / "more")
+    options = [f"data.root={root}", "train.unlabelled_batch=2", "distill.pixels=inside"]
+    arguments = ["--config", experiments["hmkd"], "--cfg-options", *options]
+    assert main([*arguments, "data.unlabelled=more/*.png"]) == 0
+    assert "unlabelled     5, H x W: 48 x 64 (5)\n" in capsys.readouterr().out
+    assert main([*arguments, "data.unlabelled=val/*.png"]) == 1
+    assert "5 of the images are in the validation set too" in capsys.readouterr().err
+    bad = sorted((root / "more").iterdir())[0]
+    bad.write_bytes(b"")
+    assert main([*arguments, "data.unlabelled=more/*.png"]) == 1
+    assert f"{bad} cannot be decoded" in capsys.readouterr().err
