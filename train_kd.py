@@ -128,6 +128,11 @@ def write_provenance(run: Run) -> None:
     write_atomically(run.work_dir / "env.txt", "".join(f"{k}: {v}\n" for k, v in run.environment.items()).encode())
     where = f"{run.world.size} process(es) on {run.world.device.type}, {run.config.train.precision}"
     say(f"{run.work_dir}: {where}; {run.how_it_started}")
+    print_findings(run)
+
+
+def print_findings(run: Run) -> None:
+    """Prints what the run found in its data and weights."""
     for line in run.from_data:
         say(line)
     for note in run.notes:
@@ -202,12 +207,7 @@ def dry_run(run: Run) -> None:
     terms, norms = trainer.train_step(list(run.loader(stop=1)), measure_gradients=True)
     trainer.check()
     if run.world.is_main:
-        for line in run.from_data:
-            say(line)
-        for note in run.notes:
-            say(f"WARNING: {note}")
-        for report in run.loaded:
-            say(str(report))
+        print_findings(run)
         say(run.overview)
         say(term_table(weights, terms, norms))
         say(f"peak memory {peak_memory_mib():.0f} MiB on {run.world.device.type}")
