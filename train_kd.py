@@ -77,7 +77,7 @@ def train(config: Experiment, args: argparse.Namespace, world: World) -> int:
         run.measure_best()
     if run.protocol_changed:
         log.new_protocol(trainer.step, run.best)
-    if trainer.teacher is not None and run.teacher_miou is None and config.train.verify_teacher:
+    if run.has_unverified_teacher:
         run.verify_teacher()
         log.teacher(trainer.step, run.teacher_miou)
 

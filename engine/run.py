@@ -225,13 +225,19 @@ class Run:
         has_logits = teacher is not None and teacher.spec.num_classes is not None
         return {**({"teacher": teacher} if has_logits else {}), "student": student}
 
+    @property
+    def has_unverified_teacher(self) -> bool:
+        """Whether ``verify_teacher`` is still to be called. A student that teaches itself has nothing to verify."""
+        asked = self.config.teacher is not None and self.config.train.verify_teacher
+        return asked and self.teacher_miou is None and not self.config.self_taught
+
     def verify_teacher(self) -> None:
-        """Evaluates the teacher once in a run, if it has logits and does not change.
+        """Evaluates the teacher once in a run, if it has logits.
 
         Raises:
             ValueError: its mIoU is not better than chance (mIoU <= 1 / K), and ``train.allow_weak_teacher`` is False.
         """
-        if "teacher" not in self.predictors or self.config.self_taught:
+        if "teacher" not in self.predictors:
             return
         self.teacher_miou = self.evaluate(self.trainer.teacher, "validation of the teacher").miou
         chance = 1 / self.validation.num_classes

@@ -127,13 +127,14 @@ SELF_TAUGHT = ["train.ema=0.9", "teacher={'_delete_': True, 'weights': 'ema'}",
                "distill={'_delete_': True, 'type': 'self_training', 'threshold': 0.1}"]  # fmt: skip
 
 
-def test_the_average_of_its_own_weights_teaches_the_student(experiments, tmp_path, launch):
+def test_the_average_of_its_own_weights_teaches_the_student(experiments, tmp_path, launch, capsys):
     """It resumes bit for bit, two ranks learn what one does with accumulation, and it is verified by nobody."""
     options = [*HALF[:3], *SELF_TAUGHT, "train.verify_teacher=True", "log.panel_images=0"]
     whole = run(experiments["hmkd"], tmp_path / "whole", *options)
     found = [line for line in metrics(whole) if "loss" in line]
     assert all(line["self_training"] > 0 for line in found)
     assert not any("teacher_miou" in line for line in metrics(whole))
+    assert "teacher:" not in capsys.readouterr().out
     (tmp_path / "parts").mkdir()
     shutil.copy(whole / "step_4.pt", tmp_path / "parts")
     run(experiments["hmkd"], tmp_path / "parts", *options, resume=["--resume"])
