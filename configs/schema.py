@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import AfterValidator, Field, SerializeAsAny, model_validator
 
+from configs.rules import check_sections
 from datasets import DATASETS
 from datasets.mixing import Domain, Kind
 from losses import METHODS
@@ -464,76 +465,5 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Experiment":
-        if (self.teacher is None) != (self.distill is None):
-            given, missing = ("distill", "teacher") if self.teacher is None else ("teacher", "distill")
-            raise ValueError(f"{given} is set but {missing} is None: set both to distil, or neither to train alone")
-        self._check_unlabelled()
-        if self.self_taught and (self.train.ema is None or self.teacher != Teacher(weights="ema")):
-            raise ValueError(
-                "teacher.weights is 'ema', the average of the student's weights: set train.ema, for example to 0.999, "
-                "and no other key of teacher"
-            )
-        if self.student.aux and self.train.aux_weight == 0:
-            raise ValueError("student.aux is True but train.aux_weight is 0: the auxiliary head would never learn")
-        if self.teacher is not None and self.teacher.cache is not None and self.data.on_bad_sample == "skip":
-            raise ValueError(
-                "teacher.cache is set and data.on_bad_sample is 'skip': the cache would keep the teacher's output on "
-                "the replacement and use it for the bad sample once its file is fixed; set only one of the two"
-            )
-        if self.teacher is not None and self.teacher.cache is not None and self.data.distinct_epochs is None:
-            raise ValueError(
-                "teacher.cache is set but data.distinct_epochs is None: samples never repeat, so nothing in the cache "
-                "would be read again; set data.distinct_epochs=1 or more"
-            )
+        check_sections(self)
         return self
-
-    def _check_unlabelled(self) -> None:
-        """Raises ValueError if keys about labelled and unlabelled images do not go together."""
-        data, train = self.data, self.train
-        if (data.train_list is None) != (train.batch_size == 0):
-            raise ValueError(
-                f"data.train_list is {data.train_list!r} and train.batch_size is {train.batch_size}; expected a list "
-                "and a positive number of labelled images in a step, or None and 0"
-            )
-        if train.batch_size == 0 and train.class_weights == "auto":
-            raise ValueError("train.class_weights is 'auto', which counts labels, and data.train_list is None")
-        hidden = data.unlabelled is not None or data.labelled_fraction < 1
-        if train.unlabelled_batch and not hidden:
-            raise ValueError(
-                "train.unlabelled_batch is set, and there are no unlabelled images: set data.unlabelled to a list or a "
-                "pattern, or data.labelled_fraction below 1"
-            )
-        if data.unlabelled is not None and not train.unlabelled_batch:
-            raise ValueError(
-                "data.unlabelled is set but train.unlabelled_batch is 0, so no step would use these images: set both"
-            )
-        if data.mixing is not None and data.mixing_domain == "unlabelled" and not train.unlabelled_batch:
-            raise ValueError(
-                "data.mixing is set for unlabelled images, but train.unlabelled_batch is 0: set data.mixing_domain="
-                "'labelled', or train.unlabelled_batch"
-            )
-        if not train.unlabelled_batch:
-            if train.batch_size == 0:
-                raise ValueError("data.train_list is None, so train.unlabelled_batch and data.unlabelled must be set")
-            return
-        if self.teacher is None:
-            raise ValueError(
-                "train.unlabelled_batch is set but teacher is None: nothing would learn from unlabelled images; set a "
-                "teacher and distill, or train.unlabelled_batch=0 and data.unlabelled=None"
-            )
-        if all(getattr(method, "pixels", "inside") == "labelled" for method in self.methods):
-            raise ValueError(
-                "train.unlabelled_batch is set, and distill compares labelled pixels only: set distill.pixels='inside'"
-            )
-        if train.batch_size == 0:
-            for method in self.methods:
-                if getattr(method, "anchor", None) == "labels":
-                    raise ValueError(
-                        f"distill: {method.type} with anchor='labels' learns from labels, and data.train_list is None: "
-                        "choose another anchor or method"
-                    )
-        if data.mixing == "classmix" and data.mixing_domain != "labelled" and self.teacher.cache is not None:
-            raise ValueError(
-                "data.mixing='classmix' on unlabelled images reads the teacher's classes before mixing, which "
-                "teacher.cache does not keep: choose 'cutmix', or set teacher.cache=None"
-            )

@@ -23,7 +23,8 @@ from models.class_map import MappedModel
 from models.heads import deeplabv3, fpn, linear, pspnet, segformer  # noqa: F401  (each registers its heads)
 from models.heads.fcn import FCNHead
 from models.weights.load import LoadReport, count_classes, load_read_weights, load_weights, source_settings
-from models.weights.sources import Weights, read_weights
+from models.weights.sources import read_weights
+from models.weights.tensors import Weights
 from utils.names import unknown_name
 
 __all__ = [

@@ -16,7 +16,7 @@ if not __package__:  # run as a file: the repository's root is not on the import
 
 from engine.checkpoint import save_student
 from models import NORMALIZATIONS
-from models.weights.sources import read_tensors
+from models.weights.tensors import read_tensors
 
 EXAMPLES = """examples:
   python scripts/convert_checkpoint.py downloads/iter_160000.pth pretrained/teacher.safetensors --trust

@@ -14,7 +14,8 @@ from models.adapters.loading import import_extra, load_strictly, report_own
 from models.adapters.wrapped import SOURCES, Source, describe, four_stages
 from models.base import Normalization
 from models.weights.load import LoadReport
-from models.weights.sources import first_line, read_weights
+from models.weights.sources import read_weights
+from models.weights.tensors import first_line
 
 # Networks whose position embeddings fit images of config.image_size only.
 ONE_SIZE = ("data2vec-vision", "dpt", "eomt")

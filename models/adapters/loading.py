@@ -8,9 +8,10 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from models.weights.layouts import Layout
+from models.weights.conversion import Layout
 from models.weights.load import LoadReport, check_strict
-from models.weights.sources import Weights, read_weights
+from models.weights.sources import read_weights
+from models.weights.tensors import Weights
 
 
 def import_extra(package: str, extra: str) -> ModuleType:

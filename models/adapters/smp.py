@@ -5,7 +5,8 @@ from typing import Any
 
 from models.adapters.loading import import_extra, load_strictly, need_weights
 from models.adapters.wrapped import SOURCES, Source
-from models.weights.sources import read_json, read_weights
+from models.weights.hugging_face import read_json
+from models.weights.sources import read_weights
 from utils.names import unknown_name
 
 FILES = ("model.safetensors", "pytorch_model.bin")

@@ -1,6 +1,7 @@
 """The encoder inside a whole network that another library wrote, for ``student.pretrained``."""
 
-from models.weights.layouts import Rule, State, find_layout, join, next_stage, rename
+from models.weights.conversion import Rule, State, join, next_stage, rename
+from models.weights.layouts import find_layout
 
 # What the names of the encoder and of the rest begin with: segmentation_models_pytorch; Hugging Face's UperNet and
 # mmsegmentation; torchvision.

@@ -1,132 +1,22 @@
 """The layouts of published weights files: how they name their tensors, and how these become ours.
 
 A layout is recognised by keys that no other layout has. Its rules rename the keys. Where tensors must also be split,
-joined or reordered, the layout has a function for it.
+joined or reordered, the layout has a function for it (``models.weights.conversion``).
 """
 
-import re
-from collections.abc import Callable
-from typing import NamedTuple
-
-import torch
-from torch import Tensor
-
-from models.base import NORMALIZATIONS, Normalization
-
-State = dict[str, Tensor]
-Rule = tuple[str, str | Callable[[re.Match], str]]
-
-
-class Layout(NamedTuple):
-    """How one family of files names its tensors.
-
-    Attributes:
-        name: for reports and errors.
-        holds: ``'all'`` (a whole network) or ``'backbone'``.
-        markers: a file that has all of these keys has this layout; the first match in ``LAYOUTS`` counts.
-        expects: the arguments with which ``build_model`` builds these networks, for errors.
-        rules: regular expressions and their replacements, each applied to every key, in order.
-        finish: renamed tensors -> ours, where more than names differs.
-        skip: prefixes, in the file, of tensors that our networks do not have.
-        normalization: of the images these networks were trained on, where it is the same for all.
-        output_stride: of these networks, where it is the same for all; no tensor shows it.
-    """
-
-    name: str
-    holds: str
-    markers: frozenset[str]
-    expects: str = ""
-    rules: tuple[Rule, ...] = ()
-    finish: Callable[[State], State] = dict
-    skip: tuple[str, ...] = ()
-    normalization: Normalization | None = None
-    output_stride: int | None = None
-
-    def convert(self, state: State) -> State:
-        """The tensors of a file under our names."""
-        return self.finish({rename(key, self.rules): tensor for key, tensor in state.items()})
-
-
-def rename(key: str, rules: tuple[Rule, ...]) -> str:
-    for pattern, replacement in rules:
-        key = re.sub(pattern, replacement, key)
-    return key
-
-
-def next_stage(template: str) -> Callable[[re.Match], str]:
-    """A replacement with the number of the pattern's first group plus 1: stages count from 0 there, from 1 here."""
-    return lambda match: template.format(int(match[1]) + 1)
-
-
-def join(state: State, parts: tuple[str, ...], whole: str) -> State:
-    """Concatenates tensors whose names differ in one component (``parts``) to one tensor (``whole``)."""
-    joined = dict(state)
-    for key in [key for key in state if f".{parts[0]}." in key]:
-        names = [key.replace(f".{parts[0]}.", f".{part}.") for part in parts]
-        shapes = {joined[name].shape if name in joined else None for name in names}
-        if len(shapes) == 1 and joined[key].ndim:  # else they stay, and an error names them as unknown
-            joined[key.replace(f".{parts[0]}.", f".{whole}.")] = torch.cat([joined.pop(name) for name in names])
-    return joined
-
-
-def _as_shape(state: State, pattern: str, ndim: int) -> State:
-    """Weights of linear layers as those of 1x1 convolutions (``ndim`` 4), or the reverse (2)."""
-
-    def reshape(tensor: Tensor) -> Tensor:
-        if ndim == 4 and tensor.ndim == 2:
-            return tensor[:, :, None, None]
-        return tensor.flatten(1) if ndim == 2 and tensor.shape[2:] == (1, 1) else tensor
-
-    return {key: reshape(tensor) if re.search(pattern, key) else tensor for key, tensor in state.items()}
-
-
-def _reorder(state: State, key: str, order: tuple[int, ...]) -> State:
-    """Splits the input channels of a convolution into equal blocks and reorders the blocks."""
-    if key not in state or state[key].ndim != 4 or state[key].shape[1] % len(order):
-        return state
-    blocks = state[key].chunk(len(order), dim=1)
-    return {**state, key: torch.cat([blocks[i] for i in order], dim=1)}
-
-
-def _linear_projections(state: State) -> State:
-    return _as_shape(state, r"^head\.project\..*weight$", 4)
-
-
-def _fold_fuse_bias(state: State) -> State:
-    """Subtracts the bias before a BatchNorm from its running mean, which computes the same without a bias."""
-    state = _linear_projections(state)
-    bias, mean = state.get("head.fuse.0.bias"), state.pop("head.fuse.1.running_mean", None)
-    if bias is not None and mean is not None and bias.shape == mean.shape:
-        state["head.fuse.1.running_mean"] = mean.float() - state.pop("head.fuse.0.bias").float()
-    return state
-
-
-def _hugging_face(state: State) -> State:
-    return _linear_projections(join(state, ("k", "v"), "kv"))
-
-
-def _mmseg_mit(state: State) -> State:
-    """There ``in_proj`` is q, k and v in one, and the linear layers of the feed-forward are 1x1 convolutions."""
-    split = {}
-    for key, tensor in state.items():
-        found = re.fullmatch(r"(.*\.attn\.)in_proj_(weight|bias)", key)
-        if found and tensor.ndim and tensor.shape[0] % 3 == 0:
-            third = tensor.shape[0] // 3
-            split[f"{found[1]}q.{found[2]}"], split[f"{found[1]}kv.{found[2]}"] = tensor.split([third, 2 * third])
-        else:
-            split[key] = tensor
-    return _as_shape(split, r"\.mlp\.fc[12]\.weight$", 2)
-
-
-def _mmseg_segformer(state: State) -> State:
-    """There the stages are concatenated from first to last, here from last to first."""
-    return _reorder(_mmseg_mit(state), "head.fuse.0.weight", (3, 2, 1, 0))
-
-
-def _mmseg_deeplabv3(state: State) -> State:
-    """There the mean feature of the image comes first, here last."""
-    return _reorder(state, "head.aspp.project.0.weight", (1, 2, 3, 4, 0))
-
+from models.base import NORMALIZATIONS
+from models.weights.conversion import (
+    Layout,
+    Rule,
+    State,
+    fold_fuse_bias,
+    hugging_face,
+    linear_projections,
+    mmseg_deeplabv3,
+    mmseg_mit,
+    mmseg_segformer,
+    next_stage,
+)
 
 TORCHVISION_HEAD = (
     (r"^classifier\.0\.convs\.4\.1\.", "head.aspp.convs.4.project.0."),
@@ -285,7 +175,7 @@ LAYOUTS = (
         frozenset({"patch_embed1.proj.weight", "linear_c1.proj.weight"}),
         expects=MIT_SEGFORMER,
         rules=(*MIT, *SEGFORMER_HEAD, (r"^linear_fuse\.", "head.fuse.")),
-        finish=_fold_fuse_bias,
+        finish=fold_fuse_bias,
         normalization=BGR,
     ),
     Layout(
@@ -299,7 +189,7 @@ LAYOUTS = (
             (r"^linear_fuse\.conv\.", "head.fuse.0."),
             (r"^linear_fuse\.bn\.", "head.fuse.1."),
         ),
-        finish=_linear_projections,
+        finish=linear_projections,
         skip=("decode_head.conv_seg.", "backbone.head."),  # exist in the file but are never used
         normalization=RGB,
     ),
@@ -325,7 +215,7 @@ LAYOUTS = (
             (r"^decode_head\.fusion_conv\.bn\.", "head.fuse.1."),
             (r"^decode_head\.conv_seg\.", "head.classifier."),
         ),
-        finish=_mmseg_segformer,
+        finish=mmseg_segformer,
         normalization=RGB,
     ),
     Layout(
@@ -334,7 +224,7 @@ LAYOUTS = (
         frozenset({"layers.0.0.projection.weight", "layers.3.2.weight"}),
         expects=MIT_NAMES,
         rules=MMSEG_MIT,
-        finish=_mmseg_mit,
+        finish=mmseg_mit,
         skip=("head.",),
     ),
     Layout(
@@ -352,7 +242,7 @@ LAYOUTS = (
             *MMSEG_ASPP,
             *MMSEG_AUX,
         ),
-        finish=_mmseg_deeplabv3,
+        finish=mmseg_deeplabv3,
         normalization=RGB,
         output_stride=8,
     ),
@@ -362,7 +252,7 @@ LAYOUTS = (
         frozenset({"backbone.conv1.weight", "backbone.layer1.0.conv3.weight", "decode_head.image_pool.1.conv.weight"}),
         expects="backbone='resnet50' or 'resnet101', head='deeplabv3_mmseg', output_stride=8, width=512",
         rules=(*_without("backbone"), *RESNET, *MMSEG_ASPP, *MMSEG_AUX),
-        finish=_mmseg_deeplabv3,
+        finish=mmseg_deeplabv3,
         normalization=RGB,
         output_stride=8,
     ),
@@ -379,7 +269,7 @@ LAYOUTS = (
         frozenset({"segformer.encoder.patch_embeddings.0.proj.weight", "decode_head.linear_fuse.weight"}),
         expects=MIT_SEGFORMER,
         rules=(*HUGGING_FACE_MIT, *HUGGING_FACE_HEAD),
-        finish=_hugging_face,
+        finish=hugging_face,
         normalization=RGB,
     ),
     Layout(
@@ -388,7 +278,7 @@ LAYOUTS = (
         frozenset({"segformer.encoder.patch_embeddings.0.proj.weight"}),
         expects=MIT_NAMES,
         rules=HUGGING_FACE_MIT,
-        finish=_hugging_face,
+        finish=hugging_face,
         skip=("classifier.",),
     ),
     Layout(
@@ -397,7 +287,7 @@ LAYOUTS = (
         frozenset({"segformer.stages.0.patch_embeddings.proj.weight", "decode_head.linear_fuse.weight"}),
         expects=MIT_SEGFORMER,
         rules=(*TRANSFORMERS_5_MIT, *HUGGING_FACE_HEAD),
-        finish=_hugging_face,
+        finish=hugging_face,
         normalization=RGB,
     ),
     Layout(
@@ -406,7 +296,7 @@ LAYOUTS = (
         frozenset({"segformer.stages.0.patch_embeddings.proj.weight"}),
         expects=MIT_NAMES,
         rules=TRANSFORMERS_5_MIT,
-        finish=_hugging_face,
+        finish=hugging_face,
         skip=("classifier.",),
     ),
 )

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from models.backbones import TimmBackbone, timm_names, timm_normalization
 from models.base import NORMALIZATIONS, SegModel
+from models.weights.conversion import Layout, State
 from models.weights.encoders import take_encoder
-from models.weights.layouts import LAYOUTS, OURS, Layout, State, find_layout
-from models.weights.sources import Weights, read_weights, timm_weights
+from models.weights.layouts import LAYOUTS, OURS, find_layout
+from models.weights.sources import read_weights, timm_weights
+from models.weights.tensors import Weights
 
 CLASSIFIERS = ("head.classifier.", "aux_head.classifier.")  # the last layers of the heads
 

@@ -8,6 +8,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import save_file
 
 from models import build_model, load_weights, read_weights
+from models.weights import hugging_face as hub
 from models.weights import sources
 from tests.models.oracles import randomize
 
@@ -157,8 +158,8 @@ def test_hub_names_are_fetched(hugging_face, monkeypatch):
             raise EntryNotFoundError(f"404 {file}")
         return str(folder / file)
 
-    monkeypatch.setattr(sources, "hf_hub_download", download)
-    monkeypatch.setattr(sources, "HUGGING_FACE_FILES", ("pytorch_model.bin", "model.safetensors"))
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    monkeypatch.setattr(hub, "HUGGING_FACE_FILES", ("pytorch_model.bin", "model.safetensors"))
     assert read_weights("hf:nvidia/some").metadata["class_names"] == ["road", "sky", "car"]
     assert {name for name, _ in asked} == {"nvidia/some"}
     assert [file for _, file in asked][-2:] == ["pytorch_model.bin", "model.safetensors"]
@@ -168,7 +169,7 @@ def test_hub_without_network_says_what_to_fetch_by_hand(monkeypatch):
     def download(name, file):
         raise LocalEntryNotFoundError("An error happened: no network")
 
-    monkeypatch.setattr(sources, "hf_hub_download", download)
+    monkeypatch.setattr(hub, "hf_hub_download", download)
     with pytest.raises(
         FileNotFoundError, match=r"'hf:nvidia/mit-b0' cannot be downloaded \(An error.*huggingface\.co/nvidia"
     ):
