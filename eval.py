@@ -13,7 +13,8 @@ import json
 import math
 
 from configs.schema import Eval, Experiment, autocast_dtype
-from engine.build import build_split, build_student, load_trained
+from engine.build import build_student, load_trained
+from engine.data import build_split
 from engine.evaluation import evaluate
 from engine.launch import launch
 from engine.teacher import build_teacher

@@ -460,6 +460,11 @@ class Experiment(Section):
         return self.distill.methods if isinstance(self.distill, SeveralMethods) else (self.distill,)
 
     @property
+    def data_seed(self) -> int:
+        """Of order, augmentation and mixing."""
+        return self.train.seed if self.data.seed is None else self.data.seed
+
+    @property
     def eval_precision(self) -> str:
         return self.eval.precision or self.train.precision
 

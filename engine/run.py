@@ -8,17 +8,9 @@ import torch
 from configs.schema import Experiment, autocast_dtype
 from datasets import make_loader
 from datasets.samplers import PositionBatches
-from engine.build import (
-    build_distiller,
-    build_mixing,
-    build_split,
-    build_student,
-    build_train_stream,
-    check_labels,
-    check_leaks,
-    resolve_epochs,
-)
+from engine.build import build_distiller, build_student
 from engine.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
+from engine.data import build_mixing, build_split, build_train_stream, check_labels, check_leaks, resolve_epochs
 from engine.evaluation import describe_samples, evaluate
 from engine.metrics import SegMetrics
 from engine.report import network_table

@@ -24,7 +24,8 @@ from torch import Tensor
 from configs.schema import Experiment
 from datasets import make_loader
 from datasets.samplers import PositionBatches
-from engine.build import build_distiller, build_split, build_student, build_train_stream
+from engine.build import build_distiller, build_student
+from engine.data import build_split, build_train_stream
 from engine.optim import gradient_norms
 from engine.report import table
 from engine.teacher import Teacher, build_teacher

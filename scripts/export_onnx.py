@@ -33,7 +33,8 @@ from tqdm import tqdm
 
 from configs.schema import Eval, Experiment
 from datasets.base import SegDataset
-from engine.build import build_split, build_student, load_trained
+from engine.build import build_student, load_trained
+from engine.data import build_split
 from engine.metrics import ConfusionMatrix
 from engine.teacher import Teacher, build_teacher
 from models import SegModel, read_weights

@@ -24,7 +24,8 @@ if not __package__:  # run as a file: the repository's root is not on the import
     restart_as_module(__file__)
 
 from configs.schema import Experiment
-from engine.build import build_split, build_student
+from engine.build import build_student
+from engine.data import build_split
 from engine.report import multiply_adds, table
 from engine.teacher import Teacher, build_teacher
 from models import MappedModel, SegModel, count_parameters

@@ -20,7 +20,7 @@ from configs.schema import Experiment
 from datasets.base import SegDataset
 from datasets.packed import INDEX, VERSION, PackedDataset, describe, describe_sample, digest, source_digests
 from datasets.png import undecodable
-from engine.build import build_split
+from engine.data import build_split
 from utils.config import load_config
 from utils.console import say
 from utils.files import user_path, write_atomically

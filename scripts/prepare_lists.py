@@ -29,7 +29,7 @@ from datasets import DATASETS
 from datasets.base import SegDataset
 from datasets.census import Value, add_up, check_census, class_weights, count_values
 from datasets.pixels import read_ids
-from engine.build import build_split, check_leaks
+from engine.data import build_split, check_leaks
 from engine.report import census_table, value_table
 from scripts.preparation.layouts import COUNTS, LAYOUTS, find_lists, relocate_list
 from scripts.preparation.problems import name_some, report_problems

@@ -16,7 +16,8 @@ if not __package__:  # run as a file: its own folder is on the import path, the 
 
 from configs.schema import Experiment, Network
 from datasets.base import SegDataset
-from engine.build import build_split, build_student, load_trained
+from engine.build import build_student, load_trained
+from engine.data import build_split
 from engine.report import prediction_panel
 from engine.teacher import Teacher, build_teacher
 from models import SegModel, count_parameters, read_weights

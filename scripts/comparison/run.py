@@ -14,7 +14,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from configs.schema import Experiment
-from engine.build import build_distiller, build_split, build_student, build_train_stream
+from engine.build import build_distiller, build_student
+from engine.data import build_split, build_train_stream
 from engine.teacher import build_teacher
 from scripts.comparison.jobs import Job, run_jobs
 from scripts.comparison.report import report_text, summarize, write_pictures

@@ -11,7 +11,7 @@ from torch import nn
 import engine.run
 import train_kd
 from configs.schema import Experiment
-from engine.build import build_split, build_train_stream
+from engine.data import build_split, build_train_stream
 from engine.evaluation import evaluate
 from engine.report import multiply_adds, network_table
 from engine.teacher import Teacher, build_teacher, build_teacher_cache

@@ -8,7 +8,7 @@ import torch
 import eval as evaluation
 import train_kd
 from configs.schema import Experiment
-from engine.build import build_split, build_train_stream
+from engine.data import build_split, build_train_stream
 from engine.teacher import build_teacher, build_teacher_cache
 from tests.engine.test_teacher import ALONE, load, losses
 

@@ -14,7 +14,7 @@ from PIL import Image
 from configs.schema import Experiment
 from datasets.base import SegDataset
 from datasets.packed import PackedDataset
-from engine.build import build_split, build_train_stream
+from engine.data import build_split, build_train_stream
 from scripts import pack_dataset
 from scripts.pack_dataset import main
 from utils.config import ConfigError, load_config

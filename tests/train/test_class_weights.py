@@ -7,7 +7,7 @@ import torch
 import train_kd
 from configs.schema import Experiment
 from datasets.census import class_weights
-from engine.build import build_split
+from engine.data import build_split
 from tests.runs import losses, metrics, refused
 from utils.config import load_config
 

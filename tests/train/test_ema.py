@@ -11,7 +11,7 @@ from torch.multiprocessing import spawn
 
 import train_kd
 from configs.schema import Experiment
-from engine.build import build_split
+from engine.data import build_split
 from engine.evaluation import evaluate
 from engine.trainer import Trainer
 from losses.distiller import Distiller

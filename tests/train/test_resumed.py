@@ -8,8 +8,9 @@ from safetensors.torch import load_file
 
 import train_kd
 from configs.schema import Experiment
-from engine.build import build_split, build_student
+from engine.build import build_student
 from engine.checkpoint import save_checkpoint
+from engine.data import build_split
 from engine.evaluation import evaluate
 from engine.log import RunLog
 from engine.run import Run
