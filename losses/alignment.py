@@ -147,9 +147,9 @@ class FeatureAlignment(nn.Module):
         S = fill_void(resize(student, grid), valid)
         T = self.project(fill_void(resize(teacher.detach(), grid), valid))
         if self.context == "student":
-            S = self_attention_context(S)
+            S = self_attention_context(S, valid)
         elif self.context == "teacher":
-            T = self_attention_context(T)
+            T = self_attention_context(T, valid)
         S, T = self.refine_student(S), self.refine_teacher(T)
         anchor = None
         if self.classify is None:

@@ -222,15 +222,32 @@ def kl_divergence(student_logits: Tensor, teacher_logits: Tensor, valid: Tensor,
     return temperature**2 * masked_mean((log_t.exp() * (log_t - log_s)).sum(1), valid)
 
 
-def self_attention_context(x: Tensor) -> Tensor:
-    """B C h w -> B C h w: parameter-free self-attention over positions, softmax(X^T X / sqrt(C)) X.
+def self_attention_context(x: Tensor, valid: Tensor, temperature: float = 0.2) -> Tensor:
+    """Parameter-free self-attention over the valid cells: sum_j softmax_j(q_i . q_j / temperature) x_j.
 
-    It gives a CNN's map the global context that a transformer's map has. Without the scale the softmax would saturate
-    to the identity. The fused kernel never forms the N x N matrix. Under autocast it reads half precision and sums in
+    q = (x - mean over valid cells) / its length. It gives a CNN's map the global context that a transformer's map has.
+    Without the centring and the length, all similarities are nearly equal, and the sum is the mean of the map, the same
+    in every cell. The fused kernel never forms the N x N matrix. Under autocast it reads half precision and sums in
     float32.
+
+    Args:
+        x: B C h w.
+        valid: B h w bool: the cells that are read; all of them in an image without any.
+        temperature: larger spreads the attention over more cells.
+
+    Returns:
+        B C h w.
     """
-    tokens = x.flatten(2).transpose(1, 2).unsqueeze(1)  # B 1 N C: one head
-    context = F.scaled_dot_product_attention(tokens, tokens, tokens)
+    tokens, read = x.flatten(2).transpose(1, 2), valid.flatten(1)  # B N C, B N
+    read = read | ~read.any(1, keepdim=True)
+    with full_precision(x):
+        values = as_float(tokens)
+        mean = (values * read[..., None]).sum(1, keepdim=True) / read.sum(1)[:, None, None]
+        query = unit(values - mean)
+    query = query.to(tokens.dtype)[:, None]  # B 1 N C: one head
+    context = F.scaled_dot_product_attention(
+        query, query, tokens[:, None], attn_mask=read[:, None, None], scale=1 / temperature
+    )
     return context.squeeze(1).transpose(1, 2).reshape(x.shape)
 
 

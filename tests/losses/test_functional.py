@@ -121,19 +121,52 @@ def test_kl_keeps_non_finite_void_logits_out_of_value_and_gradient():
 
 def test_self_attention_context_equals_its_formula():
     torch.manual_seed(0)
-    x = torch.randn(2, 3, 4, 5)
-    X = x.flatten(2)  # B C N
-    attention = torch.softmax(X.transpose(1, 2) @ X / math.sqrt(3), dim=-1)  # rows: queries
-    expected = (attention @ X.transpose(1, 2)).transpose(1, 2).reshape(2, 3, 4, 5)
-    torch.testing.assert_close(LF.self_attention_context(x), expected)
+    x, valid = torch.randn(2, 3, 4, 5), torch.rand(2, 4, 5) > 0.3
+    context = LF.self_attention_context(x, valid, temperature=0.5)
+    for image, cells, found in zip(x.flatten(2), valid.flatten(1), context.flatten(2), strict=True):
+        centred = image - image[:, cells].mean(1, keepdim=True)
+        cosine = torch.nn.functional.cosine_similarity(centred[:, :, None], centred[:, None, :], dim=0)
+        attention = torch.softmax(cosine[:, cells] / 0.5, dim=1)  # rows: queries
+        torch.testing.assert_close(found, image[:, cells] @ attention.T)
+
+
+@pytest.mark.parametrize("size", [(6, 8), (45, 60)], ids=["a crop's stage 3", "360x480 at stride 8"])
+def test_self_attention_context_keeps_the_map(size):
+    torch.manual_seed(0)
+    centre = 20 * torch.rand(1, 64, 1, 1)  # features are mostly far from 0: unlike random noise around it
+    smooth = LF.resize(torch.randn(1, 64, 3, 4), size)
+    x = centre + smooth + 0.1 * torch.randn(1, 64, *size)
+    context = LF.self_attention_context(x, everywhere(1, *size))
+    kept = context.var((2, 3)).sum() / x.var((2, 3)).sum()
+    assert 0.3 < kept <= 1
+
+
+def test_self_attention_context_scales_with_the_map_and_moves_with_it():
+    torch.manual_seed(0)
+    x, valid = torch.randn(2, 8, 3, 4), everywhere(2, 3, 4)
+    context = LF.self_attention_context(x, valid)
+    torch.testing.assert_close(LF.self_attention_context(100 * x, valid), 100 * context)
+    torch.testing.assert_close(LF.self_attention_context(x + 5, valid), context + 5)
+
+
+def test_self_attention_context_of_one_cell_a_flat_map_and_no_valid_cell():
+    for x in (torch.randn(2, 3, 1, 1), torch.full((2, 3, 2, 2), 7.0)):
+        x.requires_grad_()
+        context = LF.self_attention_context(x, everywhere(2, *x.shape[2:]))
+        torch.testing.assert_close(context, x)
+        context.square().sum().backward()
+        assert x.grad.isfinite().all()
+    assert LF.self_attention_context(torch.zeros(1, 3, 2, 2), ~everywhere(1, 2, 2)).equal(torch.zeros(1, 3, 2, 2))
 
 
 def test_self_attention_context_in_half_precision():
-    x = torch.randn(1, 8, 3, 3)
-    expected = LF.self_attention_context(x)
+    torch.manual_seed(0)
+    x, valid = torch.randn(1, 8, 3, 3), everywhere(1, 3, 3)
+    expected = LF.self_attention_context(x, valid)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        torch.testing.assert_close(LF.self_attention_context(x).float(), expected, rtol=0.02, atol=0.02)
-        assert LF.self_attention_context((1e4 * x).half()).isfinite().all()  # squares are far beyond float16's 65504
+        torch.testing.assert_close(LF.self_attention_context(x, valid).float(), expected, rtol=0.02, atol=0.03)
+    half = LF.self_attention_context((1e4 * x).half(), valid)  # squares are far beyond float16's 65504
+    torch.testing.assert_close(half.float() / 1e4, expected, rtol=0.01, atol=0.01)
 
 
 # Warp
@@ -180,5 +213,5 @@ def test_gradients_in_float64():
     offsets = (0.2 + 0.3 * torch.rand(1, 2, 2, 3, dtype=torch.float64)).requires_grad_()  # off the kinks at whole cells
     assert torch.autograd.gradcheck(lambda z: LF.cross_entropy(z, Grid(labels)), randn(1, 3, 1, 2))
     assert torch.autograd.gradcheck(lambda z: LF.kl_divergence(z, teacher, valid, 2.0), randn(1, 3, 2, 3))
-    assert torch.autograd.gradcheck(LF.self_attention_context, randn(1, 2, 2, 2))
+    assert torch.autograd.gradcheck(LF.self_attention_context, (randn(1, 2, 2, 3), valid))
     assert torch.autograd.gradcheck(LF.warp, (randn(1, 2, 2, 3), offsets))

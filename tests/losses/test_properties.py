@@ -170,7 +170,7 @@ def test_functions(case, temperature, side):
     assert (lengths <= 1 + 1e-3).all()  # the squares of the tiny are subnormal
     assert ((lengths > 0.99) | (lengths == 0) | (x.flatten(2).norm(dim=-1) < 1e-15)).all()
     check({"unit": unit(x.flatten(2)).square().mean()}, {"x": x})
-    context = self_attention_context(x)
+    context = self_attention_context(x, valid)
     assert (context.amax((2, 3)) <= x.amax((2, 3)) + 1e-3 * x.abs().max()).all()  # means of the map's cells
     check({"context": context.square().mean()}, {"x": x})
     assert torch.equal(warp(x, torch.zeros(len(x), 2, *size)), x)
