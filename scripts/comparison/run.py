@@ -31,7 +31,7 @@ PROBE = {"max_iters": 20, "log_interval": 4}  # of the short runs that measure t
 MAY_DIFFER = (
     "teacher", "distill", "curriculum", "schedule.max_iters", "schedule.epochs", "train.seed",
     "train.verify_teacher", "train.allow_weak_teacher", "checkpoint", "log", "data.unlabelled",
-    "data.unlabelled_root", "data.mixing", "train.unlabelled_batch",
+    "data.unlabelled_root", "data.mixing", "train.unlabelled_batch", "train.batch_size",
 )  # fmt: skip
 
 
@@ -73,7 +73,10 @@ def read_methods(args: argparse.Namespace) -> list[Method]:
     first = experiments[0]
     for _, source, config in experiments:
         lines = changed_values(first.config.model_dump(), config.model_dump())
-        if lines := [line for line in lines if not line.startswith(MAY_DIFFER)]:
+        lines = [line for line in lines if not line.startswith(MAY_DIFFER)]
+        if config.train.images != first.config.train.images:
+            lines.append(f"images in a step: {config.train.images}, was {first.config.train.images}")
+        if lines:
             raise ConfigError(
                 f"{source} is not on equal terms with {first.source}; give both the same (or set it for all by "
                 "--cfg-options):\n  " + "\n  ".join(lines)
@@ -89,14 +92,14 @@ def read_methods(args: argparse.Namespace) -> list[Method]:
 
 
 def student_alone(method: Method) -> Experiment:
-    """The experiment without its teacher and without the images that only a teacher can use."""
+    """The experiment without its teacher: all images of a step have labels."""
     nothing = {"teacher": None, "distill": None, "curriculum": {}}
     config, data = method.config, {"unlabelled": None}
     if config.data.mixing_domain == "unlabelled":
         data["mixing"] = None
     values = {**config.model_dump(), **nothing}
     values["data"] |= data
-    values["train"] |= {"unlabelled_batch": 0}
+    values["train"] |= {"batch_size": config.train.images, "unlabelled_batch": 0}
     return validate(values, Experiment, method.source)
 
 

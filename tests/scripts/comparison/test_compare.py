@@ -148,26 +148,30 @@ def test_the_probe_measures_every_method(files, started, tmp_path, monkeypatch):
 
 def test_unequal_terms_are_refused_and_named(files, started, tmp_path):
     other, more = tmp_path / "other.py", ["--budget-iters", 2, "--out", tmp_path / "out"]
-    other.write_text(f"_base_ = [{files['base']!r}]\noptimizer = dict(lr=0.5)\nschedule = dict(max_iters=9)")
+    other.write_text(
+        f"_base_ = [{files['base']!r}]\noptimizer = dict(lr=0.5)\nschedule = dict(max_iters=9)\n"
+        "train = dict(batch_size=1)"
+    )
     message = refused("--configs", files["base"], other, *more)
     assert f"{other} is not on equal terms with {files['base']}" in message
     assert "optimizer.lr: 0.001 -> 0.5" in message
+    assert "images in a step: 1, was 4" in message
     assert "max_iters" not in message  # the budget decides
     assert "two methods are called 'base'" in refused("--configs", files["base"], files["base"], *more)
     assert not started
 
 
-def test_the_student_alone_gets_the_labelled_images_only(experiments, tmp_path):
+def test_the_student_alone_gets_the_labelled_images_only_and_as_many_in_a_step(experiments, tmp_path):
     """Methods with and without unlabelled images may be compared; the alone run keeps what concerns labels."""
-    base = f"_base_ = [{experiments['hmkd']!r}]\ntrain = dict(batch_size=2, unlabelled_batch={{}})\n"
+    base = f"_base_ = [{experiments['hmkd']!r}]\ntrain = dict(batch_size={{}}, unlabelled_batch={{}})\n"
     half = "data = dict(labelled_fraction=0.5, mixing={}, mixing_domain={!r})\ndistill = dict(pixels='inside')\n"
-    (tmp_path / "all.py").write_text((base + half).format(2, "'cutmix'", "unlabelled"))
-    (tmp_path / "labelled.py").write_text((base + half).format(0, None, "unlabelled"))
+    (tmp_path / "all.py").write_text((base + half).format(2, 2, "'cutmix'", "unlabelled"))
+    (tmp_path / "labelled.py").write_text((base + half).format(4, 0, None, "unlabelled"))
     files = [str(tmp_path / "all.py"), str(tmp_path / "labelled.py")]
     arguments = ["--configs", *files, "--budget-iters", "2", "--out", str(tmp_path / "out")]
     alone, *others = comparison.read_methods(compare.parse_arguments(arguments))
     assert [other.config.train.unlabelled_batch for other in others] == [2, 0]
-    assert (alone.config.teacher, alone.config.train.unlabelled_batch, alone.config.train.batch_size) == (None, 0, 2)
+    assert (alone.config.teacher, alone.config.train.unlabelled_batch, alone.config.train.batch_size) == (None, 0, 4)
     assert (alone.config.data.mixing, alone.config.data.labelled_fraction) == (None, 0.5)
 
 
