@@ -83,7 +83,8 @@ def train(config: Experiment, args: argparse.Namespace, world: World) -> int:
 
     signals = StopSignals()
     bar = progress_bar(total, trainer.step, args.work_dir.name, active=world.is_main)
-    batches, skipped = iter(run.loader(total)), SkippedSamples(run.stream.num_samples, active=world.is_main)
+    batches = iter(run.loader(run.positions(trainer.step, total)))
+    skipped = SkippedSamples(run.stream.num_samples, active=world.is_main)
     while True:
         step = trainer.step
         if step > run.validated and (step == total or step % config.eval.interval == 0):
@@ -204,7 +205,7 @@ def dry_run(run: Run) -> None:
     """One step on one batch; prints networks, terms and memory."""
     trainer, weights = run.trainer, run.trainer.weights
     run.announce(f"step: one batch of {run.config.train.images} images")
-    terms, norms = trainer.train_step(list(run.loader(stop=1)), measure_gradients=True)
+    terms, norms = trainer.train_step(list(run.loader(run.positions(0, 1))), measure_gradients=True)
     trainer.check()
     if run.world.is_main:
         print_findings(run)

@@ -1,6 +1,7 @@
 """One training run: it builds the parts from the config and saves their state."""
 
 import math
+import time
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from utils.config import ConfigError, config_errors
 from utils.console import environment, say
 from utils.distributed import World, barrier, broadcast_buffers, broadcast_from_main, call_on_main
 
+CALIBRATION_IMAGES = 100  # training images on which a method measures the teacher, at least
 NONE_YET = {"step": 0, "miou": -1.0}  # the best student before the first validation
 
 
@@ -53,7 +55,7 @@ class Run:
         force: bool = False,
         dry: bool = False,
     ):
-        self.config, self.work_dir, self.world, self.dry = config, work_dir, world, dry
+        self.config, self.source, self.work_dir, self.world, self.dry = config, source, work_dir, world, dry
         with config_errors(source, "train.batch_size"):
             self.positions(start=0, stop=0)
             mixing = build_mixing(config, world.size * config.train.accumulate)
@@ -135,6 +137,8 @@ class Run:
         self.how_it_started = "new run"
         if resume is not None:
             restore(self, *resume, force)
+        elif distiller.method is not None and distiller.method.needs_calibration:
+            self.calibrate()
 
     def announce(self, stage: str) -> None:
         """Prints, in a dry run, the stage that begins."""
@@ -154,15 +158,26 @@ class Run:
             train.unlabelled_batch,
         )
 
-    def loader(self, stop: int) -> torch.utils.data.DataLoader:
-        """This rank's micro-batches from the current step to ``stop``."""
+    def loader(self, positions: PositionBatches) -> torch.utils.data.DataLoader:
+        """The micro-batches at these positions of the training stream."""
         return make_loader(
             self.stream,
-            self.positions(self.trainer.step, stop),
+            positions,
             workers=self.config.data.workers,
             pin_memory=self.world.device.type == "cuda",
             timeout=self.config.train.timeout,
         )
+
+    def calibrate(self) -> None:
+        """Lets the method measure the teacher on the first training samples, the same on all ranks."""
+        train, start = self.config.train, time.perf_counter()
+        steps = math.ceil(CALIBRATION_IMAGES / train.images)
+        parts = self.world.size * train.accumulate  # every rank reads them all, in batches of the usual size
+        positions = PositionBatches(0, steps, train.batch_size, accumulate=parts, unlabelled=train.unlabelled_batch)
+        with config_errors(self.source, "distill"):
+            self.trainer.calibrate(lambda: self.loader(positions))
+        if self.world.is_main:
+            say(f"measured the teacher on {steps * train.images} training images: {time.perf_counter() - start:.1f} s")
 
     def evaluate(self, model: SegModel | Teacher, description: str) -> SegMetrics:
         """Metrics of ``model`` on the whole validation set, which the ranks divide among them.

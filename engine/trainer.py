@@ -4,7 +4,7 @@ import contextlib
 import copy
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +27,7 @@ from engine.optim import (
 from engine.sharding import compile_in_place
 from engine.teacher import Teacher
 from losses.labels import Labels
+from models.base import SegOutput
 from models.inference import resize
 from models.placement import place
 from utils.distributed import World, all_reduce_sum, broadcast_buffers
@@ -169,6 +170,18 @@ class Trainer:
         """B 3 H W -> B H W, the teacher's most probable class of each pixel."""
         with self.autocast():
             return resize(self.teacher(images).logits.float(), images.shape[-2:]).argmax(1)
+
+    def calibrate(self, batches: Callable[[], Iterable[dict]]) -> None:
+        """Lets the method measure the teacher on these micro-batches, the same on all ranks."""
+
+        def outputs() -> Iterator[tuple[SegOutput, Labels]]:
+            for batch in batches():
+                images, labels = self.inputs(batch)
+                with self.autocast():
+                    yield self.teacher(images, batch.get("position")), labels
+
+        self.distiller.method.calibrate(outputs)
+        broadcast_buffers(self.distiller.method)  # sums on a GPU may differ in their last bits
 
     def forward(self, images: Tensor, labels: Labels, positions: Tensor | None = None) -> dict[str, Tensor]:
         """The unweighted loss terms, each a mean over this micro-batch."""

@@ -1,6 +1,6 @@
 """The contract of a distillation method: named scalar terms, their weights, and what each is a mean over."""
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterable, Set
 from typing import ClassVar, get_args
 
 import torch
@@ -29,12 +29,14 @@ class Method(nn.Module):
     Attributes:
         weights: weight of each term in the total. Its keys are exactly the keys of what ``forward`` returns:
             a term of weight 0 is never built.
+        needs_calibration: whether ``calibrate`` must be called before the first step of a new run.
 
     Raises:
         ValueError: if ``pixels`` is neither.
     """
 
     weights: dict[str, float]
+    needs_calibration = False
 
     def __init__(self, pixels: Pixels = "labelled"):
         super().__init__()
@@ -54,6 +56,13 @@ class Method(nn.Module):
             float32 scalars, each a mean over as many elements as ``counts`` returns. A mean over nothing is exactly 0.
         """
         raise NotImplementedError
+
+    def calibrate(self, outputs: Callable[[], Iterable[tuple[SegOutput, Labels]]]) -> None:
+        """Measures the teacher before the first step, and keeps what it finds in buffers.
+
+        Args:
+            outputs: runs the teacher on some training batches and returns what it gives, with the images' labels.
+        """
 
     def counts(self, labels: Labels) -> dict[str, Tensor]:
         """Number of elements (float32 scalars) that each term is a mean over for these labels.

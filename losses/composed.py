@@ -1,6 +1,6 @@
 """Several distillation methods at once."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from torch import Tensor, nn
 
@@ -24,6 +24,7 @@ class Composed(Method):
         if not methods:
             raise ValueError("methods is empty: name one distillation method at least")
         self.methods = nn.ModuleDict(methods)
+        self.needs_calibration = any(method.needs_calibration for method in methods.values())
         every = [term for method in methods.values() for term in method.weights]
         self.names = {
             (name, term): f"{name}.{term}" if every.count(term) > 1 else term
@@ -31,6 +32,10 @@ class Composed(Method):
             for term in method.weights
         }
         self.weights = {full: methods[name].weights[term] for (name, term), full in self.names.items()}
+
+    def calibrate(self, outputs: Callable[[], Iterable[tuple[SegOutput, Labels]]]) -> None:
+        for method in self.methods.values():
+            method.calibrate(outputs)
 
     def forward(self, student: SegOutput, teacher: SegOutput, labels: Labels) -> dict[str, Tensor]:
         return {

@@ -1,12 +1,15 @@
 """HMKD: heterogeneous distillation by dual alignment, in feature space and in logit space."""
 
+from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Literal
 
 from torch import Tensor, nn
 
 from losses.alignment import FeatureAlignment, LogitAlignment, RelationAlignment, StageLogitAlignment
 from losses.base import METHODS, Method, pair_terms
 from losses.checks import Pairs, check_logits, check_pairs, check_weights
+from losses.frame import FrameAlignment, Moments
 from losses.labels import Labels, Pixels
 from models.base import ModelSpec, SegOutput
 from utils.names import unknown_name
@@ -20,9 +23,12 @@ class HMKD(Method):
                    + anchor_weight * (L_anchor + L_relation_anchor)
 
     where L_feature, L_relation and their anchors are means over their pairs. With several pairs each is a term by
-    itself, named by ``losses.base.pair_terms``. A term of weight 0 is not built. If the families differ, the CNN's map
-    gets global context by self-attention before it is compared. ``losses/alignment.py`` defines the terms and
-    *anchored*.
+    itself, named by ``losses.base.pair_terms``. A term of weight 0 is not built. ``losses/alignment.py`` defines the
+    terms and *anchored*. What the student's features learn (``target``) is
+
+    - ``'frame'``: the teacher's features in a fixed frame, which is measured once (``losses/frame.py``);
+    - ``'learned'``: the output of modules on the teacher's side. If the families differ, the CNN's map gets global
+      context by self-attention before it is compared.
 
     Xu et al., "Heterogeneous Model Knowledge Distillation via Dual Alignment for Semantic Segmentation", ICMR 2025,
     doi 10.1145/3731715.3733354.
@@ -30,7 +36,9 @@ class HMKD(Method):
     Args:
         student, teacher: what the two networks declare.
         feature, logit, relation, stage_logit: weights of the terms, 0 or more.
+        target: of the feature alignment, ``'frame'`` or ``'learned'``.
         anchor: ``'labels'``, or None for the released form, in which the distillation loss trains the teacher side.
+            Of the relation, and of the features if ``target='learned'``.
         anchor_weight: weight of the anchors; only with ``anchor='labels'``, and then positive.
         feature_pairs, relation_pairs: (teacher's tap, student's tap) of each alignment.
         temperature: T of both logit terms.
@@ -50,6 +58,7 @@ class HMKD(Method):
         logit: float = 1.0,
         relation: float = 0.0,
         stage_logit: float = 0.0,
+        target: Literal["frame", "learned"] = "learned",
         anchor: str | None = "labels",
         anchor_weight: float = 1.0,
         feature_pairs: Pairs = (("stage3", "stage3"),),
@@ -59,9 +68,12 @@ class HMKD(Method):
         pixels: Pixels = "labelled",
     ):
         super().__init__(pixels)
+        self.needs_calibration = target == "frame" and feature > 0
         if logit or stage_logit:
             check_logits(self, student, teacher, "set logit=0 and stage_logit=0")
         check_weights(feature=feature, logit=logit, relation=relation, stage_logit=stage_logit)
+        if target not in ("frame", "learned"):
+            raise unknown_name("target", target, ["frame", "learned"])
         _check_anchor(anchor, anchor_weight)
         if temperature <= 0 or patch < 1:
             raise ValueError(f"temperature is {temperature}, patch {patch}; expected temperature > 0 and patch >= 1")
@@ -74,18 +86,23 @@ class HMKD(Method):
         self.taps: dict[str, tuple[str, str]] = {}  # distillation term -> (teacher's tap, student's tap)
         self.anchors: dict[str, str] = {}  # distillation term -> the term of its anchor
         self.alignments = nn.ModuleDict()  # distillation term -> its module
-        for term, anchor_term, weight, pairs, build in (
-            ("feature", "anchor", feature, feature_pairs, partial(FeatureAlignment, context=context)),
-            ("relation", "relation_anchor", relation, relation_pairs, partial(RelationAlignment, patch=patch)),
+        if target == "frame":
+            features: tuple[str | None, Callable] = None, FrameAlignment
+        else:
+            features = "anchor", partial(FeatureAlignment, context=context, anchor_classes=classes)
+        relate = partial(RelationAlignment, patch=patch, anchor_classes=classes)
+        for term, weight, pairs, (anchor_term, build) in (
+            ("feature", feature, feature_pairs, features),
+            ("relation", relation, relation_pairs, ("relation_anchor", relate)),
         ):
             if not weight:
                 continue
             check_pairs(f"{term}_pairs", pairs, student, teacher)
-            named = zip(pair_terms(term, pairs).items(), pair_terms(anchor_term, pairs), strict=True)
-            for (name, (t, s)), anchor_name in named:
-                self.alignments[name] = build(student.taps[s], teacher.taps[t], anchor_classes=classes)
+            for name, (t, s) in pair_terms(term, pairs).items():
+                self.alignments[name] = build(student.taps[s], teacher.taps[t])
                 self.taps[name], self.weights[name] = (t, s), weight / len(pairs)
-                if anchor:
+                if anchor and anchor_term:
+                    anchor_name = name.replace(term, anchor_term, 1)
                     self.anchors[name], self.weights[anchor_name] = anchor_name, anchor_weight / len(pairs)
         if logit:
             self.alignments["logit"] = LogitAlignment(student.num_classes, student.taps["head"].stride, temperature)
@@ -93,6 +110,16 @@ class HMKD(Method):
         if stage_logit:
             self.alignments["stage_logit"] = StageLogitAlignment(student, temperature)
             self.weights["stage_logit"] = float(stage_logit)
+
+    def calibrate(self, outputs: Callable[[], Iterable[tuple[SegOutput, Labels]]]) -> None:
+        """Measures the frames of the feature alignment (see ``Method.calibrate``)."""
+        frames = {name: each for name, each in self.alignments.items() if isinstance(each, FrameAlignment)}
+        moments = dict.fromkeys(frames, Moments())
+        for teacher, labels in outputs() if frames else ():
+            for name, frame in frames.items():
+                moments[name] = frame.measure(teacher.taps[self.taps[name][0]], labels, moments[name])
+        for name, frame in frames.items():
+            frame.fix(moments[name])
 
     def forward(self, student: SegOutput, teacher: SegOutput, labels: Labels) -> dict[str, Tensor]:
         """Unweighted terms, in the order of ``weights`` (see ``Method.forward``)."""

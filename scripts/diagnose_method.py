@@ -81,6 +81,13 @@ def train_modules(method: Method, batches: Callable[[int], Outputs], steps: int,
         optimizer.step()
 
 
+def calibrated(method: Method, batches: Callable[[int], Outputs], steps: int) -> Method:
+    """A copy of an untrained method that has measured the teacher on the training batches."""
+    method = copy.deepcopy(method)
+    method.calibrate(lambda: (batches(step)[1:] for step in range(steps)))
+    return method
+
+
 def diagnose(
     method: Method, student: SegModel, teacher: Teacher, samples: list[dict], steps: int, lr: float
 ) -> dict[str, dict[str, float]]:
@@ -108,10 +115,12 @@ def diagnose(
     found = {name: {"weight": weight} for name, weight in method.weights.items()}
     images, labels = (samples[0][name].to(device) for name in ("image", "label"))
     outputs = student(images), teacher(images), Labels(labels)
-    norms = gradient_norms(copy.deepcopy(method)(*outputs), method.weights, student)
+    untrained = calibrated(method, real, steps)
+    norms = gradient_norms(untrained(*outputs), method.weights, student)
     for kind, batches in (("real", real), ("random", random)):
         torch.manual_seed(0)
-        trained, held_out = copy.deepcopy(method), [batches(step) for step in range(steps, steps + HELD_OUT)]
+        trained = calibrated(method, batches, steps)
+        held_out = [batches(step) for step in range(steps, steps + HELD_OUT)]
         before = measure(trained, held_out)
         train_modules(trained, batches, steps, lr)
         torch.manual_seed(0)

@@ -57,7 +57,7 @@ def build(config: Experiment, world: World, distil: bool = True) -> Trainer:
             compile_blocks=config.train.compile,
         )
     optimizer = config.optimizer.model_dump()
-    return Trainer(
+    trainer = Trainer(
         distiller,
         teacher,
         world,
@@ -70,6 +70,9 @@ def build(config: Experiment, world: World, distil: bool = True) -> Trainer:
         seed=0,
         compile_blocks=config.train.compile,
     )
+    if distil and distiller.method.needs_calibration:
+        trainer.calibrate(lambda: [random_batch(2, config.data.crop_size, pinned=False)])
+    return trainer
 
 
 def load_pair(file: str, *options: str) -> Experiment:

@@ -1,5 +1,7 @@
 """Declared networks, random outputs of theirs and random labels, for tests that need no real network."""
 
+import math
+
 import torch
 
 from losses.labels import Labels
@@ -24,10 +26,11 @@ LARGE = spec("transformer", (8, 8, 12, 8), (1, 1, 2, 2), Tap(4, 1), num_classes=
 
 def random_output(network, B, H, W, requires_grad=False):
     def randn(channels, stride):
-        return torch.randn(B, channels, -(-H // stride), -(-W // stride)).requires_grad_(requires_grad)
+        return torch.randn(B, channels, math.ceil(H / stride), math.ceil(W / stride)).requires_grad_(requires_grad)
 
     taps = {name: randn(*tap) for name, tap in network.taps.items()}
-    return SegOutput(randn(network.num_classes, network.taps["head"].stride), taps, None)
+    logits = None if network.num_classes is None else randn(network.num_classes, network.taps["head"].stride)
+    return SegOutput(logits, taps, None)
 
 
 def random_ids(B, H, W, num_classes=3, void=0.2):

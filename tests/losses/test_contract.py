@@ -19,6 +19,7 @@ from tests.losses.networks import (
     random_ids,
     random_labels,
     random_output,
+    zero_labels,
 )
 from utils.names import OUTSIDE, VOID
 
@@ -29,7 +30,9 @@ OPTIONS = {
     "cirkd": {"pixel_queue": 40, "region_queue": 5, "pixel_keys": 30, "region_keys": 12, "batch_cells": 24},
     "hmkd": {"relation": 1.0, "stage_logit": 1.0, "patch": 2},
     "hmkd_released": {"relation": 1.0, "stage_logit": 1.0, "patch": 2, "anchor": None},
+    "hmkd_frame": {"target": "frame"},
 }
+VARIANTS = ("hmkd_released", "hmkd_frame")
 # Options under which a method reads no logits of the teacher; methods that are not listed always read them.
 FEATURES_ONLY = {
     "afdcd": {"kd": 0.0},
@@ -40,6 +43,7 @@ FEATURES_ONLY = {
     "heteroakd": {"logit": 0.0},
     "hmkd": {"logit": 0.0, "stage_logit": 0.0},
     "hmkd_released": {"logit": 0.0, "stage_logit": 0.0},
+    "hmkd_frame": {"logit": 0.0},
     "ifvd": {},
     "mgd": {},
     "skd": {"pixel": 0.0},
@@ -57,14 +61,16 @@ ELEMENTS = {
     "ofa_stage": 48, "ofa_logit": 48, "self_training": 48, "skd_pixel": 48, "skd_pairwise": 16,
 }  # fmt: skip
 
-every_method = pytest.mark.parametrize("name", [*METHODS, "hmkd_released"])
+every_method = pytest.mark.parametrize("name", [*METHODS, *VARIANTS])
 both_domains = pytest.mark.parametrize("pixels", ["labelled", "inside"])
 
 
 def build(name, student=SMALL, teacher=LARGE, **options):
     """A method whose modules all do something from the start."""
     torch.manual_seed(0)
-    method = METHODS[name.removesuffix("_released")](student, teacher, **OPTIONS.get(name, {}) | options)
+    kind = "hmkd" if name in VARIANTS else name
+    method = METHODS[kind](student, teacher, **OPTIONS.get(name, {}) | options)
+    method.calibrate(lambda: [(random_output(teacher, 2, 64, 64), zero_labels(2, 64, 64))])
     for parameter_name, parameter in method.named_parameters():
         if not parameter.any() and "norm" not in parameter_name:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -273,14 +279,16 @@ def test_autocast_changes_no_value_but_that_of_convolutions_in_half_precision(na
     expected = run(method, *both, ids)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = run(method, *both, ids)
-    rounded = {"hmkd": {"feature", "anchor"}, "hmkd_released": {"feature"}}.get(name, set())  # tested in test_hmkd.py
+    rounded = {"hmkd": {"feature", "anchor"}, "hmkd_released": {"feature"}, "hmkd_frame": {"feature"}}.get(
+        name, set()
+    )  # tested in test_hmkd.py
     assert {term for term in found if found[term] != expected[term]} == rounded
 
 
 @every_method
 def test_a_teacher_without_logits_is_refused_by_name_or_accepted(name):
     teacher, (student_output, teacher_output) = LARGE._replace(num_classes=None), outputs()
-    said = name.removesuffix("_released").replace("_", "")
+    said = "hmkd" if name in VARIANTS else name.replace("_", "")
     if FEATURES_ONLY.get(name) != {}:
         with pytest.raises(ValueError, match=rf"(?i)^{said} compares logits, and the teacher gives none: \w+"):
             build(name, teacher=teacher)
