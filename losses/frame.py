@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from losses.checks import check_maps
@@ -26,7 +27,7 @@ class FrameAlignment(nn.Module):
 
         y = c Lambda^(-1/4) U^T (f_t - mean),    loss = mean (conv1x1(f_s) - y)^2
 
-    over compared cells and components, on the coarser of the two taps' grids (the finer map is resized bilinearly).
+    over compared cells and components, on the teacher's grid, to which the projected student map is resized bilinearly.
     mean and (U, Lambda) are the mean and the first principal axes of the teacher's features. They are measured once,
     before training, and never change. Lambda^(-1/4) halves the differences between the logarithms of the variances,
     and c makes the components' mean variance 1, so a student that knows nothing has the loss 1. A target that does not
@@ -40,7 +41,6 @@ class FrameAlignment(nn.Module):
     def __init__(self, student: Tap, teacher: Tap, components: int = 64):
         super().__init__()
         self.student, self.teacher = student, teacher
-        self.stride = max(student.stride, teacher.stride)
         count = min(components, teacher.channels)
         self.project = nn.Conv2d(student.channels, count, 1)
         # nan, so that a frame that was never measured cannot go unnoticed.
@@ -50,7 +50,7 @@ class FrameAlignment(nn.Module):
     @torch.no_grad()
     def measure(self, teacher: Tensor, labels: Labels, moments: Moments) -> Moments:
         """``moments`` and those of another teacher's map, B C_t h w: of all its cells inside the images."""
-        f = self._on_grid(teacher, labels).movedim(1, -1)[labels.at(self.stride).inside].double()
+        f = self._on_grid(teacher, labels).movedim(1, -1)[labels.at(self.teacher.stride).inside].double()
         count, total, products = moments
         return Moments(count + len(f), total + f.sum(0), products + f.T @ f)
 
@@ -74,21 +74,22 @@ class FrameAlignment(nn.Module):
         self.mean.copy_(mean)
         self.axes.copy_(signs * axes * scales[:, None])
 
-    def _on_grid(self, teacher: Tensor, labels: Labels) -> Tensor:
-        return resize(as_float(teacher.detach()), labels.size(self.stride))
+    def _on_grid(self, x: Tensor, labels: Labels) -> Tensor:
+        return resize(as_float(x), labels.size(self.teacher.stride))
 
     def count(self, labels: Labels, pixels: Pixels = "labelled") -> Tensor:
-        """Compared cells of the coarser grid."""
-        return labels.at(self.stride).count(pixels)
+        """Compared cells of the teacher's tap."""
+        return labels.at(self.teacher.stride).count(pixels)
 
     def forward(
         self, student: Tensor, teacher: Tensor, labels: Labels, pixels: Pixels = "labelled"
     ) -> tuple[Tensor, None]:
         """The loss of B C_s h_s w_s and B C_t h_t w_t (detached), and None: there is no anchor."""
         check_maps(student, teacher, (self.student, self.teacher), labels)
-        grid, valid = labels.size(self.stride), labels.at(self.stride).mask(pixels)
-        prediction = self.project(fill_void(resize(student, grid), valid))
+        valid = labels.at(self.teacher.stride).mask(pixels)
+        prediction = self.project(fill_void(student, labels.at(self.student.stride).mask(pixels)))
         with full_precision(student):
-            f = fill_void(self._on_grid(teacher, labels), valid) - self.mean[:, None, None]
-            target = torch.einsum("kc,bchw->bkhw", self.axes, f)
-            return masked_mean(channel_mean((as_float(prediction) - target).square()), valid), None
+            f = fill_void(self._on_grid(teacher.detach(), labels), valid)
+            target = F.conv2d(f, self.axes[..., None, None], -self.axes @ self.mean)
+            difference = self._on_grid(prediction, labels) - target
+            return masked_mean(channel_mean(difference.square()), valid), None
