@@ -1,0 +1,2 @@
+_base_ = ["../../../../configs/_base_/methods/hmkd.py"]
+distill = dict(pixels="inside")
