@@ -11,7 +11,6 @@ import argparse
 import hashlib
 import json
 import math
-import sys
 import tempfile
 import time
 import warnings
@@ -41,6 +40,7 @@ from models import SegModel, read_weights
 from models.deploy import OUTPUTS, Deployable
 from models.inference import Size, predict, resize
 from models.onnx import OnnxModel, require_extra
+from scripts._command import add_config_options, command_parser, one_line_errors
 from scripts._quantize import quantize
 from utils.config import ConfigError, dump_config, load_config
 from utils.files import user_path, write_atomically
@@ -62,9 +62,7 @@ CALIBRATION_IMAGES = 32
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "export_onnx.py", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__, EXAMPLES)
     parser.add_argument("config", help="Python config file")
     parser.add_argument("checkpoint", nargs="?", help="last.pt, best.pt, step_*.pt or student.safetensors")
     parser.add_argument("--teacher", action="store_true", help="export the config's teacher instead of a checkpoint")
@@ -91,7 +89,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--check-images", type=int, default=8, metavar="N", help="compare on at most N validation images (default 8)"
     )
-    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="a.b=c", help="override config values")
+    add_config_options(parser)
     args = parser.parse_args(arguments)
     if args.teacher == (args.checkpoint is not None):
         parser.error("give either a CHECKPOINT or --teacher")
@@ -279,16 +277,8 @@ def run(args: argparse.Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
-    try:
+    with one_line_errors():
         run(args)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except RuntimeError as error:
-        if "memory" not in str(error):
-            raise
-        sys.exit(f"error: not enough memory for this size: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
 
 
 if __name__ == "__main__":

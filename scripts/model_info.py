@@ -7,7 +7,6 @@ import argparse
 import json
 import platform
 import statistics
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from functools import partial
@@ -33,6 +32,7 @@ from models.deploy import Deployable
 from models.inference import scaled_size
 from models.onnx import require_extra
 from models.placement import place
+from scripts._command import add_config_options, command_parser, one_line_errors
 from scripts._device import DEFAULT, usable_device
 from scripts.benchmarks.timing import seconds_of_each
 from scripts.export_onnx import export
@@ -332,9 +332,7 @@ def run(config: Experiment, source: str, args: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "model_info.py", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__, EXAMPLES)
     parser.add_argument("config", nargs="+", help="Python config file; several: one table of their students")
     parser.add_argument(
         "--results", type=user_path, nargs="+", default=[], metavar="FILE",
@@ -346,7 +344,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", type=usable_device, default=DEFAULT, help=f"default here: {DEFAULT}")
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="timed runs in each runtime (default 5)")
     parser.add_argument("--json", type=user_path, metavar="FILE", help="write all figures and their provenance")
-    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="a.b=c", help="override config values")
+    add_config_options(parser)
     args = parser.parse_args(arguments)
     if args.runs < 1:
         parser.error(f"--runs {args.runs}: expected 1 or more")
@@ -354,22 +352,12 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--size {args.size[0]} {args.size[1]}: expected two positive numbers of pixels")
     if args.results and len(args.config) == 1:
         parser.error("--results needs several configs: one has no table")
-    try:
+    with one_line_errors():
         configs = {source: load_config(source, Experiment, args.cfg_options) for source in args.config}
         if len(configs) == 1:
             run(configs[args.config[0]], args.config[0], args)
         else:
             compare(configs, args)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except RuntimeError as error:
-        if "memory" not in str(error):
-            raise
-        sys.exit(
-            f"error: not enough memory for images of this size, give a smaller --size: {str(error).splitlines()[0]}"
-        )
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ if not __package__:  # run as a file: the repository's root is not on the import
 from datasets import build_dataset
 from datasets.base import SegDataset
 from scripts import prepare_lists
+from scripts._command import command_parser
 from scripts.preparation.labels import Sample, decide_classes, read_colors, read_samples
 from scripts.preparation.layouts import list_line
 from scripts.preparation.masks import COLORS, FOLDER, write_masks
@@ -47,9 +48,7 @@ SHOWN, COLUMNS = 12, 3  # samples in the picture
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "prepare_data.py", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("known", nargs="?", metavar="DATASET", help="a known data set, as prepare_lists.py names it")
     add("folder", type=Path, metavar="FOLDER")

@@ -3,7 +3,6 @@
 The teachers of the runs come first.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -21,6 +20,7 @@ from engine.data import build_split
 from engine.report import prediction_panel
 from engine.teacher import Teacher, build_teacher
 from models import SegModel, count_parameters, read_weights
+from scripts._command import command_parser
 from utils.config import load_config
 from utils.files import write_atomically
 from utils.visualize import plot_curves, write_png
@@ -90,9 +90,7 @@ def check_same_data(first: SegDataset, other: SegDataset, runs: tuple[Path, Path
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "report.py", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__, EXAMPLES)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="work dir of a finished run")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--titles", nargs="+", metavar="NAME", help="what to call the runs (default: their folders)")

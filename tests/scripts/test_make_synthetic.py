@@ -45,4 +45,4 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, capsys):
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit):
         main(["--out", str(tmp_path / "file" / "streets"), "--train", "1", "--val", "1"])
-    assert capsys.readouterr().err.splitlines()[-1].startswith("make_synthetic.py: error: ")
+    assert capsys.readouterr().err.splitlines()[-1].partition(": ")[2].startswith("error: ")
