@@ -59,6 +59,7 @@ examples:
 # classes are almost equal (0.03% on CamVid); a real failure, such as an overflow, changes far more.
 AGREEMENT = {"float32": 0.999, "float16": 0.995}
 CALIBRATION_IMAGES = 32
+CHECKED_IMAGES = 8
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -86,9 +87,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="quantise with ONNX Runtime: the weights, and the activations at run time (dynamic) or with ranges from "
         f"{CALIBRATION_IMAGES} training images (static); evaluates both files on the validation set",
     )  # fmt: skip
-    parser.add_argument(
-        "--check-images", type=int, default=8, metavar="N", help="compare on at most N validation images (default 8)"
-    )
     add_config_options(parser)
     args = parser.parse_args(arguments)
     if args.teacher == (args.checkpoint is not None):
@@ -99,8 +97,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--out {args.out}: expected a name that ends in .onnx")
     if args.size and min(args.size) < 1:
         parser.error(f"--size {args.size[0]} {args.size[1]}: expected 1 or more pixels")
-    if args.check_images < 1:
-        parser.error(f"--check-images {args.check_images}: expected 1 or more")
     return args
 
 
@@ -252,7 +248,7 @@ def run(args: argparse.Namespace) -> None:
         export(Deployable(network, args.outputs, args.half, metadata["scale"], input_scale), traced, args.dynamic, file)
         write_metadata(file, metadata)
         exported, bar = OnnxModel(file), AGREEMENT[metadata["precision"]]
-        check(exported, model, spread(dataset, args.check_images, size), bar)
+        check(exported, model, spread(dataset, CHECKED_IMAGES, size), bar)
         if args.dynamic:
             # Another batch size, and odd sides, which no stride divides, so that every grid is rounded.
             other = tuple(3 * length // 4 | 1 for length in traced)

@@ -4,7 +4,6 @@ The teachers of the runs come first.
 """
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from engine.data import build_split
 from engine.report import prediction_panel
 from engine.teacher import Teacher, build_teacher
 from models import SegModel, count_parameters, read_weights
-from scripts._command import command_parser
+from scripts._command import command_parser, one_line_errors
 from utils.config import load_config
 from utils.files import write_atomically
 from utils.visualize import plot_curves, write_png
@@ -102,10 +101,10 @@ def main(arguments: list[str] | None = None) -> None:
     if len(titles) != len(args.runs):
         parser.error(f"{len(args.runs)} runs but {len(titles)} titles")
 
-    try:
+    with one_line_errors():
         first: SegDataset | None = None
         teachers, students, protocols, curves, teacher_rows, rows, notes = {}, {}, {}, {}, [], [], []
-        shown_teachers: list[Teacher] = []
+        shown_teachers = []
         for title, run in zip(titles, args.runs, strict=True):
             source = str(run / "config.py")
             config = load_config(source, Experiment)
@@ -157,10 +156,6 @@ def main(arguments: list[str] | None = None) -> None:
         write_png(args.out / "panel.png", picture)
         print(text, end="")
         print(f"wrote table.md, curves.png and panel.png to {args.out}")
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -36,11 +37,8 @@ def colorize(label: np.ndarray, palette: Sequence[Color]) -> np.ndarray:
     """Class map H W (0..K-1, 255 = void) in the colours of a K x 3 palette -> H W 3; void and padding are white.
 
     Raises:
-        ValueError: the palette is not K x 3 in 0..255, or a class has no colour in it.
+        ValueError: a class has no colour in the palette.
     """
-    label, palette = np.asarray(label), np.asarray(palette)
-    if palette.ndim != 2 or palette.shape[1] != 3 or palette.min() < 0 or palette.max() > 255:
-        raise ValueError(f"palette is {palette.shape}; expected K x 3, one RGB colour in 0..255 a class")
     unknown = np.setdiff1d(label, [*range(len(palette)), OUTSIDE, VOID])
     if unknown.size:
         raise ValueError(f"classes {unknown.tolist()} have no colour; expected 0..{len(palette) - 1} or {VOID} (void)")
@@ -57,9 +55,6 @@ def overlay(image: np.ndarray, label: np.ndarray, palette: Sequence[Color], alph
 
 def error_map(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
     """Where a class map H W differs from the truth H W, in the colours of ``ERROR_COLORS`` -> H W 3."""
-    prediction, label = np.asarray(prediction), np.asarray(label)
-    if prediction.shape != label.shape:
-        raise ValueError(f"prediction is {prediction.shape}, label {label.shape}; expected one shape")
     kind = np.where(label >= OUTSIDE, 2, prediction != label)
     return np.array(list(ERROR_COLORS.values()), np.uint8)[kind.astype(np.uint8)]
 
@@ -74,20 +69,8 @@ def panel(
             keeps its proportions.
         legend: name -> RGB colour, in the order shown.
         width: of the whole, in pixels.
-
-    Raises:
-        ValueError: there is no picture, a row has more or fewer than the first, or an image is not H W 3 uint8.
     """
-    columns = len(rows[0]) if rows else 0
-    if not columns:
-        raise ValueError(f"panel of {len(rows)} rows and {columns} columns; expected one or more of each")
-    for i, row in enumerate(rows):
-        if len(row) != columns:
-            raise ValueError(f"row {i} has {len(row)} pictures; expected {columns}, as in row 0")
-        for title, image in row:
-            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-                raise ValueError(f"row {i}, {title!r}: {image.shape} {image.dtype}; expected H x W x 3 uint8")
-
+    columns = len(rows[0])
     column = (width - GAP * (columns + 1)) // columns
     lefts = [GAP + (column + GAP) * i for i in range(columns)]
     strips = []
@@ -104,36 +87,36 @@ def panel(
 
 
 def plot_curves(
-    curves: dict[str, Sequence[tuple[int, float]]],
-    path: str | os.PathLike,
-    ylabel: str,
-    title: str,
+    curves: dict[str, Sequence[tuple[int, float]]], path: str | os.PathLike, ylabel: str, title: str
 ) -> None:
-    """Lines of (step, value) points, one a name, as a PNG file; a nan value is a gap in its line.
-
-    Raises:
-        ValueError: there is no point to draw, or the path does not end in .png.
-    """
-    if not any(curves.values()):
-        raise ValueError(f"no points to draw in the curves {list(curves)}")
-    figure = Figure(figsize=(8, 4.5), dpi=DPI, layout="constrained")
-    axes = figure.add_subplot()
+    """Lines of (step, value) points, one a name, as a PNG file; a nan value is a gap in its line."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot(xlabel="iteration", ylabel=ylabel)
     styles = [(color, dash) for dash in ("-", "--", ":") for color in CURVE_COLORS]
     for (name, points), (color, dash) in zip(curves.items(), cycle(styles), strict=False):
         steps, values = zip(*points, strict=True) if points else ((), ())
         marker = "o" if len(points) <= 40 else ""  # dots show where it was measured, as long as they stay apart
         axes.plot(steps, values, dash, color=color, linewidth=2, marker=marker, markersize=4, label=name)
+    dress_curves(axes, title)
+    save_figure(figure, path)
+
+
+def dress_curves(axes: Axes, title: str) -> None:
+    """Title, ticks, grid and legend of curves that were drawn over the time of a training."""
     axes.set_title(title, loc="left", fontweight="bold")
-    axes.set_xlabel("iteration")
-    axes.set_ylabel(ylabel)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     axes.set_xlim(left=0)  # where training starts, however late the first point
     axes.grid(axis="y", alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
     # Beside the axes: a legend inside would hide points sooner or later.
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+
+
+def save_figure(figure: Figure, path: str | os.PathLike) -> None:
+    """Writes a figure as a PNG file, whole or not at all, without the upper and right lines around its axes."""
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format="png", dpi=DPI)
     _write(path, buffer.getvalue())
 
 

@@ -1,6 +1,5 @@
 """The results of a comparison: intervals over seeds, a Markdown table, pictures."""
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -8,12 +7,10 @@ from statistics import fmean
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from scripts.comparison.intervals import Interval, mean_interval
 from scripts.report import markdown_table
-from utils.files import write_atomically
-from utils.visualize import CURVE_COLORS
+from utils.visualize import CURVE_COLORS, dress_curves, save_figure
 
 # A class with a larger mean loss of IoU than this against the student alone is marked, unless it may be chance.
 NEGATIVE_TRANSFER = 0.01
@@ -159,12 +156,8 @@ def write_pictures(result: Mapping[str, Any], out: Path) -> None:
                 axes.plot(x, curve, line, color=color, linewidth=0.7, alpha=0.4)
             means = [fmean(values) for values in zip(*curves, strict=True)]
             axes.plot(x, means, line, color=color, marker=marker, markersize=5, linewidth=2, label=name)
-        axes.set_title("Validation mIoU during training: mean and seeds", loc="left", fontweight="bold")
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=label == "iteration"))
-        axes.set_xlim(left=0)
-        axes.grid(axis="y", alpha=0.3)
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
-        save(figure, out / file)
+        dress_curves(axes, "Validation mIoU during training: mean and seeds")
+        save_figure(figure, out / file)
 
 
 def plot_miou(result: Mapping[str, Any], styles: Mapping[str, Sequence[str]], path: Path) -> None:
@@ -188,12 +181,4 @@ def plot_miou(result: Mapping[str, Any], styles: Mapping[str, Sequence[str]], pa
         axes.grid(axis="x", alpha=0.3)
     title = "Mean with 95 % interval; ticks: seeds" if len(result["seeds"]) > 1 else "One seed: no interval"
     figure.suptitle(f"{title}; dotted: {alone}", fontsize="medium", fontweight="bold")
-    save(figure, path)
-
-
-def save(figure: Figure, path: Path) -> None:
-    for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=200)
-    write_atomically(path, buffer.getvalue())
+    save_figure(figure, path)

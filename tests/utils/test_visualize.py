@@ -26,10 +26,6 @@ def test_colorize_refuses_what_it_has_no_colour_for():
         colorize(np.array([[0, 2]]), PALETTE)
     with pytest.raises(ValueError, match=r"\[-1\] have no colour"):
         colorize(np.array([[0, -1]]), PALETTE)
-    with pytest.raises(ValueError, match=r"palette is \(6,\)"):
-        colorize(LABEL, [10, 20, 30, 200, 100, 0])
-    with pytest.raises(ValueError, match="0..255"):
-        colorize(LABEL, [(0, 0, 256), (0, 0, 0)])
 
 
 def test_overlay_mixes_and_leaves_void_alone():
@@ -51,8 +47,6 @@ def test_error_map_by_hand():
     correct, wrong, void = (list(ERROR_COLORS[name]) for name in ("correct", "wrong", "void"))
     assert errors.tolist() == [[correct, wrong], [void, correct]]
     assert errors.dtype == np.uint8
-    with pytest.raises(ValueError, match=r"prediction is \(1, 2\)"):
-        error_map(LABEL[:1], LABEL)
 
 
 def test_panel_places_every_picture_under_its_title():
@@ -106,21 +100,6 @@ def test_void_and_the_colours_of_errors_are_far_from_each_other_and_from_every_c
     assert np.abs(special[:, None] - np.array(palette, int)[None]).max(-1).min() >= 30
 
 
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ([], "0 rows"),
-        ([[]], "1 rows and 0 columns"),
-        ([[("a", picture(4, 4)), ("b", picture(4, 4))], [("a", picture(4, 4))]], "row 1 has 1 pictures; expected 2"),
-        ([[("a", picture(4, 4))], [("truth", LABEL)]], r"row 1, 'truth': \(2, 2\) uint8"),
-        ([[("a", picture(4, 4) / 255)]], "float64"),
-    ],
-)
-def test_panel_refuses_rows_that_do_not_fit(rows, message):
-    with pytest.raises(ValueError, match=message):
-        panel(rows)
-
-
 def test_png_round_trip_in_colour_and_as_class_map(tmp_path):
     image = picture(5, 7)
     write_png(tmp_path / "new" / "folder" / "image.png", image)
@@ -162,5 +141,3 @@ def test_curves_draw_each_line_in_its_own_colour(tmp_path):
     teacher = (image == (0x00, 0x72, 0xB2)).all(-1).sum()
     student = (image == (0xD5, 0x5E, 0x00)).all(-1).sum()
     assert teacher > 4 * student > 0  # the nan breaks the student's line: dots and its legend line are left
-    with pytest.raises(ValueError, match=r"no points .*\['none'\]"):
-        plot_curves({"none": []}, tmp_path / "empty.png", "mIoU", "validation")
