@@ -74,7 +74,7 @@ def check_same_data(first: SegDataset, other: SegDataset, runs: tuple[Path, Path
 
     def facts(dataset: SegDataset) -> dict[str, Any]:
         return {
-            "data.class_names": list(dataset.class_names),
+            "data.class_names": dataset.class_names,
             "data.palette": dataset.palette.tolist(),
             "data.id_table": dataset.id_table.tolist(),
             "data.root or data.val_list": [path.resolve() for pair in dataset.files for path in pair if path],
