@@ -1,6 +1,7 @@
 """Pictures for people: class maps in colour, panels of predictions, curves. Images are H W 3 uint8 RGB arrays."""
 
 import io
+import math
 import os
 from collections.abc import Sequence
 from itertools import cycle
@@ -11,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from utils.files import write_atomically
@@ -29,8 +31,7 @@ WIDTH = 1700  # pixels of a panel
 DPI = 200
 GAP = 16  # pixels between and around the pictures of a panel
 LINE = 52  # pixels of a line of text
-SWATCH = 28  # pixels, side of a legend's colour square
-OUTLINE: Color = (140, 140, 140)  # around pictures and swatches, so that white ones have an edge
+OUTLINE = "0.55"  # grey around pictures and colours, so that white ones have an edge
 
 
 def colorize(label: np.ndarray, palette: Sequence[Color]) -> np.ndarray:
@@ -70,20 +71,31 @@ def panel(
         legend: name -> RGB colour, in the order shown.
         width: of the whole, in pixels.
     """
-    columns = len(rows[0])
+    columns, legend = len(rows[0]), legend or {}
     column = (width - GAP * (columns + 1)) // columns
-    lefts = [GAP + (column + GAP) * i for i in range(columns)]
-    strips = []
-    for row in rows:
-        titles = [(left + column / 2, LINE / 2, title) for left, (title, _) in zip(lefts, row, strict=True)]
-        cells = [_to_width(image, column) for _, image in row]
-        strip = np.full((max(len(cell) for cell in cells) + GAP, width, 3), 255, np.uint8)
-        for left, cell in zip(lefts, cells, strict=True):
-            _paste(strip, cell, 0, left)
-        strips += [_text((LINE, width), titles), strip]
-    if legend:
-        strips.append(_legend_strip(legend, width))
-    return np.vstack(strips)
+    heights = [max(round(image.shape[0] * column / image.shape[1]) for _, image in row) for row in rows]
+    in_line = max(1, width // (3 * LINE + LINE // 3 * max(map(len, legend), default=0)))  # colours
+    height = sum(heights) + (LINE + GAP) * len(rows) + LINE * math.ceil(len(legend) / in_line)
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+    bottom = height
+    for row, tall in zip(rows, heights, strict=True):
+        bottom -= LINE + tall
+        for i, (title, image) in enumerate(row):
+            left = GAP + (column + GAP) * i
+            place = (left / width, bottom / height, column / width, tall / height)
+            axes = figure.add_axes(place, anchor="N", xticks=[], yticks=[])
+            axes.imshow(image, interpolation="antialiased" if image.shape[1] > column else "nearest")
+            axes.set_title(title, fontsize=10, parse_math=False)  # dollars would be read as formulas
+            axes.spines[:].set(color=OUTLINE, linewidth=0.5)
+        bottom -= GAP
+    # A space before a name, because a legend leaves out those that begin with "_".
+    colors = [Patch(facecolor=np.divide(rgb, 255), edgecolor=OUTLINE, label=f" {name}") for name, rgb in legend.items()]
+    below = figure.legend(handles=colors, loc="lower left", ncols=in_line, fontsize=10, handlelength=0.9, frameon=False)
+    for text in below.get_texts():
+        text.set_parse_math(False)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def plot_curves(
@@ -137,43 +149,3 @@ def _write(path: str | os.PathLike, data: bytes) -> None:
     if Path(path).suffix != ".png":
         raise ValueError(f"{path}: expected a name that ends in .png")
     write_atomically(path, data)
-
-
-def _to_width(image: np.ndarray, width: int) -> np.ndarray:
-    if image.shape[1] == width:
-        return image
-    height = max(1, round(image.shape[0] * width / image.shape[1]))
-    shrinks = width < image.shape[1]
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST)
-
-
-def _paste(canvas: np.ndarray, image: np.ndarray, top: int, left: int) -> None:
-    """Puts an image on the canvas, with a line of one pixel around it where the canvas has room."""
-    bottom, right = top + image.shape[0], left + image.shape[1]
-    canvas[max(top - 1, 0) : bottom + 1, left - 1 : right + 1] = OUTLINE
-    canvas[top:bottom, left:right] = image
-
-
-def _text(size: tuple[int, int], texts: list[tuple[float, float, str]], align: str = "center") -> np.ndarray:
-    """A white strip (H, W) in pixels with texts (x, y, string) at pixels from the top left -> H W 3."""
-    height, width = size
-    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
-    canvas = FigureCanvasAgg(figure)
-    for x, y, string in texts:
-        # Dollars would be read as formulas.
-        figure.text(x / width, 1 - y / height, string, fontsize=10, ha=align, va="center_baseline", parse_math=False)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3]
-
-
-def _legend_strip(legend: dict[str, Color], width: int) -> np.ndarray:
-    """Colour squares with their names, in as many equal columns as the longest name allows."""
-    cell = SWATCH + 3 * GAP + LINE // 3 * max(len(name) for name in legend)
-    columns = max(1, min(len(legend), (width - GAP) // cell))
-    height = LINE * -(-len(legend) // columns) + GAP
-    corners = [(GAP + cell * (i % columns), LINE * (i // columns)) for i in range(len(legend))]
-    texts = [(x + SWATCH + GAP, y + LINE / 2, name) for (x, y), name in zip(corners, legend, strict=True)]
-    strip = _text((height, width), texts, align="left").copy()
-    for (x, y), color in zip(corners, legend.values(), strict=True):
-        _paste(strip, np.full((SWATCH, SWATCH, 3), color, np.uint8), y + (LINE - SWATCH) // 2, x)
-    return strip
