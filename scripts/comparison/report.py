@@ -32,28 +32,26 @@ def summarize(runs: Runs, alone: Runs) -> dict[str, Any]:
         values = [value - reference for value, reference in pairs if None not in (value, reference)]
         return mean_interval(values) if values else None  # None: a class that does not occur, a split without labels
 
-    def gains(split: str) -> dict[str, Interval | None]:
-        names = next(iter(runs.values()))[split]["per_class_iou"]
-        return {name: over_seeds(lambda run, name=name: run[split]["per_class_iou"][name], True) for name in names}
+    def on_split(split: str) -> dict[str, Any]:
+        classes = {
+            name: over_seeds(lambda run, name=name: run[split]["per_class_iou"][name], paired=True)
+            for name in first[split]["per_class_iou"]
+        }
+        lost = [name for name, gain in classes.items() if gain and gain.mean < -NEGATIVE_TRANSFER]
+        return {
+            "mean": over_seeds(lambda run: run[split]["miou"], paired=False),
+            "gain": over_seeds(lambda run: run[split]["miou"], paired=True),
+            "class_gains": classes,
+            "negative_transfer": [name for name in lost if not classes[name].holds_zero],
+        }
 
-    found = {"best": over_seeds(lambda run: run["best"]["miou"], False)}
-    for split in ("val", "test"):
-        if next(iter(runs.values()))[split]:
-            miou = {name: over_seeds(lambda run, split=split: run[split]["miou"], name == "gain")
-                    for name in ("mean", "gain")}  # fmt: skip
-            classes = gains(split)
-            found[split] = {
-                **miou,
-                "class_gains": classes,
-                "negative_transfer": [
-                    name
-                    for name, gain in classes.items()
-                    if gain and gain.mean < -NEGATIVE_TRANSFER and not gain.holds_zero
-                ],
-            }
-    found["step_seconds"] = fmean(run["step_seconds"] for run in runs.values())
-    found["peak_memory_mib"] = max(run["peak_memory_mib"] for run in runs.values())
-    return found
+    first = next(iter(runs.values()))
+    return {
+        "best": over_seeds(lambda run: run["best"]["miou"], paired=False),
+        **{split: on_split(split) for split in ("val", "test") if first[split]},
+        "step_seconds": fmean(run["step_seconds"] for run in runs.values()),
+        "peak_memory_mib": max(run["peak_memory_mib"] for run in runs.values()),
+    }
 
 
 def points(interval: Interval | None, signed: bool = False) -> str:
@@ -99,15 +97,11 @@ def report_text(result: Mapping[str, Any]) -> str:
                       + (" **!**" if label in gains[name]["negative_transfer"] else "") for name in compared)]
             for label in gains[compared[0]]["class_gains"]
         ]  # fmt: skip
-        text += f"\nGain in {split} IoU over the {alone}:\n\n" + markdown_table(["class", *compared], rows)
         text += (
-            f"\nNegative transfer on {split} (**!**: a mean loss of more than {100 * NEGATIVE_TRANSFER:g} point, whose "
-            "interval, where there is one, does not hold 0):\n\n"
+            f"\nGain in {split} IoU over the {alone} (**!**: negative transfer, a mean loss of more than "
+            f"{100 * NEGATIVE_TRANSFER:g} point, whose interval, where there is one, does not hold 0):\n\n"
         )
-        for name in compared:
-            lost = [f"{label} {points(gains[name]['class_gains'][label], signed=True)}"
-                    for label in gains[name]["negative_transfer"]]  # fmt: skip
-            text += f"- {name}: {', '.join(lost) or 'none'}\n"
+        text += markdown_table(["class", *compared], rows)
     return text + "\n" + "".join(f"- {note}\n" for note in notes(result))
 
 
