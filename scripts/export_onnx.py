@@ -121,20 +121,16 @@ def load_network(
         network, report = model, load_trained(model, read_weights(args.checkpoint), dataset.class_names)
         settings = {name: value for name, value in config.student.network.items() if value is not None}
     print(report)
+    scales = config.eval.scales
     metadata = {
         "class_names": dataset.class_names, "palette": dataset.palette.tolist(),
         "network": report.metadata.get("network", {}) | settings, "normalization": network.normalization._asdict(),
         "step": report.metadata.get("step"), "miou": report.metadata.get("miou"),
         "config_sha256": hashlib.sha256(dump_config(config).encode()).hexdigest(),
-        "eval": report.metadata.get("config", {}).get("eval"), "scale": scale_of(config),
+        "eval": report.metadata.get("config", {}).get("eval"), "scale": scales[0] if len(scales) == 1 else 1.0,
         "outputs": args.outputs, "precision": "float16" if args.half else "float32",
     }  # fmt: skip
     return model.eval(), metadata
-
-
-def scale_of(config: Experiment) -> float:
-    """The factor by which the file resizes images: the config's scale, or 1 where it has several."""
-    return config.eval.scales[0] if len(config.eval.scales) == 1 else 1.0
 
 
 def export(network: Deployable, size: Size, dynamic: bool, file: Path) -> None:

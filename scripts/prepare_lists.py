@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 from tqdm import tqdm
 
 if not __package__:  # run as a file: the repository's root is not on the import path
@@ -47,7 +47,6 @@ examples:
 {LAYOUTS}"""
 SIZES_SHOWN = 4  # different sizes of images printed
 VALUES_SHOWN = 60  # different values in label files printed
-EXIF_ORIENTATION = 274
 
 
 class Sample(NamedTuple):
@@ -150,7 +149,7 @@ def check_sample(dataset: SegDataset, index: int) -> Sample | str:
     try:
         pixels, truth = dataset.load(index)
         with Image.open(image) as picture:
-            rotated = picture.getexif().get(EXIF_ORIENTATION, 1) != 1
+            rotated = picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
         # A data set that reads labels in its own way may have files that are no pictures.
         standard = label is not None and type(dataset).read_label is SegDataset.read_label
         values = count_values(read_ids(label), truth) if standard else {}

@@ -13,9 +13,7 @@ from models.weights.metadata import check_metadata
 from models.weights.tensors import Weights, first_line, read_tensors
 
 HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
-
 PROCESSOR = "preprocessor_config.json"
-
 HUGGING_FACE_SETTINGS = ("config.json", PROCESSOR)
 
 # Settings that no tensor shows, as the networks here have them. Older configs lack some of these keys.

@@ -168,11 +168,8 @@ def write_synthetic(
         ValueError: a count, size or seed is out of range, or ``out`` holds something else.
     """
     out, counts = Path(out).resolve(), {"train": train, "val": val, "test": test}
-    if min(train, val) < 1 or test < 0 or seed < 0 or min(size) < SMALLEST:
-        raise ValueError(
-            f"{counts}, size {tuple(size)}, seed {seed}: expected train >= 1, val >= 1, test >= 0, seed >= 0 "
-            f"and at least {SMALLEST} pixels a side"
-        )
+    if min(train, val) < 1 or test < 0:
+        raise ValueError(f"{counts}: expected train >= 1, val >= 1 and test >= 0")
     manifest = {**counts, "size": list(size), "seed": seed, "version": VERSION}
     if _already_made(out, manifest):
         return False

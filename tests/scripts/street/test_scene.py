@@ -202,6 +202,6 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch, failure):
 
 @pytest.mark.parametrize("wrong", [{"train": 0}, {"val": 0}, {"test": -1}, {"seed": -1}, {"size": (16, 16)}])
 def test_impossible_data_sets_are_refused(tmp_path, wrong):
-    with pytest.raises(ValueError, match="expected train >= 1"):
+    with pytest.raises(ValueError, match="expected train >= 1|a scene needs a seed >= 0 and at least 32 pixels"):
         write_synthetic(tmp_path / "data", **({"train": 1, "val": 1, "size": TINY} | wrong))
     assert not list(tmp_path.iterdir())
