@@ -328,10 +328,3 @@ def test_a_network_of_hugging_face_is_a_folder_of_three_files():
         f"mit_b4_hf/{file}": f"https://huggingface.co/nvidia/mit-b4/resolve/main/{file}"
         for file in ("config.json", "preprocessor_config.json", "pytorch_model.bin")
     }
-
-
-def test_help_shows_examples(capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["--help"])
-    assert stop.value.code == 0
-    assert "python scripts/download_pretrained.py resnet18 mit_b0" in capsys.readouterr().out

@@ -197,23 +197,6 @@ def test_data_that_is_there_but_damaged_is_an_error(experiments, tmp_path):
         main([experiments["alone"], "--cfg-options", f"data.root={tmp_path}"])
 
 
-@pytest.mark.parametrize(("problem", "ends"), [("CUDA out of memory. Tried", SystemExit), ("a bug", RuntimeError)])
-def test_a_full_memory_is_told_from_a_bug(experiments, monkeypatch, problem, ends):
-    def fail(*_):
-        raise RuntimeError(problem)
-
-    monkeypatch.setattr(model_info, "measure_latency", fail)
-    with pytest.raises(ends, match=problem):
-        main([experiments["alone"], "--device", "cpu"])
-
-
-def test_help_shows_examples(capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["--help"])
-    assert stop.value.code == 0
-    assert "python scripts/model_info.py configs/camvid_cpu/r18_b0.py" in capsys.readouterr().out
-
-
 @pytest.fixture
 def two_configs(experiments, tmp_path):
     """The student alone in the folder of a run with mIoUs, and a wider one with an evaluation of it and its teacher."""
