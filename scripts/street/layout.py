@@ -160,7 +160,7 @@ def populate(rng, street: Street, lit: float) -> list[Stand]:
             stands.append(_walker(rng, street.kerb, z))
     if street.junction < FAR and rng.random() < 0.5:
         x, z = rng.uniform(-8, 8), street.junction + 2
-        stands.append(_vehicle(rng, x, z, np.pi / 2, (things.HATCHBACK, things.SALOON, things.VAN)[rng.integers(3)]))
+        stands.append(_vehicle(rng, x, z, np.pi / 2, things.CARS[rng.integers(3)]))
     return sorted(stands, key=lambda stand: -stand.near)
 
 
@@ -237,13 +237,12 @@ def _traffic(rng, street: Street, side: int, kerb: float) -> list[Stand]:
     stands = []
     if rng.random() < 0.8:
         for z in np.arange(rng.uniform(6, 18), rng.uniform(30, 70), rng.uniform(5.2, 8)):
-            shape = (things.HATCHBACK, things.SALOON, things.VAN)[rng.choice(3, p=(0.5, 0.3, 0.2))]
+            shape = things.CARS[rng.choice(3, p=(0.5, 0.3, 0.2))]
             if rng.random() < 0.75 and street.is_clear(z - 3, z + 3):
                 stands.append(_vehicle(rng, kerb - side * 1.1, z, rng.choice((0, np.pi)), shape))
     lane = kerb * 0.42 + sum(street.kerb) * 0.2
     for z in np.cumsum(rng.uniform(9, 30, 4)):
-        shapes = (things.HATCHBACK, things.SALOON, things.VAN, things.BUS)
-        shape = shapes[rng.choice(4, p=(0.45, 0.3, 0.15, 0.1))]
+        shape = (*things.CARS, things.BUS)[rng.choice(4, p=(0.45, 0.3, 0.15, 0.1))]
         if rng.random() < 0.55:
             stands.append(_vehicle(rng, lane, z, 0 if side < 0 else np.pi, shape))
     return stands

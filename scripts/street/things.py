@@ -56,11 +56,12 @@ BUS = Vehicle(
     axle=2.9,
     width=2.45,
 )
+CARS = (HATCHBACK, SALOON, VAN)
 
 
 def side_view(rng) -> list:
     """A car as a flat figure, about 4 m long."""
-    shape = (HATCHBACK, SALOON, VAN)[rng.integers(3)]
+    shape = CARS[rng.integers(3)]
     wheels = [(ring((axle, 0.33), 0.34), TYRE) for axle in (-shape.axle, shape.axle)]
     return [(np.array(shape.outline), pick(rng, PAINTS)), *((np.array(w), GLASS) for w in shape.windows), *wheels]
 
