@@ -89,7 +89,7 @@ def class_weights(pixels: Sequence[int]) -> tuple[float, ...]:
         pixels: K, labelled pixels of each class, one or more in total.
     """
     total = sum(map(int, pixels))
-    return tuple(1 / math.log(1.02 + int(count) / total) for count in pixels)
+    return tuple(1 / math.log(ENET + int(count) / total) for count in pixels)
 
 
 def count_values(raw: np.ndarray, label: np.ndarray) -> dict[tuple[Value, int], int]:

@@ -56,39 +56,23 @@ class Mixing:
                 partner = rows[i ^ 1]
                 region = self._region(classes[i ^ 1], int(positions[row]))
                 for new, old in ((mixed, images), (labels, ids)):
-                    self._paste(old[partner], new[row], region)
+                    new[row] = old[partner].where(region, old[row])
         return mixed, labels
 
-    def _region(self, classes: Tensor, position: int) -> tuple[slice, slice] | Tensor | None:
-        """What the image at this position takes from its partner, whose classes are H W.
-
-        Returns:
-            Rows and columns; or H W bool; or None if it takes nothing.
-        """
+    def _region(self, classes: Tensor, position: int) -> Tensor:
+        """What the image at this position takes from its partner, whose classes are H W -> H W bool."""
         domain, number = (0, position) if position >= 0 else (1, -1 - position)
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(4 + domain, number)))
+        region = torch.zeros_like(classes, dtype=torch.bool)
         if rng.random() >= self.probability:
-            return None
+            return region
         if self.kind == "classmix":
             there = [k for k in classes.unique().tolist() if k < OUTSIDE]
             chosen = rng.permutation(there)[: (len(there) + 1) // 2]
             return torch.isin(classes, torch.as_tensor(chosen, dtype=classes.dtype, device=classes.device))
         share, aspect = rng.uniform(0.1, 0.5), math.exp(rng.uniform(-math.log(2), math.log(2)))
         sizes = (math.sqrt(share / aspect), math.sqrt(share * aspect))
-        rows, columns = (self._span(side, min(1.0, size), rng) for side, size in zip(classes.shape, sizes, strict=True))
-        return rows, columns
-
-    @staticmethod
-    def _span(side: int, share: float, rng: np.random.Generator) -> slice:
-        """A random part of ``side`` pixels in a row."""
-        size = round(share * side)
-        first = int(rng.integers(side - size + 1))
-        return slice(first, first + size)
-
-    @staticmethod
-    def _paste(source: Tensor, target: Tensor, region: tuple[slice, slice] | Tensor | None) -> None:
-        """Copies a region of ... H W to another one, in place."""
-        if isinstance(region, Tensor):
-            target.copy_(source.where(region, target))
-        elif region is not None:
-            target[..., region[0], region[1]] = source[..., region[0], region[1]]
+        height, width = (round(min(1.0, size) * side) for side, size in zip(classes.shape, sizes, strict=True))
+        top, left = int(rng.integers(len(classes) - height + 1)), int(rng.integers(classes.shape[1] - width + 1))
+        region[top : top + height, left : left + width] = True
+        return region

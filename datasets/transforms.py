@@ -27,9 +27,6 @@ class TrainTransform:
             to 10 times. 1 accepts the first crop.
         flip: mirror left to right with probability 1/2.
         photometric: distort brightness, contrast, saturation and hue; ``'strong'``: as ``distort_strongly``.
-
-    Raises:
-        ValueError: a size, scale or ratio is out of range.
     """
 
     def __init__(
@@ -40,12 +37,6 @@ class TrainTransform:
         flip: bool = True,
         photometric: bool | str = False,
     ):
-        if len(crop_size) != 2 or min(crop_size) < 1:
-            raise ValueError(f"crop_size {crop_size}; expected (h, w), both positive")
-        if len(scale_range) != 2 or not 0 < scale_range[0] <= scale_range[1]:
-            raise ValueError(f"scale_range {scale_range}; expected (low, high) with 0 < low <= high")
-        if not 0 < cat_max_ratio <= 1:
-            raise ValueError(f"cat_max_ratio {cat_max_ratio}; expected a number above 0 and up to 1")
         self.crop_size, self.scale_range, self.cat_max_ratio = tuple(crop_size), tuple(scale_range), cat_max_ratio
         self.flip, self.photometric = flip, photometric
 

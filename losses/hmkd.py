@@ -27,8 +27,11 @@ class HMKD(Method):
     terms and *anchored*. What the student's features learn (``target``) is
 
     - ``'frame'``: the teacher's features in a fixed frame, which is measured once (``losses/frame.py``);
-    - ``'learned'``: the output of modules on the teacher's side. If the families differ, the CNN's map gets global
+    - ``'learned'``: what modules on the teacher's side make of them. If the families differ, the CNN's map gets global
       context by self-attention before it is compared.
+
+    The defaults are those of ``configs/_base_/methods/hmkd_anchored.py``, so that configs of runs that are older than
+    the frame keep their meaning; ``configs/_base_/methods/hmkd.py`` is the recommended form.
 
     Xu et al., "Heterogeneous Model Knowledge Distillation via Dual Alignment for Semantic Segmentation", ICMR 2025,
     doi 10.1145/3731715.3733354.

@@ -14,7 +14,6 @@ upsampled and copied; the attention matrix in memory; class maps from full-resol
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,9 +27,9 @@ if not __package__:  # run as a file: the repository's root is not on the import
 import torch
 
 from engine.report import table
+from scripts._command import add_config_options, command_parser, one_line_errors
 from scripts._device import DEFAULT, usable_device
 from scripts.benchmarks import evaluation, loader, metric, scaling, step
-from utils.config import ConfigError
 from utils.console import environment, say
 from utils.files import user_path, write_atomically
 
@@ -45,12 +44,10 @@ EXAMPLES = """examples:
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__, EXAMPLES)
     parser.add_argument("section", choices=[*SECTIONS, "scaling", "all"])
     parser.add_argument("--config", nargs="+", default=list(step.PAIRS), help="pairs for step; others take the last")
-    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="a.b=c", help="override values of --config")
+    add_config_options(parser, "override values of --config")
     parser.add_argument("--methods", nargs="+", help="method files for losses (default: every one in configs/_base_)")
     parser.add_argument("--precisions", nargs="+", default=["bf16"], choices=["fp32", "bf16", "fp16"], help="of losses")
     parser.add_argument("--against", choices=["published"], default="published", help="what ours is compared with")
@@ -129,7 +126,7 @@ def show(section: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
-    try:
+    with one_line_errors():
         found = {}
         for section in SECTIONS if args.section == "all" else (args.section,):
             start = time.perf_counter()
@@ -141,8 +138,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if args.json:
             facts = {"environment": environment(), "device": device, "threads": torch.get_num_threads()}
             write_atomically(args.json, (json.dumps({**facts, **found}, indent=2) + "\n").encode())
-    except (ConfigError, ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

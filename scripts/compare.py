@@ -8,13 +8,13 @@ be added. Teachers are verified once, before the first run.
 
 import argparse
 import signal
-import sys
 
 if not __package__:  # run as a file: the repository's root is not on the import path
     from _as_module import restart_as_module
 
     restart_as_module(__file__)
 
+from scripts._command import add_config_options, command_parser, one_line_errors
 from scripts.comparison.jobs import alone_in
 from scripts.comparison.run import PROBE, compare
 from utils.files import user_path
@@ -35,9 +35,7 @@ def seeds(text: str) -> list[int]:
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "compare.py", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__, EXAMPLES)
     parser.add_argument("config", nargs="?", help="config file with a teacher, for --methods")
     parser.add_argument(
         "--methods", nargs="+", default=[], metavar="FILE",
@@ -55,7 +53,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--jobs", type=int, default=1, metavar="N", help="parallel runs, each on its own GPU (default 1)"
     )
-    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="a.b=c", help="override values of all configs")
+    add_config_options(parser, "override values of all configs")
     args = parser.parse_args(arguments)
     if bool(args.config) != bool(args.methods) or not (args.config or args.configs):
         parser.error("give CONFIG with --methods, or --configs, or both")
@@ -69,13 +67,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # treats a scheduler's stop like Ctrl-C
-    try:
-        with alone_in(args.out) as lock:
-            compare(args, lock)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped; run the same command again to resume")
+    with one_line_errors("stopped; run the same command again to resume"), alone_in(args.out) as lock:
+        compare(args, lock)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,15 @@ every step. Exit code 0: all is equal; 1: something differs, or a revision canno
 import argparse
 import io
 import json
+import operator
 import os
 import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -83,17 +86,9 @@ def read_weights(work_dir: Path) -> dict[str, torch.Tensor]:
     return {f"{part}.{name}": tensor for part in ("student", "method") for name, tensor in state[part].items()}
 
 
-def compare_figures(a: Figures, b: Figures) -> tuple[list[str], list[tuple[int, str]]]:
-    """One line a step that says what is equal and what is not, and the step and name of each difference in order."""
-    lines, different = [], []
-    keys = list(dict.fromkeys([*a, *b]))
-    for step in sorted({step for step, _ in keys}):
-        names = [name for number, name in keys if number == step]
-        unlike = [name for name in names if a.get((step, name), "absent") != b.get((step, name), "absent")]
-        different += [(step, name) for name in unlike]
-        parts = {"equal": [name for name in names if name not in unlike], "DIFFERENT": unlike}
-        lines.append(f"step {step}: " + "; ".join(f"{k}: {', '.join(v)}" for k, v in parts.items() if v))
-    return lines, different
+def differences(a: Mapping[Any, Any], b: Mapping[Any, Any], equal: Callable[[Any, Any], bool]) -> list[Any]:
+    """The keys whose values differ, or that one side lacks."""
+    return [key for key in {**a, **b} if not (key in a and key in b and equal(a[key], b[key]))]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -109,20 +104,16 @@ def main(arguments: list[str] | None = None) -> int:
                 weights.append(read_weights(work_dir))
         except ValueError as error:
             sys.exit(f"error: {error}")
-    lines, different = compare_figures(*figures)
-    print("\n".join(lines))
-    if different:
-        a, b = (each.get(different[0], "absent") for each in figures)
+    total, names = len(figures[0]), list(dict.fromkeys(name for _, name in figures[0]))
+    if different := sorted(differences(*figures, operator.eq)):
         step, name = different[0]
+        a, b = (each.get(different[0], "absent") for each in figures)
+        print(f"{len(different)} of {total} figures differ: {', '.join(dict.fromkeys(name for _, name in different))}")
         print(f"first difference: step {step}, {name}: {args.revision_a} {a!r}, {args.revision_b} {b!r}")
-    one, two = weights
-    unlike = [
-        name for name in {**one, **two} if not (name in one and name in two and torch.equal(one[name], two[name]))
-    ]
-    if unlike:
-        print(f"{len(unlike)} of {len(one)} weights differ after the last step; the first: {unlike[0]}")
+    if unlike := differences(*weights, torch.equal):
+        print(f"{len(unlike)} of {len(weights[0])} weights differ after the last step; the first: {unlike[0]}")
     if not different and not unlike:
-        print(f"equal: all {len(figures[0])} figures, and all {len(one)} weights after the last step")
+        print(f"equal: all {total} figures ({', '.join(names)}), and all {len(weights[0])} weights after the last step")
     return int(bool(different or unlike))
 
 

@@ -5,8 +5,6 @@ more than tensors (--trust), and one whose network was trained with another norm
 (--normalization).
 """
 
-import argparse
-import sys
 from pathlib import Path
 
 if not __package__:  # run as a file: the repository's root is not on the import path
@@ -17,6 +15,7 @@ if not __package__:  # run as a file: the repository's root is not on the import
 from engine.checkpoint import save_student
 from models import NORMALIZATIONS
 from models.weights.tensors import read_tensors
+from scripts._command import command_parser, one_line_errors
 
 EXAMPLES = """examples:
   python scripts/convert_checkpoint.py downloads/iter_160000.pth pretrained/teacher.safetensors --trust
@@ -25,12 +24,7 @@ EXAMPLES = """examples:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "convert_checkpoint.py",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser(__doc__, EXAMPLES)
     parser.add_argument("checkpoint", type=Path, metavar="FILE", help="torch file or .safetensors")
     parser.add_argument("out", type=Path, metavar="OUT.safetensors")
     parser.add_argument(
@@ -42,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if args.out.suffix != ".safetensors":
         parser.error(f"{args.out}: expected a name that ends in .safetensors")
-    try:
+    with one_line_errors():
         if args.out.exists():
             raise ValueError(f"{args.out} exists already: remove it, or choose another name")
         weights = read_tensors(args.checkpoint, args.trust)
@@ -50,11 +44,11 @@ def main(arguments: list[str] | None = None) -> None:
         if args.normalization:
             metadata = {**metadata, "normalization": NORMALIZATIONS[args.normalization]._asdict()}
         # Clones, because two names may share one tensor, which .safetensors cannot store.
-        save_student(args.out, {key: tensor.clone() for key, tensor in tensors.items()}, metadata)
-    except TypeError as error:  # of JSON
-        sys.exit(f"error: {args.checkpoint}: its metadata cannot be written as JSON: {error}")
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        tensors = {key: tensor.clone() for key, tensor in tensors.items()}
+        try:
+            save_student(args.out, tensors, metadata)
+        except TypeError as error:
+            raise ValueError(f"{args.checkpoint}: its metadata cannot be written as JSON: {error}") from error
     print("; ".join([f"{args.out}: {len(tensors)} tensors of {args.checkpoint}", *weights.notes]))
 
 

@@ -4,7 +4,6 @@ The keys are those of configs/schema.py, where the comment at a key is its meani
 the arguments of its constructor, where the Args section of the docstring has the meaning.
 """
 
-import argparse
 import inspect
 import re
 import types
@@ -164,12 +163,6 @@ def document() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser("document_config.py", description=__doc__)
-    parser.parse_args(argv)
+if __name__ == "__main__":
     write_atomically(OUT, document().encode())
     print(f"{OUT} written")
-
-
-if __name__ == "__main__":
-    main()

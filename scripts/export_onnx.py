@@ -11,7 +11,6 @@ import argparse
 import hashlib
 import json
 import math
-import sys
 import tempfile
 import time
 import warnings
@@ -41,6 +40,7 @@ from models import SegModel, read_weights
 from models.deploy import OUTPUTS, Deployable
 from models.inference import Size, predict, resize
 from models.onnx import OnnxModel, require_extra
+from scripts._command import add_config_options, command_parser, one_line_errors
 from scripts._quantize import quantize
 from utils.config import ConfigError, dump_config, load_config
 from utils.files import user_path, write_atomically
@@ -59,12 +59,11 @@ examples:
 # classes are almost equal (0.03% on CamVid); a real failure, such as an overflow, changes far more.
 AGREEMENT = {"float32": 0.999, "float16": 0.995}
 CALIBRATION_IMAGES = 32
+CHECKED_IMAGES = 8
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "export_onnx.py", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__, EXAMPLES)
     parser.add_argument("config", help="Python config file")
     parser.add_argument("checkpoint", nargs="?", help="last.pt, best.pt, step_*.pt or student.safetensors")
     parser.add_argument("--teacher", action="store_true", help="export the config's teacher instead of a checkpoint")
@@ -88,10 +87,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="quantise with ONNX Runtime: the weights, and the activations at run time (dynamic) or with ranges from "
         f"{CALIBRATION_IMAGES} training images (static); evaluates both files on the validation set",
     )  # fmt: skip
-    parser.add_argument(
-        "--check-images", type=int, default=8, metavar="N", help="compare on at most N validation images (default 8)"
-    )
-    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="a.b=c", help="override config values")
+    add_config_options(parser)
     args = parser.parse_args(arguments)
     if args.teacher == (args.checkpoint is not None):
         parser.error("give either a CHECKPOINT or --teacher")
@@ -101,8 +97,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--out {args.out}: expected a name that ends in .onnx")
     if args.size and min(args.size) < 1:
         parser.error(f"--size {args.size[0]} {args.size[1]}: expected 1 or more pixels")
-    if args.check_images < 1:
-        parser.error(f"--check-images {args.check_images}: expected 1 or more")
     return args
 
 
@@ -127,20 +121,16 @@ def load_network(
         network, report = model, load_trained(model, read_weights(args.checkpoint), dataset.class_names)
         settings = {name: value for name, value in config.student.network.items() if value is not None}
     print(report)
+    scales = config.eval.scales
     metadata = {
         "class_names": dataset.class_names, "palette": dataset.palette.tolist(),
         "network": report.metadata.get("network", {}) | settings, "normalization": network.normalization._asdict(),
         "step": report.metadata.get("step"), "miou": report.metadata.get("miou"),
         "config_sha256": hashlib.sha256(dump_config(config).encode()).hexdigest(),
-        "eval": report.metadata.get("config", {}).get("eval"), "scale": scale_of(config),
+        "eval": report.metadata.get("config", {}).get("eval"), "scale": scales[0] if len(scales) == 1 else 1.0,
         "outputs": args.outputs, "precision": "float16" if args.half else "float32",
     }  # fmt: skip
     return model.eval(), metadata
-
-
-def scale_of(config: Experiment) -> float:
-    """The factor by which the file resizes images: the config's scale, or 1 where it has several."""
-    return config.eval.scales[0] if len(config.eval.scales) == 1 else 1.0
 
 
 def export(network: Deployable, size: Size, dynamic: bool, file: Path) -> None:
@@ -254,7 +244,7 @@ def run(args: argparse.Namespace) -> None:
         export(Deployable(network, args.outputs, args.half, metadata["scale"], input_scale), traced, args.dynamic, file)
         write_metadata(file, metadata)
         exported, bar = OnnxModel(file), AGREEMENT[metadata["precision"]]
-        check(exported, model, spread(dataset, args.check_images, size), bar)
+        check(exported, model, spread(dataset, CHECKED_IMAGES, size), bar)
         if args.dynamic:
             # Another batch size, and odd sides, which no stride divides, so that every grid is rounded.
             other = tuple(3 * length // 4 | 1 for length in traced)
@@ -279,16 +269,8 @@ def run(args: argparse.Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
-    try:
+    with one_line_errors():
         run(args)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except RuntimeError as error:
-        if "memory" not in str(error):
-            raise
-        sys.exit(f"error: not enough memory for this size: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 """Makes a synthetic street data set in CamVid's layout, which every CamVid config reads by ``data.root``."""
 
-import argparse
-
 if not __package__:  # run as a file: the repository's root is not on the import path
     from _as_module import restart_as_module
 
     restart_as_module(__file__)
 
+from scripts._command import command_parser
 from scripts.street.scene import write_synthetic
 
 EXAMPLES = """examples, from the repository root:
@@ -16,9 +15,7 @@ EXAMPLES = """examples, from the repository root:
 
 
 def main(argv: list[str] | None = None):
-    parser = argparse.ArgumentParser(
-        "make_synthetic.py", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__, EXAMPLES)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to make")
     parser.add_argument("--train", type=int, required=True, metavar="N", help="training pictures")
     parser.add_argument("--val", type=int, required=True, metavar="N", help="validation pictures")

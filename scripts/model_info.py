@@ -1,13 +1,14 @@
 """Compares teacher and student, or the students of several configs: parameters, multiply-adds, taps and latency.
 
-No weights and no data are needed: random weights cost the same.
+No weights and no data are needed: random weights cost the same. mIoU is shown where it was measured: of a config in the
+folder of a run, the best of this run.
 """
 
 import argparse
 import json
 import platform
+import re
 import statistics
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from functools import partial
@@ -23,7 +24,7 @@ if not __package__:  # run as a file: the repository's root is not on the import
 
     restart_as_module(__file__)
 
-from configs.schema import Experiment
+from configs.schema import Experiment, Network
 from engine.build import build_student
 from engine.data import build_split
 from engine.report import multiply_adds, table
@@ -33,6 +34,8 @@ from models.deploy import Deployable
 from models.inference import scaled_size
 from models.onnx import require_extra
 from models.placement import place
+from models.weights.hugging_face import read_json
+from scripts._command import add_config_options, command_parser, one_line_errors
 from scripts._device import DEFAULT, usable_device
 from scripts.benchmarks.timing import seconds_of_each
 from scripts.export_onnx import export
@@ -173,57 +176,20 @@ def device_name(device: torch.device) -> str:
     if device.type != "cpu":
         return str(device)
     facts = Path("/proc/cpuinfo")  # Linux has the model here, the other systems in platform.processor()
-    lines = facts.read_text().splitlines() if facts.is_file() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    name = next(named, platform.processor() or "CPU")
+    model = re.search(r"^model name\s*: (.*)", facts.read_text(), re.M) if facts.is_file() else None
+    name = model[1] if model else platform.processor() or "CPU"
     return f"{name} ({torch.backends.cpu.get_cpu_capability()}, threads: {torch.get_num_threads()})"
 
 
-def gain(amounts: dict[str, float], less: str, more: str) -> str:
-    """``'3.4x fewer'``: how much less (or more) the student needs than the teacher; '' without a teacher."""
-    if len(amounts) == 1:
-        return ""
-    teacher, student = amounts["teacher"], amounts["student"]
+def gain(teacher: float, student: float, less: str, more: str) -> str:
+    """``'3.4x fewer'``: how much less (or more) the student needs than the teacher."""
     return f"{teacher / student:.1f}x {less}" if student <= teacher else f"{student / teacher:.1f}x {more}"
-
-
-def print_line(label: str, cells: dict[str, str], remark: str = "") -> None:
-    """Prints a label, a column for each network, and the gain of the student."""
-    say(f"{label:<27}{''.join(f'{cell:>28}' for cell in cells.values())}  {remark}".rstrip())
-
-
-def print_networks(config: Experiment, networks: dict[str, dict]) -> None:
-    """Prints the figures of :func:`describe`, by network."""
-
-    def print_amounts(section: str, parts: tuple[str, ...], unit: float) -> None:
-        for part in parts:
-            amounts = {name: facts[section][part] for name, facts in networks.items()}
-            shown = {name: f"{amount / unit:.2f}" for name, amount in amounts.items()}
-            print_line(f"  {part}", shown, gain(amounts, "fewer", "more"))
-
-    print_line("", {name: name for name in networks}, "the student:" if len(networks) == 2 else "")
-    for key in ("backbone", "head"):
-        print_line(key, {name: getattr(getattr(config, name), key) or "as in its weights" for name in networks})
-    say("parameters (M)")
-    print_amounts("parameters", ("backbone", "head", "deployed"), 1e6)
-    auxiliary = {name: facts["parameters"]["auxiliary"] / 1e6 for name, facts in networks.items()}
-    if any(auxiliary.values()):
-        print_line("  + auxiliary, in training", {name: f"{amount:.2f}" for name, amount in auxiliary.items()})
-    say("GFLOPs (multiply-adds)")
-    print_amounts("multiply_adds", ("backbone", "head", "total"), 1e9)
-    say("taps (channels, stride, grid)")
-    for tap in networks["student"]["taps"]:
-        shape = "{channels} /{stride:g} {grid[0]}x{grid[1]}".format
-        print_line(f"  {tap}", {name: shape(**facts["taps"][tap]) for name, facts in networks.items()})
 
 
 def read_evaluation(path: Path, configs: Iterable[Experiment]) -> dict:
     """What ``eval.py --json`` wrote; ValueError where it is something else, or has measured none of the configs."""
-    try:
-        result = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(result, dict) or not {"miou", "config", "checkpoint"} <= result.keys():
+    result = read_json(path)
+    if not {"miou", "config", "checkpoint"} <= result.keys():
         raise ValueError(f"{path} has no miou, config and checkpoint; expected a file of eval.py --json")
     if result["config"] not in [config.model_dump(mode="json") for config in configs]:
         raise ValueError(
@@ -250,95 +216,105 @@ def measured_miou(config: Experiment, source: str, results: list[dict]) -> float
     return max((miou / 100 for _, miou in measured), default=None)
 
 
-def compare(configs: dict[str, Experiment], args: argparse.Namespace) -> None:
-    """Prints one table of the students of several configs, by file."""
+def build_networks(configs: dict[str, Experiment]) -> dict[str, tuple[Network, SegModel | Teacher]]:
+    """The section and the network of each student by the config's file; of one config alone, of teacher and student.
+
+    Raises:
+        ValueError: a teacher is of another library.
+    """
+    found = {}
+    for source, config in configs.items():
+        names = class_names(config, source)
+        if len(configs) == 1 and config.teacher is not None:
+            if config.teacher.source is not None:
+                raise ValueError(
+                    "a teacher of another library has no backbone and head to compare: set teacher=None distill=None"
+                )
+            found["teacher"] = config.teacher, build_teacher(config, source, names, pretrained=False)
+        name = "student" if len(configs) == 1 else source
+        found[name] = config.student, build_student(config, source, names, pretrained=False)[0]
+    return found
+
+
+def parts_table(networks: dict[str, dict]) -> str:
+    """The parts of the networks of one config as text, from the figures of :func:`describe`."""
+    rows = [
+        [f"{title}, {part}", *(f"{facts[section][part] / unit:.2f}" for facts in networks.values())]
+        for title, section, unit, parts in (
+            ("M parameters", "parameters", 1e6, ("backbone", "head", "auxiliary")),
+            ("GFLOPs", "multiply_adds", 1e9, ("backbone", "head")),
+        )
+        for part in parts
+    ]
+    shape = "{channels} /{stride:g} {grid[0]}x{grid[1]}".format
+    for tap in networks["student"]["taps"]:
+        rows.append([f"{tap}: channels, stride, grid", *(shape(**facts["taps"][tap]) for facts in networks.values())])
+    return table(["", *networks], rows)
+
+
+def run(args: argparse.Namespace) -> None:
+    configs = {source: load_config(source, Experiment, args.cfg_options) for source in args.config}
     results = [read_evaluation(path, configs.values()) for path in args.results]
-    sizes = {tuple(args.size or image_size(config, source)[0]) for source, config in configs.items()}
+    given = tuple(args.size or ()), "--size"
+    sizes = dict(given if args.size else image_size(config, source) for source, config in configs.items())
     if len(sizes) > 1:
         raise ValueError(f"the images of these configs have the sizes {sorted(sizes)} (H, W): give one by --size H W")
-    size = sizes.pop()
-    students = {
-        source: build_student(config, source, class_names(config, source), pretrained=False)[0]
-        for source, config in configs.items()
-    }
-    networks = {source: describe(student, size) for source, student in students.items()}
-    mious = {source: measured_miou(config, source, results) for source, config in configs.items()}
-    latency = dict(measure_latency(students, size, args.device, args.runs))
-    timed = [form for form, times in latency.items() if not isinstance(times, str)]
-    rows = [
-        [
-            f"{configs[source].student.head} {configs[source].student.backbone}",
-            f"{facts['parameters']['deployed'] / 1e6:.2f}",
-            f"{facts['multiply_adds']['total'] / 1e9:.2f}",
-            *(f"{statistics.median(latency[form][source]):.1f}" for form in timed),
-            "" if mious[source] is None else f"{100 * mious[source]:.2f}",
-            source,
-        ]
-        for source, facts in networks.items()
-    ]
-    say(table(["student", "M parameters", "GFLOPs", *(f"ms, {form}" for form in timed), "mIoU %", "config"], rows))
-    say(f"image {size[0]}x{size[1]}; medians of {args.runs} on {device_name(args.device)}, torch {torch.__version__}")
-    for form in latency.keys() - timed:
-        say(f"{form}: {latency[form]}")
-    write_json(args.json, size, args.device, {"networks": networks, "miou": mious, "latency_ms": latency})
-
-
-def write_json(file: Path | None, size: Size, device: torch.device, figures: dict[str, Any]) -> None:
-    """Writes the figures and their provenance, where a file was asked for."""
-    if file is not None:
-        provenance = {"meaning": MEANING, "device": device_name(device), "environment": environment()}
-        result = {"image_size": size, **figures, **provenance}
-        write_atomically(file, (json.dumps(result, indent=2) + "\n").encode())
-
-
-def run(config: Experiment, source: str, args: argparse.Namespace) -> None:
-    size, origin = (tuple(args.size), "--size") if args.size else image_size(config, source)
-    names = class_names(config, source)
-    if config.teacher is not None and config.teacher.source is not None:
-        raise ValueError(
-            "a teacher of another library has no backbone and head to compare: set teacher=None distill=None"
-        )
-    teacher = build_teacher(config, source, names, pretrained=False)
-    student, _ = build_student(config, source, names, pretrained=False)
-    models = ({} if teacher is None else {"teacher": teacher}) | {"student": student}
-
-    say(f"{source}: {len(names)} classes, image {size[0]}x{size[1]} ({origin})")
+    size, origin = sizes.popitem()
+    built = build_networks(configs)
+    models = {name: model for name, (_, model) in built.items()}
     networks = {name: describe(model, size) for name, model in models.items()}
-    print_networks(config, networks)
+    if len(configs) == 1:
+        say(f"{args.config[0]}\n{parts_table(networks)}\n")
 
-    say(f"latency (ms), median (min..max) of {args.runs} on {device_name(args.device)}, torch {torch.__version__}")
-    latency, medians = {}, {}
-    for form, times in measure_latency(models, size, args.device, args.runs):
-        latency[form] = times
-        if isinstance(times, str):
-            say(f"  {form}: {times}")
-            continue
-        medians[form] = {name: statistics.median(measured) for name, measured in times.items()}
-        shown = {name: f"{medians[form][name]:.1f} ({min(t):.1f}..{max(t):.1f})" for name, t in times.items()}
-        print_line(f"  {form}", shown, gain(medians[form], "faster", "slower"))
-
-    if teacher is not None:
+    mious = {source: measured_miou(config, source, results) for source, config in configs.items()}
+    latency = dict(measure_latency(models, size, args.device, args.runs))
+    medians = {
+        form: {name: statistics.median(measured) for name, measured in times.items()}
+        for form, times in latency.items()
+        if not isinstance(times, str)
+    }
+    rows = []
+    for name, (settings, _) in built.items():
+        miou = mious.get(args.config[0] if name == "student" else name)
+        rows.append(
+            [
+                " ".join(filter(None, (settings.head, settings.backbone))) or "as in its weights",
+                f"{networks[name]['parameters']['deployed'] / 1e6:.2f}",
+                f"{networks[name]['multiply_adds']['total'] / 1e9:.2f}",
+                *(f"{times[name]:.1f}" for times in medians.values()),
+                "" if miou is None else f"{100 * miou:.2f}",
+                name,
+            ]
+        )
+    say(table(["network", "M parameters", "GFLOPs", *(f"ms, {form}" for form in medians), "mIoU %", ""], rows))
+    say(f"image {size[0]}x{size[1]} ({origin}); medians of {args.runs} on {device_name(args.device)}")
+    for form in latency.keys() - medians:
+        say(f"{form}: {latency[form]}")
+    if "teacher" in networks:
         parameters, operations = (
-            gain({name: networks[name][section][part] for name in models}, "fewer", "more")
+            gain(*(networks[name][section][part] for name in ("teacher", "student")), "fewer", "more")
             for section, part in (("parameters", "deployed"), ("multiply_adds", "total"))
         )
         # Each in its fastest runtime, in which it would be deployed.
-        fastest = {name: min(form[name] for form in medians.values()) for name in models}
-        speed = gain(fastest, "faster", "slower")
+        speed = gain(
+            *(min(times[name] for times in medians.values()) for name in ("teacher", "student")), "faster", "slower"
+        )
         say(f"student: {parameters} parameters, {operations} GFLOPs, {speed} (each in its fastest runtime)")
-
-    figures = {"networks": networks, "latency_ms": latency, "config": config.model_dump(mode="json")}
-    write_json(args.json, size, args.device, {"source": source, "image_size_from": origin, **figures})
+    if args.json is not None:
+        figures = {
+            "image_size": size, "image_size_from": origin, "networks": networks, "miou": mious, "latency_ms": latency,
+            "configs": {source: config.model_dump(mode="json") for source, config in configs.items()},
+            "meaning": MEANING, "device": device_name(args.device), "environment": environment(),
+        }  # fmt: skip
+        write_atomically(args.json, (json.dumps(figures, indent=2) + "\n").encode())
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "model_info.py", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("config", nargs="+", help="Python config file; several: one table of their students")
+    parser = command_parser(__doc__, EXAMPLES)
+    parser.add_argument("config", nargs="+", help="Python config file; several: only their students are compared")
     parser.add_argument(
         "--results", type=user_path, nargs="+", default=[], metavar="FILE",
-        help="JSON of eval.py, whose mIoU stands in the table beside the config that it was measured with",
+        help="JSON of eval.py, whose mIoU is shown for the config that it was measured with",
     )  # fmt: skip
     parser.add_argument(
         "--size", type=int, nargs=2, metavar=("H", "W"), help="default: a whole validation image, else data.crop_size"
@@ -346,30 +322,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", type=usable_device, default=DEFAULT, help=f"default here: {DEFAULT}")
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="timed runs in each runtime (default 5)")
     parser.add_argument("--json", type=user_path, metavar="FILE", help="write all figures and their provenance")
-    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="a.b=c", help="override config values")
+    add_config_options(parser)
     args = parser.parse_args(arguments)
     if args.runs < 1:
         parser.error(f"--runs {args.runs}: expected 1 or more")
     if args.size and min(args.size) < 1:
         parser.error(f"--size {args.size[0]} {args.size[1]}: expected two positive numbers of pixels")
-    if args.results and len(args.config) == 1:
-        parser.error("--results needs several configs: one has no table")
-    try:
-        configs = {source: load_config(source, Experiment, args.cfg_options) for source in args.config}
-        if len(configs) == 1:
-            run(configs[args.config[0]], args.config[0], args)
-        else:
-            compare(configs, args)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except RuntimeError as error:
-        if "memory" not in str(error):
-            raise
-        sys.exit(
-            f"error: not enough memory for images of this size, give a smaller --size: {str(error).splitlines()[0]}"
-        )
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
+    with one_line_errors():
+        run(args)
 
 
 if __name__ == "__main__":

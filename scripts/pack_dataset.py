@@ -1,6 +1,5 @@
 """Decodes a config's data set once into files, which training and evaluation read by ``data.packed``."""
 
-import argparse
 import json
 import shutil
 import sys
@@ -21,6 +20,8 @@ from datasets.base import SegDataset
 from datasets.packed import INDEX, VERSION, PackedDataset, describe, describe_sample, digest, source_digests
 from datasets.png import undecodable
 from engine.data import build_split
+from scripts._command import add_config_options, command_parser
+from scripts.preparation.problems import report_problems
 from utils.config import load_config
 from utils.console import say
 from utils.files import user_path, write_atomically
@@ -33,7 +34,6 @@ examples, from the repository root:
 To resume a stopped run, give the same command again.
 """
 SHARD = 256 * 2**20  # bytes, unless a single sample is larger
-SHOWN = 20  # problems printed
 
 
 class Packer:
@@ -170,9 +170,7 @@ def pack(packers: Sequence[Packer]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 0 if the packed data set is correct, 1 if it is not or could not be written."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__, EXAMPLES)
     parser.add_argument("config", help="whose data section is packed")
     parser.add_argument(
         "--out", type=user_path, required=True, metavar="DIR", help="folder; each split gets its own in it"
@@ -181,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--verify", action="store_true", help="write nothing; compare with what was packed and with the present files"
     )
-    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="a.b=c", help="override config values")
+    add_config_options(parser)
     args = parser.parse_args(arguments)
     try:
         config = load_config(args.config, Experiment, [*args.cfg_options, "data.packed=None"])
@@ -193,13 +191,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         problems = [str(error)]
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command resumes after the last finished shard")
-    for problem in problems[:SHOWN]:
-        print(f"error: {problem}", file=sys.stderr)
-    if len(problems) > SHOWN:
-        print(f"error: {len(problems) - SHOWN} more", file=sys.stderr)
     if not problems:
         say(f"{args.out}: {', '.join(args.splits)} verified; read it by data.packed={str(args.out)!r}")
-    return 1 if problems else 0
+    return report_problems(problems)
 
 
 def _size(count: int) -> str:

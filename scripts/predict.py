@@ -7,7 +7,6 @@ output of a folder has the same subfolders. Images and videos are rotated uprigh
 """
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from models.inference import LARGEST_SCALE, predict
 from models.onnx import OnnxModel
 from models.placement import place
 from models.sizes import size_errors
+from scripts._command import command_parser, one_line_errors
 from scripts._device import DEFAULT, usable_device
 from scripts._inputs import IMAGES, VIDEOS, Job, check_outputs, find_jobs
 from scripts._video import Video, write_video
@@ -203,9 +203,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "predict.py", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__, EXAMPLES)
     parser.add_argument(
         "checkpoint", type=Path, metavar="CHECKPOINT", help="student.safetensors, *.pt of a run, or .onnx"
     )
@@ -228,12 +226,8 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--alpha {args.alpha}: expected 0..1")
     if args.scales and not all(0 < scale <= LARGEST_SCALE for scale in args.scales):
         parser.error(f"--scales {args.scales}: expected factors above 0 and at most {LARGEST_SCALE:g}")
-    try:
+    with one_line_errors(f"interrupted: the finished files are in {args.out}"):
         run(args)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(f"interrupted: the finished files are in {args.out}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ if not __package__:  # run as a file: the repository's root is not on the import
 from datasets import build_dataset
 from datasets.base import SegDataset
 from scripts import prepare_lists
+from scripts._command import command_parser
 from scripts.preparation.labels import Sample, decide_classes, read_colors, read_samples
 from scripts.preparation.layouts import list_line
 from scripts.preparation.masks import COLORS, FOLDER, write_masks
@@ -47,9 +47,7 @@ SHOWN, COLUMNS = 12, 3  # samples in the picture
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "prepare_data.py", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("known", nargs="?", metavar="DATASET", help="a known data set, as prepare_lists.py names it")
     add("folder", type=Path, metavar="FOLDER")
@@ -157,15 +155,11 @@ def write_all(
     data = {"type": "list", "root": args.folder.as_posix(), **names, **options}
     unlabelled = list_path(args, "unlabelled").name if "unlabelled" in splits else None
     write_configs(recipe, data, args.name, args.configs, unlabelled)
-    problems = prepare_lists.check_config(str(args.configs / "student.py"), [])
-    build = partial(build_dataset, "list", args.folder, **options)
-    if "unlabelled" in splits:
-        build_unlabelled = partial(build, list_path(args, "unlabelled").name)
-        problems += prepare_lists.check_split("unlabelled", build_unlabelled).problems
-    if problems:
+    if problems := prepare_lists.check_config(str(args.configs / "hmkd.py"), []):
         flag = "give --image-range, which sets data.image_range="
         raise DataError([problem.replace("set data.image_range=", flag) for problem in problems])
-    write_png(args.configs / "samples.png", draw_samples(build(list_path(args, "train").name), args.seed))
+    dataset = build_dataset("list", args.folder, list_path(args, "train").name, **options)
+    write_png(args.configs / "samples.png", draw_samples(dataset, args.seed))
 
 
 def draw_samples(dataset: SegDataset, seed: int) -> np.ndarray:

@@ -4,7 +4,6 @@ With --config the lists of a config are checked, for any data set. For the label
 values in the files, the pixels of each class, and class weights for train.class_weights.
 """
 
-import argparse
 import shutil
 import sys
 from collections import Counter
@@ -16,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 from tqdm import tqdm
 
 if not __package__:  # run as a file: the repository's root is not on the import path
@@ -31,6 +30,7 @@ from datasets.census import Value, add_up, check_census, class_weights, count_va
 from datasets.pixels import read_ids
 from engine.data import build_split, check_leaks
 from engine.report import census_table, value_table
+from scripts._command import add_config_options, command_parser
 from scripts.preparation.layouts import COUNTS, LAYOUTS, find_lists, relocate_list
 from scripts.preparation.problems import name_some, report_problems
 from utils.config import load_config
@@ -47,7 +47,6 @@ examples:
 {LAYOUTS}"""
 SIZES_SHOWN = 4  # different sizes of images printed
 VALUES_SHOWN = 60  # different values in label files printed
-EXIF_ORIENTATION = 274
 
 
 class Sample(NamedTuple):
@@ -150,7 +149,7 @@ def check_sample(dataset: SegDataset, index: int) -> Sample | str:
     try:
         pixels, truth = dataset.load(index)
         with Image.open(image) as picture:
-            rotated = picture.getexif().get(EXIF_ORIENTATION, 1) != 1
+            rotated = picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
         # A data set that reads labels in its own way may have files that are no pictures.
         standard = label is not None and type(dataset).read_label is SegDataset.read_label
         values = count_values(read_ids(label), truth) if standard else {}
@@ -228,14 +227,12 @@ def write_lists(name: str, root: Path) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 0 if there is no problem, 1 if there are problems and nothing was written."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__, EXAMPLES)
     parser.add_argument("dataset", nargs="?", choices=tuple(COUNTS))
     parser.add_argument("root", nargs="?", type=Path, help="folder of the data set, for the lists too")
     parser.add_argument("--check", action="store_true", help="check the existing lists; write nothing")
     parser.add_argument("--config", help="check the lists of this config instead; write nothing")
-    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="a.b=c", help="override config values")
+    add_config_options(parser)
     options = parser.parse_args(arguments)
     name, root = options.dataset, options.root
     if (options.config is None) == (root is None) or (options.config is None and options.cfg_options):

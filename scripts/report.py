@@ -3,9 +3,7 @@
 The teachers of the runs come first.
 """
 
-import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from engine.data import build_split
 from engine.report import prediction_panel
 from engine.teacher import Teacher, build_teacher
 from models import SegModel, count_parameters, read_weights
+from scripts._command import command_parser, one_line_errors
 from utils.config import load_config
 from utils.files import write_atomically
 from utils.visualize import plot_curves, write_png
@@ -75,7 +74,7 @@ def check_same_data(first: SegDataset, other: SegDataset, runs: tuple[Path, Path
 
     def facts(dataset: SegDataset) -> dict[str, Any]:
         return {
-            "data.class_names": list(dataset.class_names),
+            "data.class_names": dataset.class_names,
             "data.palette": dataset.palette.tolist(),
             "data.id_table": dataset.id_table.tolist(),
             "data.root or data.val_list": [path.resolve() for pair in dataset.files for path in pair if path],
@@ -90,9 +89,7 @@ def check_same_data(first: SegDataset, other: SegDataset, runs: tuple[Path, Path
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "report.py", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__, EXAMPLES)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="work dir of a finished run")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--titles", nargs="+", metavar="NAME", help="what to call the runs (default: their folders)")
@@ -104,10 +101,10 @@ def main(arguments: list[str] | None = None) -> None:
     if len(titles) != len(args.runs):
         parser.error(f"{len(args.runs)} runs but {len(titles)} titles")
 
-    try:
+    with one_line_errors():
         first: SegDataset | None = None
         teachers, students, protocols, curves, teacher_rows, rows, notes = {}, {}, {}, {}, [], [], []
-        shown_teachers: list[Teacher] = []
+        shown_teachers = []
         for title, run in zip(titles, args.runs, strict=True):
             source = str(run / "config.py")
             config = load_config(source, Experiment)
@@ -159,10 +156,6 @@ def main(arguments: list[str] | None = None) -> None:
         write_png(args.out / "panel.png", picture)
         print(text, end="")
         print(f"wrote table.md, curves.png and panel.png to {args.out}")
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def follow(name):
     commands = [line.strip() for line in PAGE.splitlines() if line.startswith("    python") and f"/mine_{name}" in line]
     for command in commands:
         _, script, *arguments = shlex.split(command)
-        tiny = shlex.split(TINY) if script == "train_kd.py" else ["--check-images", "1"] if "onnx" in script else []
+        tiny = shlex.split(TINY) if script == "train_kd.py" else []
         assert not SCRIPTS[script]([*arguments, *tiny]), command
     return [shlex.split(command)[1] for command in commands]
 

@@ -1,6 +1,7 @@
 """Pictures for people: class maps in colour, panels of predictions, curves. Images are H W 3 uint8 RGB arrays."""
 
 import io
+import math
 import os
 from collections.abc import Sequence
 from itertools import cycle
@@ -8,8 +9,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from utils.files import write_atomically
@@ -28,19 +31,15 @@ WIDTH = 1700  # pixels of a panel
 DPI = 200
 GAP = 16  # pixels between and around the pictures of a panel
 LINE = 52  # pixels of a line of text
-SWATCH = 28  # pixels, side of a legend's colour square
-OUTLINE: Color = (140, 140, 140)  # around pictures and swatches, so that white ones have an edge
+OUTLINE = "0.55"  # grey around pictures and colours, so that white ones have an edge
 
 
 def colorize(label: np.ndarray, palette: Sequence[Color]) -> np.ndarray:
     """Class map H W (0..K-1, 255 = void) in the colours of a K x 3 palette -> H W 3; void and padding are white.
 
     Raises:
-        ValueError: the palette is not K x 3 in 0..255, or a class has no colour in it.
+        ValueError: a class has no colour in the palette.
     """
-    label, palette = np.asarray(label), np.asarray(palette)
-    if palette.ndim != 2 or palette.shape[1] != 3 or palette.min() < 0 or palette.max() > 255:
-        raise ValueError(f"palette is {palette.shape}; expected K x 3, one RGB colour in 0..255 a class")
     unknown = np.setdiff1d(label, [*range(len(palette)), OUTSIDE, VOID])
     if unknown.size:
         raise ValueError(f"classes {unknown.tolist()} have no colour; expected 0..{len(palette) - 1} or {VOID} (void)")
@@ -57,9 +56,6 @@ def overlay(image: np.ndarray, label: np.ndarray, palette: Sequence[Color], alph
 
 def error_map(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
     """Where a class map H W differs from the truth H W, in the colours of ``ERROR_COLORS`` -> H W 3."""
-    prediction, label = np.asarray(prediction), np.asarray(label)
-    if prediction.shape != label.shape:
-        raise ValueError(f"prediction is {prediction.shape}, label {label.shape}; expected one shape")
     kind = np.where(label >= OUTSIDE, 2, prediction != label)
     return np.array(list(ERROR_COLORS.values()), np.uint8)[kind.astype(np.uint8)]
 
@@ -74,66 +70,65 @@ def panel(
             keeps its proportions.
         legend: name -> RGB colour, in the order shown.
         width: of the whole, in pixels.
-
-    Raises:
-        ValueError: there is no picture, a row has more or fewer than the first, or an image is not H W 3 uint8.
     """
-    columns = len(rows[0]) if rows else 0
-    if not columns:
-        raise ValueError(f"panel of {len(rows)} rows and {columns} columns; expected one or more of each")
-    for i, row in enumerate(rows):
-        if len(row) != columns:
-            raise ValueError(f"row {i} has {len(row)} pictures; expected {columns}, as in row 0")
-        for title, image in row:
-            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-                raise ValueError(f"row {i}, {title!r}: {image.shape} {image.dtype}; expected H x W x 3 uint8")
-
+    columns, legend = len(rows[0]), legend or {}
     column = (width - GAP * (columns + 1)) // columns
-    lefts = [GAP + (column + GAP) * i for i in range(columns)]
-    strips = []
-    for row in rows:
-        titles = [(left + column / 2, LINE / 2, title) for left, (title, _) in zip(lefts, row, strict=True)]
-        cells = [_to_width(image, column) for _, image in row]
-        strip = np.full((max(len(cell) for cell in cells) + GAP, width, 3), 255, np.uint8)
-        for left, cell in zip(lefts, cells, strict=True):
-            _paste(strip, cell, 0, left)
-        strips += [_text((LINE, width), titles), strip]
-    if legend:
-        strips.append(_legend_strip(legend, width))
-    return np.vstack(strips)
+    heights = [max(round(image.shape[0] * column / image.shape[1]) for _, image in row) for row in rows]
+    in_line = max(1, width // (3 * LINE + LINE // 3 * max(map(len, legend), default=0)))  # colours
+    height = sum(heights) + (LINE + GAP) * len(rows) + LINE * math.ceil(len(legend) / in_line)
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+    bottom = height
+    for row, tall in zip(rows, heights, strict=True):
+        bottom -= LINE + tall
+        for i, (title, image) in enumerate(row):
+            left = GAP + (column + GAP) * i
+            place = (left / width, bottom / height, column / width, tall / height)
+            axes = figure.add_axes(place, anchor="N", xticks=[], yticks=[])
+            axes.imshow(image, interpolation="antialiased" if image.shape[1] > column else "nearest")
+            axes.set_title(title, fontsize=10, parse_math=False)  # dollars would be read as formulas
+            axes.spines[:].set(color=OUTLINE, linewidth=0.5)
+        bottom -= GAP
+    # A space before a name, because a legend leaves out those that begin with "_".
+    colors = [Patch(facecolor=np.divide(rgb, 255), edgecolor=OUTLINE, label=f" {name}") for name, rgb in legend.items()]
+    below = figure.legend(handles=colors, loc="lower left", ncols=in_line, fontsize=10, handlelength=0.9, frameon=False)
+    for text in below.get_texts():
+        text.set_parse_math(False)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def plot_curves(
-    curves: dict[str, Sequence[tuple[int, float]]],
-    path: str | os.PathLike,
-    ylabel: str,
-    title: str,
+    curves: dict[str, Sequence[tuple[int, float]]], path: str | os.PathLike, ylabel: str, title: str
 ) -> None:
-    """Lines of (step, value) points, one a name, as a PNG file; a nan value is a gap in its line.
-
-    Raises:
-        ValueError: there is no point to draw, or the path does not end in .png.
-    """
-    if not any(curves.values()):
-        raise ValueError(f"no points to draw in the curves {list(curves)}")
-    figure = Figure(figsize=(8, 4.5), dpi=DPI, layout="constrained")
-    axes = figure.add_subplot()
+    """Lines of (step, value) points, one a name, as a PNG file; a nan value is a gap in its line."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot(xlabel="iteration", ylabel=ylabel)
     styles = [(color, dash) for dash in ("-", "--", ":") for color in CURVE_COLORS]
     for (name, points), (color, dash) in zip(curves.items(), cycle(styles), strict=False):
         steps, values = zip(*points, strict=True) if points else ((), ())
         marker = "o" if len(points) <= 40 else ""  # dots show where it was measured, as long as they stay apart
         axes.plot(steps, values, dash, color=color, linewidth=2, marker=marker, markersize=4, label=name)
+    dress_curves(axes, title)
+    save_figure(figure, path)
+
+
+def dress_curves(axes: Axes, title: str) -> None:
+    """Title, ticks, grid and legend of curves that were drawn over the time of a training."""
     axes.set_title(title, loc="left", fontweight="bold")
-    axes.set_xlabel("iteration")
-    axes.set_ylabel(ylabel)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     axes.set_xlim(left=0)  # where training starts, however late the first point
     axes.grid(axis="y", alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
     # Beside the axes: a legend inside would hide points sooner or later.
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+
+
+def save_figure(figure: Figure, path: str | os.PathLike) -> None:
+    """Writes a figure as a PNG file, whole or not at all, without the upper and right lines around its axes."""
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format="png", dpi=DPI)
     _write(path, buffer.getvalue())
 
 
@@ -154,43 +149,3 @@ def _write(path: str | os.PathLike, data: bytes) -> None:
     if Path(path).suffix != ".png":
         raise ValueError(f"{path}: expected a name that ends in .png")
     write_atomically(path, data)
-
-
-def _to_width(image: np.ndarray, width: int) -> np.ndarray:
-    if image.shape[1] == width:
-        return image
-    height = max(1, round(image.shape[0] * width / image.shape[1]))
-    shrinks = width < image.shape[1]
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST)
-
-
-def _paste(canvas: np.ndarray, image: np.ndarray, top: int, left: int) -> None:
-    """Puts an image on the canvas, with a line of one pixel around it where the canvas has room."""
-    bottom, right = top + image.shape[0], left + image.shape[1]
-    canvas[max(top - 1, 0) : bottom + 1, left - 1 : right + 1] = OUTLINE
-    canvas[top:bottom, left:right] = image
-
-
-def _text(size: tuple[int, int], texts: list[tuple[float, float, str]], align: str = "center") -> np.ndarray:
-    """A white strip (H, W) in pixels with texts (x, y, string) at pixels from the top left -> H W 3."""
-    height, width = size
-    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
-    canvas = FigureCanvasAgg(figure)
-    for x, y, string in texts:
-        # Dollars would be read as formulas.
-        figure.text(x / width, 1 - y / height, string, fontsize=10, ha=align, va="center_baseline", parse_math=False)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3]
-
-
-def _legend_strip(legend: dict[str, Color], width: int) -> np.ndarray:
-    """Colour squares with their names, in as many equal columns as the longest name allows."""
-    cell = SWATCH + 3 * GAP + LINE // 3 * max(len(name) for name in legend)
-    columns = max(1, min(len(legend), (width - GAP) // cell))
-    height = LINE * -(-len(legend) // columns) + GAP
-    corners = [(GAP + cell * (i % columns), LINE * (i // columns)) for i in range(len(legend))]
-    texts = [(x + SWATCH + GAP, y + LINE / 2, name) for (x, y), name in zip(corners, legend, strict=True)]
-    strip = _text((height, width), texts, align="left").copy()
-    for (x, y), color in zip(corners, legend.values(), strict=True):
-        _paste(strip, np.full((SWATCH, SWATCH, 3), color, np.uint8), y + (LINE - SWATCH) // 2, x)
-    return strip

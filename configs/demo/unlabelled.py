@@ -2,4 +2,3 @@
 _base_ = ["hmkd.py"]
 data = dict(unlabelled_root="data/unlabelled", unlabelled="train/*.png")
 train = dict(batch_size=4, unlabelled_batch=4)
-distill = dict(pixels="inside")

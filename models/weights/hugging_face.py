@@ -13,9 +13,7 @@ from models.weights.metadata import check_metadata
 from models.weights.tensors import Weights, first_line, read_tensors
 
 HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
-
 PROCESSOR = "preprocessor_config.json"
-
 HUGGING_FACE_SETTINGS = ("config.json", PROCESSOR)
 
 # Settings that no tensor shows, as the networks here have them. Older configs lack some of these keys.
@@ -89,20 +87,17 @@ def read_hugging_face(source: str, files: Mapping[str, Path]) -> Weights:
             f"'upernet' for student.pretrained"
         )
     known = tuple(json.loads(json.dumps(entry)) for entry in VARIANTS.values())  # lists instead of tuples, as in JSON
-    needed = {"hidden_sizes", "depths", "decoder_hidden_size"}
-    missing = sorted(needed - config.keys())
-    if missing:
-        raise ValueError(f"{files['config.json']} has no {', '.join(missing)}, which say how the network is built")
     for key, value in HUGGING_FACE_NETWORK.items():
         if config.get(key, value) != value:
             raise ValueError(f"{files['config.json']}: {key} is {config[key]}; the networks here have {value}")
-    sizes = [config["hidden_sizes"], config["depths"]]
-    if sizes not in known or not isinstance(config["decoder_hidden_size"], int):
-        raise ValueError(f"{files['config.json']}: hidden_sizes and depths {sizes} are none of {', '.join(VARIANTS)}")
+    sizes, width = [config.get("hidden_sizes"), config.get("depths")], config.get("decoder_hidden_size")
+    if sizes not in known or not isinstance(width, int):
+        raise ValueError(
+            f"{files['config.json']}: hidden_sizes, depths and decoder_hidden_size are {sizes[0]}, {sizes[1]} and "
+            f"{width!r}; expected those of one of {', '.join(VARIANTS)}"
+        )
     backbone = list(VARIANTS)[known.index(sizes)]
-    metadata: dict[str, Any] = {
-        "network": {"backbone": backbone, "head": "segformer", "width": config["decoder_hidden_size"]}
-    }
+    metadata: dict[str, Any] = {"network": {"backbone": backbone, "head": "segformer", "width": width}}
     if PROCESSOR in files:
         metadata["normalization"] = _normalization_of(processor, files[PROCESSOR])
     labels = config.get("id2label")

@@ -116,7 +116,10 @@ def load_read_weights(model: SegModel, weights: Weights, part: str = "all") -> L
             wanted = {key: tensor for key, tensor in wanted.items() if not key.startswith(CLASSIFIERS)}
             extra += [key for key in state if key.startswith(CLASSIFIERS) and key not in extra]
         else:
-            _check_classes(model, state, weights)
+            if (found := _classifier_rows(state)) not in (None, model.num_classes):
+                raise ValueError(
+                    f"{weights.source} was trained on {found} classes; the network has {model.num_classes}"
+                )
     state = {key: tensor for key, tensor in state.items() if key not in extra}
 
     check_strict(wanted, state, weights, layout, part)
@@ -180,11 +183,6 @@ def _split(layout: Layout, weights: Weights) -> tuple[State, list[str]]:
 def _classifier_rows(state: State) -> int | None:
     classifier = state.get(f"{CLASSIFIERS[0]}weight")
     return len(classifier) if classifier is not None and classifier.ndim else None
-
-
-def _check_classes(model: SegModel, state: State, weights: Weights) -> None:
-    if (found := _classifier_rows(state)) not in (None, model.num_classes):
-        raise ValueError(f"{weights.source} was trained on {found} classes; the network has {model.num_classes}")
 
 
 def _check_settings(model: SegModel, weights: Weights, layout: Layout, part: str) -> None:

@@ -1,6 +1,5 @@
 """The results of a comparison: intervals over seeds, a Markdown table, pictures."""
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -8,12 +7,10 @@ from statistics import fmean
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from scripts.comparison.intervals import Interval, mean_interval
 from scripts.report import markdown_table
-from utils.files import write_atomically
-from utils.visualize import CURVE_COLORS
+from utils.visualize import CURVE_COLORS, dress_curves, save_figure
 
 # A class with a larger mean loss of IoU than this against the student alone is marked, unless it may be chance.
 NEGATIVE_TRANSFER = 0.01
@@ -35,28 +32,26 @@ def summarize(runs: Runs, alone: Runs) -> dict[str, Any]:
         values = [value - reference for value, reference in pairs if None not in (value, reference)]
         return mean_interval(values) if values else None  # None: a class that does not occur, a split without labels
 
-    def gains(split: str) -> dict[str, Interval | None]:
-        names = next(iter(runs.values()))[split]["per_class_iou"]
-        return {name: over_seeds(lambda run, name=name: run[split]["per_class_iou"][name], True) for name in names}
+    def on_split(split: str) -> dict[str, Any]:
+        classes = {
+            name: over_seeds(lambda run, name=name: run[split]["per_class_iou"][name], paired=True)
+            for name in first[split]["per_class_iou"]
+        }
+        lost = [name for name, gain in classes.items() if gain and gain.mean < -NEGATIVE_TRANSFER]
+        return {
+            "mean": over_seeds(lambda run: run[split]["miou"], paired=False),
+            "gain": over_seeds(lambda run: run[split]["miou"], paired=True),
+            "class_gains": classes,
+            "negative_transfer": [name for name in lost if not classes[name].holds_zero],
+        }
 
-    found = {"best": over_seeds(lambda run: run["best"]["miou"], False)}
-    for split in ("val", "test"):
-        if next(iter(runs.values()))[split]:
-            miou = {name: over_seeds(lambda run, split=split: run[split]["miou"], name == "gain")
-                    for name in ("mean", "gain")}  # fmt: skip
-            classes = gains(split)
-            found[split] = {
-                **miou,
-                "class_gains": classes,
-                "negative_transfer": [
-                    name
-                    for name, gain in classes.items()
-                    if gain and gain.mean < -NEGATIVE_TRANSFER and not gain.holds_zero
-                ],
-            }
-    found["step_seconds"] = fmean(run["step_seconds"] for run in runs.values())
-    found["peak_memory_mib"] = max(run["peak_memory_mib"] for run in runs.values())
-    return found
+    first = next(iter(runs.values()))
+    return {
+        "best": over_seeds(lambda run: run["best"]["miou"], paired=False),
+        **{split: on_split(split) for split in ("val", "test") if first[split]},
+        "step_seconds": fmean(run["step_seconds"] for run in runs.values()),
+        "peak_memory_mib": max(run["peak_memory_mib"] for run in runs.values()),
+    }
 
 
 def points(interval: Interval | None, signed: bool = False) -> str:
@@ -102,15 +97,11 @@ def report_text(result: Mapping[str, Any]) -> str:
                       + (" **!**" if label in gains[name]["negative_transfer"] else "") for name in compared)]
             for label in gains[compared[0]]["class_gains"]
         ]  # fmt: skip
-        text += f"\nGain in {split} IoU over the {alone}:\n\n" + markdown_table(["class", *compared], rows)
         text += (
-            f"\nNegative transfer on {split} (**!**: a mean loss of more than {100 * NEGATIVE_TRANSFER:g} point, whose "
-            "interval, where there is one, does not hold 0):\n\n"
+            f"\nGain in {split} IoU over the {alone} (**!**: negative transfer, a mean loss of more than "
+            f"{100 * NEGATIVE_TRANSFER:g} point, whose interval, where there is one, does not hold 0):\n\n"
         )
-        for name in compared:
-            lost = [f"{label} {points(gains[name]['class_gains'][label], signed=True)}"
-                    for label in gains[name]["negative_transfer"]]  # fmt: skip
-            text += f"- {name}: {', '.join(lost) or 'none'}\n"
+        text += markdown_table(["class", *compared], rows)
     return text + "\n" + "".join(f"- {note}\n" for note in notes(result))
 
 
@@ -159,12 +150,8 @@ def write_pictures(result: Mapping[str, Any], out: Path) -> None:
                 axes.plot(x, curve, line, color=color, linewidth=0.7, alpha=0.4)
             means = [fmean(values) for values in zip(*curves, strict=True)]
             axes.plot(x, means, line, color=color, marker=marker, markersize=5, linewidth=2, label=name)
-        axes.set_title("Validation mIoU during training: mean and seeds", loc="left", fontweight="bold")
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=label == "iteration"))
-        axes.set_xlim(left=0)
-        axes.grid(axis="y", alpha=0.3)
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
-        save(figure, out / file)
+        dress_curves(axes, "Validation mIoU during training: mean and seeds")
+        save_figure(figure, out / file)
 
 
 def plot_miou(result: Mapping[str, Any], styles: Mapping[str, Sequence[str]], path: Path) -> None:
@@ -188,12 +175,4 @@ def plot_miou(result: Mapping[str, Any], styles: Mapping[str, Sequence[str]], pa
         axes.grid(axis="x", alpha=0.3)
     title = "Mean with 95 % interval; ticks: seeds" if len(result["seeds"]) > 1 else "One seed: no interval"
     figure.suptitle(f"{title}; dotted: {alone}", fontsize="medium", fontweight="bold")
-    save(figure, path)
-
-
-def save(figure: Figure, path: Path) -> None:
-    for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=200)
-    write_atomically(path, buffer.getvalue())
+    save_figure(figure, path)

@@ -93,22 +93,15 @@ def read_methods(args: argparse.Namespace) -> list[Method]:
 
 def student_alone(method: Method) -> Experiment:
     """The experiment without its teacher: all images of a step have labels."""
-    nothing = {"teacher": None, "distill": None, "curriculum": {}}
-    config, data = method.config, {"unlabelled": None}
-    if config.data.mixing_domain == "unlabelled":
+    data, train = {"unlabelled": None}, {"batch_size": method.config.train.images, "unlabelled_batch": 0}
+    if method.config.data.mixing_domain == "unlabelled":
         data["mixing"] = None
-    values = {**config.model_dump(), **nothing}
-    values["data"] |= data
-    values["train"] |= {"batch_size": config.train.images, "unlabelled_batch": 0}
-    return validate(values, Experiment, method.source)
+    alone = method.config.model_copy(update={"teacher": None, "distill": None, "curriculum": {}})
+    return with_values(alone, method.source, data=data, train=train)
 
 
 def folder_name(name: str) -> str:
     return name.replace(" ", "_")
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def build_all(methods: Sequence[Method]) -> tuple[dict[str, str | None], set[str]]:
@@ -256,7 +249,7 @@ def read_run(folder: Path, config: Experiment, test: Path | None) -> dict[str, A
         "curve": [[line["step"], line["miou"]] for line in validations],
         "step_seconds": step_seconds(folder, config),
         "peak_memory_mib": max(scalars(folder, "train/peak_memory_mib")),
-        "student_sha256": sha256(folder / "student.safetensors"),
+        "student_sha256": hashlib.sha256((folder / "student.safetensors").read_bytes()).hexdigest(),
         "environment": dict(line.split(": ", 1) for line in (folder / "env.txt").read_text().splitlines()),
     }
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scripts.street.canvas import ASPHALT, BUILDING, DETAIL_RANGE, GLASS, PAINTS, WALLS, Canvas, pick
+from scripts.street.canvas import ASPHALT, DETAIL_RANGE, GLASS, PAINTS, WALLS, Canvas, Label, pick
 from scripts.street.things import person, side_view
 
 FLOOR = 3.1  # metres from one storey to the next
@@ -38,13 +38,13 @@ class _Wall:
         s, t = np.stack((left, right, right, left), -1), np.stack((bottom, bottom, top, top), -1)
         x, y, z = self.origin
         points = np.stack((x + s * self.along[0], y + t, z + s * self.along[1]), -1)
-        self.canvas.paint(points, np.asarray(colour) * (1 if glow else self.shade), BUILDING, rough, glow)
+        self.canvas.paint(points, np.asarray(colour) * (1 if glow else self.shade), Label.BUILDING, rough, glow)
 
     def hang(self, figure: list, s: float, t: float, scale: float):
         """Puts a figure on the wall; its label is always Building."""
         x, y, z = self.origin
         origin = (x + s * self.along[0], y + t, z + s * self.along[1])
-        self.canvas.place(figure, origin, self.along, scale, BUILDING)
+        self.canvas.place(figure, origin, self.along, scale, Label.BUILDING)
 
 
 def _windows(wall: _Wall, rng, look: _Look, ground: int):
@@ -122,11 +122,11 @@ def _pitched_roof(canvas: Canvas, rng, side: int, x: float, z0: float, z1: float
         near = rng.uniform(z0 + 0.5, z1 - 1)
         for z, shade in ((near + 0.9, 0.7), (near, 1.0)):
             stack = [(ridge - 0.5, height), (ridge + 0.5, height), (ridge + 0.5, top + 1.1), (ridge - 0.5, top + 1.1)]
-            canvas.paint([(*corner, z) for corner in stack], wall * shade, BUILDING)
+            canvas.paint([(*corner, z) for corner in stack], wall * shade, Label.BUILDING)
     slope = [(x, height, z0), (x, height, z1), (ridge, top, z1), (ridge, top, z0)]
-    canvas.paint(slope, slate * canvas.shade(-side * 0.8, -0.3), BUILDING, rough=0.6)
+    canvas.paint(slope, slate * canvas.shade(-side * 0.8, -0.3), Label.BUILDING, rough=0.6)
     gable = [(x, height, z0), (ridge, top, z0), (x + side * DEPTH, height, z0)]
-    canvas.paint(gable, wall * canvas.shade(0, -1), BUILDING, rough=0.5)
+    canvas.paint(gable, wall * canvas.shade(0, -1), Label.BUILDING, rough=0.5)
 
 
 def building(canvas: Canvas, rng, side: int, x: float, z0: float, z1: float, floors: int, lit: float):

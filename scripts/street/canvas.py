@@ -6,11 +6,12 @@ A colour of None is transparent: only the label is filled (the gaps of a railing
 """
 
 import math
+from enum import IntEnum
 
 import cv2
 import numpy as np
 
-SKY, BUILDING, POLE, ROAD, PAVEMENT, TREE, SIGN, FENCE, CAR, PEDESTRIAN, BICYCLIST, UNLABELLED = range(12)
+Label = IntEnum("Label", "SKY BUILDING POLE ROAD PAVEMENT TREE SIGN FENCE CAR PEDESTRIAN BICYCLIST UNLABELLED", start=0)
 
 SUBPIXEL_BITS = 4  # OpenCV draws with sixteenths of a pixel, so that distant things keep their shape
 NEAREST = 1.0  # metres: the least distance; a closer point is moved there, which is outside of the picture

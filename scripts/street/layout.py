@@ -7,19 +7,7 @@ import numpy as np
 
 from scripts.street import things
 from scripts.street.buildings import FLOOR, building
-from scripts.street.canvas import (
-    ASPHALT,
-    BUILDING,
-    LEAVES,
-    PAVEMENT,
-    ROAD,
-    SUBPIXEL_BITS,
-    TREE,
-    WALLS,
-    Canvas,
-    pick,
-    ring,
-)
+from scripts.street.canvas import ASPHALT, LEAVES, SUBPIXEL_BITS, WALLS, Canvas, Label, pick, ring
 
 FAR = 160.0  # metres at which the ground ends
 JUNCTION_WIDTH = 7.0
@@ -66,11 +54,11 @@ def paint_backdrop(canvas: Canvas, rng):
         width, height, z = rng.uniform(6, 22), rng.uniform(4, 14), FAR - rng.uniform(0, 20)
         if rng.random() < 0.6:
             wall = [(x, 0, z), (x + width, 0, z), (x + width, height, z), (x, height, z)]
-            canvas.paint(wall, pick(rng, WALLS) * 0.8, BUILDING)
+            canvas.paint(wall, pick(rng, WALLS) * 0.8, Label.BUILDING)
         else:
             centres = np.stack((rng.uniform(x, x + width, 6), np.full(6, height * 0.4), np.full(6, z)), -1)
             leaves = pick(rng, LEAVES) * rng.uniform(0.55, 0.75, (6, 1))
-            canvas.discs(centres, np.full(6, height * 0.45), leaves, TREE, rough=0.6)
+            canvas.discs(centres, np.full(6, height * 0.45), leaves, Label.TREE, rough=0.6)
         x += width * 0.8
 
 
@@ -79,22 +67,24 @@ def paint_ground(canvas: Canvas, rng, street: Street):
     asphalt = ASPHALT + rng.normal(0, 14) + rng.normal(0, 2.5, 3)
     paving = pick(rng, [(150, 146, 140), (122, 118, 116), (168, 150, 134), (104, 102, 104), asphalt])
     for side, kerb, wall in street.sides():
-        yard = (pick(rng, LEAVES) * 1.1, TREE) if rng.random() < 0.6 else (paving * 0.9, PAVEMENT)
+        yard = (pick(rng, LEAVES) * 1.1, Label.TREE) if rng.random() < 0.6 else (paving * 0.9, Label.PAVEMENT)
         canvas.paint(_strips(wall, wall + side * 400, 1, FAR, 14), *yard, rough=0.8)
-        canvas.paint(_strips(kerb, wall, 1, FAR, 14), paving, PAVEMENT, rough=0.4)
+        canvas.paint(_strips(kerb, wall, 1, FAR, 14), paving, Label.PAVEMENT, rough=0.4)
         if rng.random() < 0.7:
             joints = 2 * 1.09 ** np.arange(36)
             canvas.paint(_strips(kerb, wall, joints, joints * 1.004 + 0.02), paving * 0.82)
             canvas.paint(_strips((kerb + wall) / 2, (kerb + wall) / 2 + 0.04, 1, 40, 8), paving * 0.82)
-    canvas.paint(_strips(*street.kerb, 1, FAR, 14), asphalt, ROAD, rough=0.4)
+    canvas.paint(_strips(*street.kerb, 1, FAR, 14), asphalt, Label.ROAD, rough=0.4)
     kerb_ends = [(1, FAR)]
     if street.junction < FAR:
-        canvas.paint(_strips(-90, 90, street.junction, street.junction + JUNCTION_WIDTH), asphalt, ROAD, rough=0.4)
+        canvas.paint(
+            _strips(-90, 90, street.junction, street.junction + JUNCTION_WIDTH), asphalt, Label.ROAD, rough=0.4
+        )
         kerb_ends = [(1, street.junction), (street.junction + JUNCTION_WIDTH, FAR)]
     _paint_markings(canvas, rng, street, asphalt)
     for side, kerb, _ in street.sides():
         for near, far in kerb_ends:
-            canvas.paint(_strips(kerb, kerb + side * 0.16, near, far, 14), paving * 1.15, PAVEMENT)
+            canvas.paint(_strips(kerb, kerb + side * 0.16, near, far, 14), paving * 1.15, Label.PAVEMENT)
 
 
 def _paint_markings(canvas: Canvas, rng, street: Street, asphalt: np.ndarray):
@@ -170,7 +160,7 @@ def populate(rng, street: Street, lit: float) -> list[Stand]:
             stands.append(_walker(rng, street.kerb, z))
     if street.junction < FAR and rng.random() < 0.5:
         x, z = rng.uniform(-8, 8), street.junction + 2
-        stands.append(_vehicle(rng, x, z, np.pi / 2, (things.HATCHBACK, things.SALOON, things.VAN)[rng.integers(3)]))
+        stands.append(_vehicle(rng, x, z, np.pi / 2, things.CARS[rng.integers(3)]))
     return sorted(stands, key=lambda stand: -stand.near)
 
 
@@ -247,13 +237,12 @@ def _traffic(rng, street: Street, side: int, kerb: float) -> list[Stand]:
     stands = []
     if rng.random() < 0.8:
         for z in np.arange(rng.uniform(6, 18), rng.uniform(30, 70), rng.uniform(5.2, 8)):
-            shape = (things.HATCHBACK, things.SALOON, things.VAN)[rng.choice(3, p=(0.5, 0.3, 0.2))]
+            shape = things.CARS[rng.choice(3, p=(0.5, 0.3, 0.2))]
             if rng.random() < 0.75 and street.is_clear(z - 3, z + 3):
                 stands.append(_vehicle(rng, kerb - side * 1.1, z, rng.choice((0, np.pi)), shape))
     lane = kerb * 0.42 + sum(street.kerb) * 0.2
     for z in np.cumsum(rng.uniform(9, 30, 4)):
-        shapes = (things.HATCHBACK, things.SALOON, things.VAN, things.BUS)
-        shape = shapes[rng.choice(4, p=(0.45, 0.3, 0.15, 0.1))]
+        shape = (*things.CARS, things.BUS)[rng.choice(4, p=(0.45, 0.3, 0.15, 0.1))]
         if rng.random() < 0.55:
             stands.append(_vehicle(rng, lane, z, 0 if side < 0 else np.pi, shape))
     return stands

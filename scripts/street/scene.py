@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from scripts.street import layout
-from scripts.street.canvas import BUILDING, CAR, FENCE, PAVEMENT, ROAD, SKY, TREE, UNLABELLED, Canvas
+from scripts.street.canvas import Canvas, Label
 
 SMALLEST = 32  # pixels a side; in a smaller picture nothing can be recognised
 SPLITS = ("train", "val", "test")
@@ -68,7 +68,7 @@ def _paint_sky(canvas: Canvas, rng, mood: Mood):
     cover = np.clip(_noise(rng, (h, w), [4, 8, 16, 32], 0.6) * 0.35 + rng.uniform(-0.5, 0.45), 0, 1)[..., None]
     cloud = np.clip(np.float32(mood.skyline) * rng.uniform(0.8, 1.15), 0, 255).astype(np.float32)
     canvas.paint_layer[..., :3] = sky + (cloud - sky) * cover
-    canvas.label[:] = SKY
+    canvas.label[:] = Label.SKY
 
 
 def _develop(canvas: Canvas, rng, mood: Mood) -> np.ndarray:
@@ -95,9 +95,9 @@ def _leave_borders_void(label: np.ndarray, rng) -> np.ndarray:
     edge = np.zeros(label.shape, bool)
     edge[:, 1:] |= label[:, 1:] != label[:, :-1]
     edge[1:] |= label[1:] != label[:-1]
-    broad = np.isin(label, (SKY, BUILDING, ROAD, PAVEMENT, TREE, CAR, FENCE))
+    broad = np.isin(label, (Label.SKY, Label.BUILDING, Label.ROAD, Label.PAVEMENT, Label.TREE, Label.CAR, Label.FENCE))
     careless = _noise(rng, label.shape, [6, 14], 1.0) > -0.4
-    return np.where(edge & broad & careless, np.uint8(UNLABELLED), label)
+    return np.where(edge & broad & careless, np.uint8(Label.UNLABELLED), label)
 
 
 def render_scene(seed: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -168,11 +168,8 @@ def write_synthetic(
         ValueError: a count, size or seed is out of range, or ``out`` holds something else.
     """
     out, counts = Path(out).resolve(), {"train": train, "val": val, "test": test}
-    if min(train, val) < 1 or test < 0 or seed < 0 or min(size) < SMALLEST:
-        raise ValueError(
-            f"{counts}, size {tuple(size)}, seed {seed}: expected train >= 1, val >= 1, test >= 0, seed >= 0 "
-            f"and at least {SMALLEST} pixels a side"
-        )
+    if min(train, val) < 1 or test < 0:
+        raise ValueError(f"{counts}: expected train >= 1, val >= 1 and test >= 0")
     manifest = {**counts, "size": list(size), "seed": seed, "version": VERSION}
     if _already_made(out, manifest):
         return False

@@ -4,25 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scripts.street.canvas import (
-    BICYCLIST,
-    CAR,
-    DETAIL_RANGE,
-    FENCE,
-    GLASS,
-    LEAVES,
-    PAINTS,
-    PEDESTRIAN,
-    POLE,
-    SIGN,
-    TREE,
-    WALLS,
-    Canvas,
-    box,
-    limb,
-    pick,
-    ring,
-)
+from scripts.street.canvas import DETAIL_RANGE, GLASS, LEAVES, PAINTS, WALLS, Canvas, Label, box, limb, pick, ring
 
 CLOTHES = PAINTS + WALLS + [(60, 60, 84), (40, 44, 60), (210, 110, 60)]
 SKINS = [(226, 180, 150), (190, 140, 106), (122, 84, 62)]
@@ -74,11 +56,12 @@ BUS = Vehicle(
     axle=2.9,
     width=2.45,
 )
+CARS = (HATCHBACK, SALOON, VAN)
 
 
 def side_view(rng) -> list:
     """A car as a flat figure, about 4 m long."""
-    shape = (HATCHBACK, SALOON, VAN)[rng.integers(3)]
+    shape = CARS[rng.integers(3)]
     wheels = [(ring((axle, 0.33), 0.34), TYRE) for axle in (-shape.axle, shape.axle)]
     return [(np.array(shape.outline), pick(rng, PAINTS)), *((np.array(w), GLASS) for w in shape.windows), *wheels]
 
@@ -103,7 +86,7 @@ def vehicle(canvas: Canvas, rng, x: float, z: float, heading: float, shape: Vehi
             corners = stand((-half, half, half, -half), (s0, s0, s1, s1), (y0, y0, y1, y1))
             bands.append((corners, GLASS * (0.6 + 0.5 * light) if i in shape.glass else paint * light))
     for corners, colour in sorted(bands, key=lambda band: -band[0][:, 2].mean()):
-        canvas.paint(corners, colour, CAR, rough=0.08)
+        canvas.paint(corners, colour, Label.CAR, rough=0.08)
     if z > DETAIL_RANGE:
         return
     tail = ((206, 34, 28), (226, 206, 90), outline[1])
@@ -117,16 +100,16 @@ def vehicle(canvas: Canvas, rng, x: float, z: float, heading: float, shape: Vehi
                 (-0.26, 0.26, 0.5, 0.62, plate),
             ):
                 corners = stand((a, b, b, a), s + end * 0.02, (low, low, high, high))
-                canvas.paint(corners, colour, CAR, rough=0.05, glow=colour is lamps)
+                canvas.paint(corners, colour, Label.CAR, rough=0.05, glow=colour is lamps)
     for side in (-1, 1):
         if side * eye_across > half:
             flank = stand(side * half, *np.array(outline).T)
-            canvas.paint(flank, paint * canvas.shade(*(side * right)), CAR, rough=0.08)
+            canvas.paint(flank, paint * canvas.shade(*(side * right)), Label.CAR, rough=0.08)
             for window in shape.windows:
-                canvas.paint(stand(side * half, *np.array(window).T), GLASS * 0.9, CAR, rough=0.05)
+                canvas.paint(stand(side * half, *np.array(window).T), GLASS * 0.9, Label.CAR, rough=0.05)
             for axle in (-shape.axle, shape.axle):
-                canvas.paint(stand(side * half, *ring((axle, 0.33), 0.34).T), TYRE, CAR, rough=0.1)
-                canvas.paint(stand(side * half, *ring((axle, 0.33), 0.19).T), (136, 138, 142), CAR, rough=0.1)
+                canvas.paint(stand(side * half, *ring((axle, 0.33), 0.34).T), TYRE, Label.CAR, rough=0.1)
+                canvas.paint(stand(side * half, *ring((axle, 0.33), 0.19).T), (136, 138, 142), Label.CAR, rough=0.1)
 
 
 def person(rng) -> list:
@@ -154,7 +137,7 @@ def person(rng) -> list:
 
 def pedestrian(canvas: Canvas, rng, x: float, z: float):
     """Somebody who walks across the view."""
-    canvas.place(person(rng), (x, 0, z), (rng.choice((-1, 1)), 0), rng.uniform(0.85, 1.1), PEDESTRIAN)
+    canvas.place(person(rng), (x, 0, z), (rng.choice((-1, 1)), 0), rng.uniform(0.85, 1.1), Label.PEDESTRIAN)
 
 
 def cyclist(canvas: Canvas, rng, x: float, z: float, side: int):
@@ -175,7 +158,7 @@ def cyclist(canvas: Canvas, rng, x: float, z: float, side: int):
     figure += [(limb((-0.17, 0.88), (0.1, 1.4), 0.3), top), (limb((0.08, 1.36), (0.4, 1.04), 0.1), top * 0.8)]
     figure += [(ring((0.18, 1.58), 0.13, 8), pick(rng, PAINTS)), (ring((0.2, 1.55), 0.1, 8), skin)]
     turn = rng.uniform(0.2, 1.2)  # radians between the ride and the view across the street
-    canvas.place(figure, (x, 0, z), (-side * np.cos(turn), np.sin(turn)), 1.0, BICYCLIST)
+    canvas.place(figure, (x, 0, z), (-side * np.cos(turn), np.sin(turn)), 1.0, Label.BICYCLIST)
 
 
 def _board(rng) -> list:
@@ -200,15 +183,15 @@ def _board(rng) -> list:
 def signpost(canvas: Canvas, rng, x: float, z: float, lights: bool):
     """Traffic lights or a traffic sign: the post is Pole, what it carries is SignSymbol."""
     height, colour = rng.uniform(2.2, 3.0), pick(rng, [(112, 114, 116), (58, 60, 62)])
-    canvas.place([(limb((0, 0), (0, height + 0.3), 0.08), colour)], (x, 0, z), label=POLE)
+    canvas.place([(limb((0, 0), (0, height + 0.3), 0.08), colour)], (x, 0, z), label=Label.POLE)
     if not lights:
-        canvas.place(_board(rng), (x, height, z), scale=rng.uniform(0.9, 1.6), label=SIGN)
+        canvas.place(_board(rng), (x, height, z), scale=rng.uniform(0.9, 1.6), label=Label.SIGN)
         return
-    canvas.place([(box(-0.19, 0.19, height - 0.5, height + 0.5), (26, 28, 28))], (x, 0, z), label=SIGN)
+    canvas.place([(box(-0.19, 0.19, height - 0.5, height + 0.5), (26, 28, 28))], (x, 0, z), label=Label.SIGN)
     colours = np.array(((236, 50, 36), (240, 170, 40), (60, 220, 130))) * 0.22
     colours[rng.integers(3)] /= 0.22
     centres = np.array([(x, height + rise, z) for rise in (0.3, 0.0, -0.3)])
-    canvas.discs(centres, np.full(3, 0.11), colours, SIGN, rough=0.0, glow=True)
+    canvas.discs(centres, np.full(3, 0.11), colours, Label.SIGN, rough=0.0, glow=True)
 
 
 def lamp(canvas: Canvas, rng, side: int, x: float, z: float, lit: bool):
@@ -218,7 +201,7 @@ def lamp(canvas: Canvas, rng, side: int, x: float, z: float, lit: bool):
     head = (tip[0] - side * 0.5, tip[1])
     mast = [(limb((0, 0), (0, height), 0.11), colour), (limb((0, height), tip, 0.08), colour)]
     mast += [(limb(tip, head, 0.16), colour * 0.7), (box(-0.1, 0.1, 0, 1.0), colour * 0.85)]
-    canvas.place(mast, (x, 0, z), label=POLE)
+    canvas.place(mast, (x, 0, z), label=Label.POLE)
     if lit:
         bulb = np.array([(x + head[0] + side * 0.25, tip[1] - 0.08, z)])
         canvas.discs(bulb, [0.22], [(255, 226, 160)], rough=0.0, glow=True)
@@ -229,7 +212,7 @@ def bollards(canvas: Canvas, rng, x: float, z: float, count: int):
     colour = pick(rng, [(44, 46, 50), (150, 146, 140)])
     post = [(box(-0.08, 0.08, 0, 0.95), colour), (box(-0.09, 0.09, 0.72, 0.82), (226, 222, 210))]
     for i in reversed(range(count)):
-        canvas.place(post, (x, 0, z + 1.6 * i), label=POLE)
+        canvas.place(post, (x, 0, z + 1.6 * i), label=Label.POLE)
 
 
 def fence(canvas: Canvas, rng, x: float, z0: float, z1: float):
@@ -243,7 +226,7 @@ def fence(canvas: Canvas, rng, x: float, z0: float, z1: float):
         up, ahead = np.stack((low, low, high, high), -1), np.stack((near, far, far, near), -1)
         return np.stack((np.full(up.shape, x), up, ahead), -1)
 
-    canvas.paint(strip(z0, z1, 0, height), None if kind == "rails" else colour, FENCE, rough=0.6)
+    canvas.paint(strip(z0, z1, 0, height), None if kind == "rails" else colour, Label.FENCE, rough=0.6)
     if kind == "wall":
         canvas.paint(strip(z0, z1, height - 0.12, height), colour * 1.2)
         return
@@ -251,15 +234,17 @@ def fence(canvas: Canvas, rng, x: float, z0: float, z1: float):
     canvas.paint(strip(bars, bars + 0.04, 0, height), colour * (1.0 if kind == "rails" else 0.6))
     rails, posts = np.array((0.12, height - 0.06)), np.arange(z0, z1, 2.4)
     canvas.paint(strip(z0, z1, rails, rails + 0.07), colour * 0.9)
-    canvas.paint(strip(posts, posts + 0.1, 0, height + 0.08), colour * 0.8, FENCE)
+    canvas.paint(strip(posts, posts + 0.1, 0, height + 0.08), colour * 0.8, Label.FENCE)
 
 
 def hedge(canvas: Canvas, rng, x: float, z0: float, z1: float, height: float):
     """A hedge along the street."""
     leaf, z = pick(rng, LEAVES), np.repeat(np.arange(z1, z0, -0.6), 2)
-    canvas.paint([(x, 0, z0), (x, 0, z1), (x, height, z1), (x, height, z0)], leaf * 0.7, TREE, rough=0.9)
+    canvas.paint([(x, 0, z0), (x, 0, z1), (x, height, z1), (x, height, z0)], leaf * 0.7, Label.TREE, rough=0.9)
     centres = np.stack((np.full(z.shape, x), rng.uniform(0.5, 1.0, z.size) * height, z), -1)
-    canvas.discs(centres, rng.uniform(0.15, 0.32, z.size), leaf * rng.uniform(0.7, 1.05, (z.size, 1)), TREE, rough=0.9)
+    canvas.discs(
+        centres, rng.uniform(0.15, 0.32, z.size), leaf * rng.uniform(0.7, 1.05, (z.size, 1)), Label.TREE, rough=0.9
+    )
 
 
 def tree(canvas: Canvas, rng, x: float, z: float, height: float):
@@ -276,9 +261,9 @@ def tree(canvas: Canvas, rng, x: float, z: float, height: float):
             figure += [(limb((0, low * 0.8), fork, 0.1), bark), (limb(fork, tip, 0.05), bark)]
             twigs = fork + (tip - fork) * rng.uniform(0.4, 1.0, (4, 1)) + rng.normal(0, 0.09 * height, (4, 2))
             figure += [(limb(fork + (tip - fork) * 0.3, twig, 0.03), bark) for twig in twigs]
-        canvas.place(figure, (x, 0, z), label=TREE)
+        canvas.place(figure, (x, 0, z), label=Label.TREE)
         return
-    canvas.place(figure, (x, 0, z), label=TREE)
+    canvas.place(figure, (x, 0, z), label=Label.TREE)
     count = 64 if z < DETAIL_RANGE else 24
     offset = rng.normal(0, 0.5, (count, 2))
     offset /= np.maximum(1, np.hypot(*offset.T))[:, None]
@@ -289,4 +274,4 @@ def tree(canvas: Canvas, rng, x: float, z: float, height: float):
     offset, light = offset[order], light[order]
     centres = np.stack((x + offset[:, 0] * spread, middle + offset[:, 1] * half, np.full(count, z)), -1)
     radii = spread * rng.uniform(0.15, 0.32, count) * (64 / count) ** 0.5
-    canvas.discs(centres, radii, leaf * (0.5 + 0.7 * light[:, None]), TREE, rough=0.9)
+    canvas.discs(centres, radii, leaf * (0.5 + 0.7 * light[:, None]), Label.TREE, rough=0.9)

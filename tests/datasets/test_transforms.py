@@ -260,19 +260,3 @@ def test_contrast_after_hue_acts_on_the_turned_colour():
     red = np.array([[[255, 0, 0]]], np.uint8)
     result = distort(red, Scripted((0, 1, 0, 0, 1), (0.5, 18)))[0, 0]
     assert np.abs(result.astype(int) - [128, 76, 0]).max() <= 1
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"crop_size": (0, 10)}, "crop_size"),
-        ({"crop_size": (10,)}, "crop_size"),
-        ({"crop_size": (9, 9), "scale_range": (2.0, 0.5)}, "scale_range"),
-        ({"crop_size": (9, 9), "scale_range": (0, 1)}, "scale_range"),
-        ({"crop_size": (9, 9), "cat_max_ratio": 0}, "cat_max_ratio"),
-        ({"crop_size": (9, 9), "cat_max_ratio": 75}, "cat_max_ratio"),
-    ],
-)
-def test_options_out_of_range_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        TrainTransform(**options)

@@ -127,7 +127,8 @@ def test_methods(file, case):
     assume(section["type"] != "dkd" or case.classes > 1)
     torch.manual_seed(case.seed)
     networks = pair(case.classes)
-    method = build_method(student=networks[0], teacher=networks[1], pixels=case.pixels, **section)
+    method = build_method(student=networks[0], teacher=networks[1], **section | {"pixels": case.pixels})
+    method.calibrate(lambda: [(teacher, Labels(labels))])
     inputs = {"logits": student.logits, **student.taps}
     inputs |= {f"teacher's {name}": x for name, x in (("logits", teacher.logits), *teacher.taps.items())}
     for x in inputs.values():

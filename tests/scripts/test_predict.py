@@ -325,12 +325,6 @@ def test_options_out_of_range(student, tmp_path, capsys, option):
     assert option[0] in capsys.readouterr().err
 
 
-def test_help_shows_examples(capsys):
-    with pytest.raises(SystemExit):
-        predict.main(["--help"])
-    assert "python scripts/predict.py student.onnx photo.jpg --out overlays" in capsys.readouterr().out
-
-
 def test_an_image_that_is_too_small_is_named_with_its_size_and_what_to_set(tmp_path):
     network, image = {"backbone": "mit_b0", "head": "segformer", "width": 16}, tmp_path / "x.png"
     about = {"network": network, "class_names": list("abc"), "palette": PALETTE}

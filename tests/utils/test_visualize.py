@@ -5,7 +5,7 @@ import pytest
 from datasets.camvid import GROUPS
 from datasets.cityscapes import CLASSES
 from utils.names import OUTSIDE, VOID
-from utils.visualize import ERROR_COLORS, GAP, LINE, SWATCH, colorize, error_map, overlay, panel, plot_curves, write_png
+from utils.visualize import ERROR_COLORS, GAP, LINE, colorize, error_map, overlay, panel, plot_curves, write_png
 
 PALETTE = [(10, 20, 30), (200, 100, 0)]
 LABEL = np.array([[0, 1], [255, 0]], np.uint8)
@@ -26,10 +26,6 @@ def test_colorize_refuses_what_it_has_no_colour_for():
         colorize(np.array([[0, 2]]), PALETTE)
     with pytest.raises(ValueError, match=r"\[-1\] have no colour"):
         colorize(np.array([[0, -1]]), PALETTE)
-    with pytest.raises(ValueError, match=r"palette is \(6,\)"):
-        colorize(LABEL, [10, 20, 30, 200, 100, 0])
-    with pytest.raises(ValueError, match="0..255"):
-        colorize(LABEL, [(0, 0, 256), (0, 0, 0)])
 
 
 def test_overlay_mixes_and_leaves_void_alone():
@@ -51,8 +47,6 @@ def test_error_map_by_hand():
     correct, wrong, void = (list(ERROR_COLORS[name]) for name in ("correct", "wrong", "void"))
     assert errors.tolist() == [[correct, wrong], [void, correct]]
     assert errors.dtype == np.uint8
-    with pytest.raises(ValueError, match=r"prediction is \(1, 2\)"):
-        error_map(LABEL[:1], LABEL)
 
 
 def test_panel_places_every_picture_under_its_title():
@@ -65,8 +59,9 @@ def test_panel_places_every_picture_under_its_title():
     for row, title_top in zip(rows, [0, LINE + 40 + GAP], strict=True):
         for (_, image), left in zip(row, lefts, strict=True):
             top = title_top + LINE
-            assert np.array_equal(out[top : top + image.shape[0], left : left + 60], image)
-            assert out[title_top : top - 1, left : left + 60].min() < 128  # there is text above each
+            shown = out[top : top + image.shape[0], left : left + 60]
+            assert np.array_equal(shown[2:-2, 2:-2], image[2:-2, 2:-2])  # a grey line is around each
+            assert out[title_top : top - 2, left : left + 60].min() < 128  # there is text above each
     assert np.array_equal(out, panel(rows, width=width))
     renamed = panel([[("student", rows[0][0][1]), rows[0][1]], rows[1]], width=width)
     assert not np.array_equal(out[:LINE], renamed[:LINE])
@@ -77,20 +72,20 @@ def test_panel_scales_pictures_to_equal_columns_and_keeps_proportions():
     small, large = np.full((10, 30, 3), 7, np.uint8), np.full((100, 300, 3), 9, np.uint8)
     out = panel([[("small", small), ("large", large)]], width=2 * 150 + 3 * GAP)
     assert out.shape == (LINE + 50 + GAP, 2 * 150 + 3 * GAP, 3)
-    assert (out[LINE : LINE + 50, GAP : GAP + 150] == 7).all()
-    assert (out[LINE : LINE + 50, GAP + 150 + GAP : -GAP] == 9).all()
+    assert (out[LINE + 2 : LINE + 48, GAP + 2 : GAP + 148] == 7).all()
+    assert (out[LINE + 2 : LINE + 48, GAP + 150 + GAP + 2 : -GAP - 2] == 9).all()
 
 
 def test_panel_legend_shows_every_colour_with_a_name():
-    names = {f"class {i}": (5 * i, 255 - 5 * i, 77) for i in range(11)}
+    names = {f"{'_$'[i % 2]}class {i}$": (5 * i, 255 - 5 * i, 77) for i in range(11)}  # neither hidden nor a formula
     plain = panel([[("image", picture(40, 300))]], width=600)
     out = panel([[("image", picture(40, 300))]], names, width=600)
-    assert np.array_equal(out[: len(plain)], plain)
-    strip = out[len(plain) :]
+    assert np.array_equal(out[: len(plain) - GAP], plain[:-GAP])
+    strip = out[len(plain) - GAP :]
     for color in names.values():
         rows, columns = np.nonzero((strip == color).all(-1))
-        assert len(rows) == SWATCH**2
-        beside = strip[rows.min() : rows.max() + 1, columns.max() + 4 : columns.max() + 80]
+        assert len(rows) > 100
+        beside = strip[rows.min() : rows.max() + 1, columns.max() + 8 : columns.max() + 120]
         assert (beside.max(-1) < 128).any()  # dark text
 
 
@@ -104,21 +99,6 @@ def test_void_and_the_colours_of_errors_are_far_from_each_other_and_from_every_c
     between = np.abs(special[:, None] - special[None]).max(-1)
     assert between[~np.eye(3, dtype=bool)].min() >= 60
     assert np.abs(special[:, None] - np.array(palette, int)[None]).max(-1).min() >= 30
-
-
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ([], "0 rows"),
-        ([[]], "1 rows and 0 columns"),
-        ([[("a", picture(4, 4)), ("b", picture(4, 4))], [("a", picture(4, 4))]], "row 1 has 1 pictures; expected 2"),
-        ([[("a", picture(4, 4))], [("truth", LABEL)]], r"row 1, 'truth': \(2, 2\) uint8"),
-        ([[("a", picture(4, 4) / 255)]], "float64"),
-    ],
-)
-def test_panel_refuses_rows_that_do_not_fit(rows, message):
-    with pytest.raises(ValueError, match=message):
-        panel(rows)
 
 
 def test_png_round_trip_in_colour_and_as_class_map(tmp_path):
@@ -162,5 +142,3 @@ def test_curves_draw_each_line_in_its_own_colour(tmp_path):
     teacher = (image == (0x00, 0x72, 0xB2)).all(-1).sum()
     student = (image == (0xD5, 0x5E, 0x00)).all(-1).sum()
     assert teacher > 4 * student > 0  # the nan breaks the student's line: dots and its legend line are left
-    with pytest.raises(ValueError, match=r"no points .*\['none'\]"):
-        plot_curves({"none": []}, tmp_path / "empty.png", "mIoU", "validation")

@@ -1,5 +1,7 @@
-# L = L_task + feature * L_feature + logit * L_logit + relation * L_relation; losses/hmkd.py explains every option.
+# L = L_task + feature * L_feature + logit * L_logit: the student learns the teacher's features, at every stage in a fixed
+# frame, and its class distribution. losses/hmkd.py explains every option; docs/methods.md shows what each form gains.
 distill = dict(
-    type="hmkd", feature=1.0, logit=1.0, relation=0.0,
-    feature_pairs=[("stage3", "stage3")], temperature=1.0, anchor="labels",
+    type="hmkd", feature=16.0, logit=1.0, target="frame",
+    feature_pairs=[("stage1", "stage1"), ("stage2", "stage2"), ("stage3", "stage3"), ("stage4", "stage4")],
+    temperature=1.0, pixels="inside",
 )  # fmt: skip

@@ -81,16 +81,16 @@ def test_white_space_around_a_class_name_is_left_out(hugging_face, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"depths": [2, 2, 2, 9]}, r"config\.json: hidden_sizes and depths .*\[2, 2, 2, 9\].* are none of mit_b0"),
-        ({"depths": 5}, r"config\.json: hidden_sizes and depths .*5.* are none of mit_b0"),
-        ({"decoder_hidden_size": "16"}, r"config\.json: hidden_sizes and depths"),
+        ({"depths": [2, 2, 2, 9]}, r"config\.json: hidden_sizes, depths and .*\[2, 2, 2, 9\] .* one of mit_b0"),
+        ({"depths": 5}, r"config\.json: hidden_sizes, depths and .* 5 .*expected those of one of mit_b0"),
+        ({"decoder_hidden_size": "16"}, r"config\.json: hidden_sizes, depths and decoder_hidden_size are .* and '16';"),
         ({"hidden_act": "relu"}, r"config\.json: hidden_act is relu; the networks here have gelu"),
         ({"strides": [2, 2, 2, 2]}, r"config\.json: strides is \[2, 2, 2, 2\]"),
         ({"id2label": {"x": "road"}}, r"config\.json: id2label has the ids \['x'\]; expected 0\.\.K-1"),
         ({"id2label": {"0": 3}}, r"config\.json: its metadata is damaged: class_names\.0 is 3"),
         ({"sr_ratios": [4, 4, 2, 1]}, r"config\.json: sr_ratios is \[4, 4, 2, 1\]; .*\[8, 4, 2, 1\]"),
         ({"model_type": "bert"}, r"config\.json: model_type is 'bert'; expected 'segformer', or 'upernet' for student"),
-        ({"hidden_sizes": None}, r"config\.json has no hidden_sizes"),
+        ({"hidden_sizes": None}, r"config\.json: hidden_sizes, depths and decoder_hidden_size are None,"),
     ],
 )
 def test_a_network_that_is_none_of_ours_is_refused(hugging_face, tmp_path, change, message):

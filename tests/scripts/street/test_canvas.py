@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scripts.street.canvas import CAR, FENCE, Canvas, box, limb, ring
+from scripts.street.canvas import Canvas, Label, box, limb, ring
 
 WALL = np.array(((-1, 0.5, 10), (1, 0.5, 10), (1, 2.5, 10), (-1, 2.5, 10)), float)  # 2 m x 2 m, 10 m ahead
 
@@ -26,23 +26,23 @@ def test_a_bend_shifts_what_is_far(canvas):
 
 
 def test_paint_fills_picture_and_label_in_the_same_place(canvas):
-    canvas.paint(WALL, (250, 10, 20), CAR, rough=1.0)
+    canvas.paint(WALL, (250, 10, 20), Label.CAR, rough=1.0)
     inside = np.zeros((100, 100), bool)
     inside[41:60, 41:60] = True
     outside = np.ones((100, 100), bool)
     outside[39:62, 39:62] = False
-    assert (canvas.label[inside] == CAR).all()
+    assert (canvas.label[inside] == Label.CAR).all()
     assert (canvas.label[outside] == 0).all()
     assert (canvas.paint_layer[inside] == (250, 10, 20, 255)).all()
     assert (canvas.paint_layer[outside] == 0).all()
 
 
 def test_see_through_and_unlabelled(canvas):
-    canvas.paint(WALL, None, FENCE)
-    assert canvas.label[50, 50] == FENCE
+    canvas.paint(WALL, None, Label.FENCE)
+    assert canvas.label[50, 50] == Label.FENCE
     assert not canvas.paint_layer.any()
     canvas.paint(WALL, (90, 90, 90))
-    assert canvas.label[50, 50] == FENCE
+    assert canvas.label[50, 50] == Label.FENCE
     assert canvas.paint_layer[50, 50, 0] == 90
 
 
@@ -77,15 +77,15 @@ def test_shade_is_full_towards_the_sun_and_ambient_away_from_it(canvas):
 
 
 def test_place_stands_a_figure_on_its_feet(canvas):
-    canvas.place([(box(0, 1, 0, 2), (9, 9, 9))], (0, 0, 10), scale=0.5, label=CAR)  # 0.5 m wide, 1 m high
-    rows, columns = np.nonzero(canvas.label == CAR)
+    canvas.place([(box(0, 1, 0, 2), (9, 9, 9))], (0, 0, 10), scale=0.5, label=Label.CAR)  # 0.5 m wide, 1 m high
+    rows, columns = np.nonzero(canvas.label == Label.CAR)
     assert (columns.min(), columns.max()) == (50, 55)
     assert (rows.min(), rows.max()) == (55, 65)
 
 
 def test_discs_have_their_radius(canvas):
-    canvas.discs(np.array([(0, 1.5, 10.0)]), [1.0], [(255, 0, 0)], CAR)
-    assert (canvas.label == CAR).sum() == pytest.approx(np.pi * 10**2, rel=0.12)
+    canvas.discs(np.array([(0, 1.5, 10.0)]), [1.0], [(255, 0, 0)], Label.CAR)
+    assert (canvas.label == Label.CAR).sum() == pytest.approx(np.pi * 10**2, rel=0.12)
 
 
 def test_shapes():

@@ -11,7 +11,7 @@ import pytest
 
 from datasets import build_dataset
 from scripts.street import scene as synthetic
-from scripts.street.canvas import BUILDING, CAR, ROAD, SKY, UNLABELLED
+from scripts.street.canvas import Label
 from scripts.street.scene import SPLITS, render_scene, scene_seed, write_synthetic
 
 SIZE = (96, 128)
@@ -60,21 +60,21 @@ def test_classes_are_camvids_in_plausible_shares(scenes):
     assert len(counts) == 12
     assert (counts > 0).all()
     share = counts / counts.sum()
-    assert (share[[SKY, BUILDING, ROAD]] > 0.12).all()
+    assert (share[[Label.SKY, Label.BUILDING, Label.ROAD]] > 0.12).all()
     assert (share[[2, 6, 7, 9, 10]] < 0.03).all()  # poles, signs, fences and people are rare
-    assert 0.02 < share[CAR] < 0.15
+    assert 0.02 < share[Label.CAR] < 0.15
 
 
 def test_void_is_thin_and_scarce(scenes):
     for _, label in scenes:
-        void = (label == UNLABELLED).astype(np.uint8)
+        void = (label == Label.UNLABELLED).astype(np.uint8)
         assert 0 < void.mean() < 0.08
         assert not cv2.erode(void, np.ones((5, 5), np.uint8)).any()  # never a region, only outlines
 
 
 def test_sky_is_above_the_road(scenes):
     for _, label in scenes:
-        sky, road = np.nonzero(label == SKY)[0], np.nonzero(label == ROAD)[0]
+        sky, road = np.nonzero(label == Label.SKY)[0], np.nonzero(label == Label.ROAD)[0]
         assert road.max() == SIZE[0] - 1
         assert sky.max(initial=0) <= road.min() + 1
 
@@ -93,7 +93,7 @@ def test_picture_and_label_are_aligned(scenes):
 def test_every_size_shows_the_same_street():
     for seed in range(4):
         small, large = render_scene(seed, SIZE)[1], render_scene(seed, (2 * SIZE[0], 2 * SIZE[1]))[1][::2, ::2]
-        known = (small != UNLABELLED) & (large != UNLABELLED)
+        known = (small != Label.UNLABELLED) & (large != Label.UNLABELLED)
         assert (small == large)[known].mean() > 0.93
 
 
@@ -131,7 +131,7 @@ def test_the_camvid_loader_reads_it(tmp_path):
     image, label = build_dataset("camvid", tmp_path / "data", "val.txt").load(0)
     expected_image, expected_label = render_scene(scene_seed(4, "val", 0), TINY)
     np.testing.assert_array_equal(image, expected_image)
-    np.testing.assert_array_equal(label, np.where(expected_label == UNLABELLED, 255, expected_label))
+    np.testing.assert_array_equal(label, np.where(expected_label == Label.UNLABELLED, 255, expected_label))
 
 
 def test_growing_a_split_keeps_its_pictures(tmp_path):
@@ -202,6 +202,6 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch, failure):
 
 @pytest.mark.parametrize("wrong", [{"train": 0}, {"val": 0}, {"test": -1}, {"seed": -1}, {"size": (16, 16)}])
 def test_impossible_data_sets_are_refused(tmp_path, wrong):
-    with pytest.raises(ValueError, match="expected train >= 1"):
+    with pytest.raises(ValueError, match="expected train >= 1|a scene needs a seed >= 0 and at least 32 pixels"):
         write_synthetic(tmp_path / "data", **({"train": 1, "val": 1, "size": TINY} | wrong))
     assert not list(tmp_path.iterdir())

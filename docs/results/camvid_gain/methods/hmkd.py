@@ -1,2 +1,0 @@
-_base_ = ["../../../../configs/_base_/methods/hmkd.py"]
-distill = dict(pixels="inside")
