@@ -128,7 +128,7 @@ def test_methods(file, case):
     torch.manual_seed(case.seed)
     networks = pair(case.classes)
     method = build_method(student=networks[0], teacher=networks[1], **section | {"pixels": case.pixels})
-    method.calibrate(lambda: [(teacher, Labels(labels))])
+    method.calibrate(lambda: [(random_output(networks[1], 2, 8, 8), zero_labels(2, 8, 8))])
     inputs = {"logits": student.logits, **student.taps}
     inputs |= {f"teacher's {name}": x for name, x in (("logits", teacher.logits), *teacher.taps.items())}
     for x in inputs.values():
