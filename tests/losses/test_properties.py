@@ -22,7 +22,7 @@ from losses.labels import Grid, Labels, majority_labels
 from losses.task import TaskLoss
 from models.base import SegOutput, Tap
 from tests.conftest import ROOT
-from tests.losses.networks import spec
+from tests.losses.networks import random_output, spec, zero_labels
 from utils.config import load_section
 from utils.names import OUTSIDE, VOID
 
