@@ -30,7 +30,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def multiply_adds(model: nn.Module, size: tuple[int, int]) -> dict[str, int]:
-    """Multiply-adds for one image of ``size`` (H, W) in evaluation: of each child of the network, and their 'total'.
+    """Multiply-adds for one image of ``size`` (H, W) in evaluation: of the 'backbone', the 'head', and their 'total'.
 
     A multiplication and its addition count as one, as in the field's papers (``FlopCounterMode`` counts two). Only
     convolutions, linear layers and the matrix products of attention count. A copy on the meta device is used, so
@@ -40,8 +40,10 @@ def multiply_adds(model: nn.Module, size: tuple[int, int]) -> dict[str, int]:
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         shadow(torch.empty(1, 3, *size, dtype=torch.uint8, device="meta"))
     found = {module: sum(operators.values()) // 2 for module, operators in counter.get_flop_counts().items()}
-    children = {name: found.get(f"{type(model).__name__}.{name}", 0) for name, _ in model.named_children()}
-    return {**children, "total": found["Global"]}
+    inner = getattr(shadow, "backbone", None)
+    path = next((f".{path}" for path, module in shadow.named_modules() if module is inner), None)
+    backbone = found.get(f"{type(model).__name__}{path}", 0)
+    return {"backbone": backbone, "head": found["Global"] - backbone, "total": found["Global"]}
 
 
 def network_table(networks: Mapping[str, nn.Module], size: tuple[int, int]) -> str:

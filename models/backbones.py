@@ -1,5 +1,7 @@
 """Backbones by name: timm's networks of four feature levels and its plain ViTs, and the Mix Transformers."""
 
+from collections.abc import Iterable
+
 import timm
 import torch.nn.functional as F
 from timm.layers import DropPath
@@ -149,17 +151,17 @@ def _undilate_second_convolutions(net: nn.Module) -> None:
             module.dilation, module.padding = (1, 1), (1, 1)
 
 
-def timm_names(backbone: TimmBackbone) -> dict[str, str | None]:
-    """Each tensor of timm's whole network -> its name in ``backbone.net``, or None: the feature network lacks it."""
+def timm_names(name: str, features: Iterable[str]) -> dict[str, str | None]:
+    """Each tensor of timm's whole network -> its name in the feature network, or None where this lacks it."""
     # A feature network has the modules of the whole one, some of them with '_' instead of '.' in their names.
-    features = {key.removeprefix("model.").replace(".", "_"): key for key in backbone.net.state_dict()}
-    name, options = DEEP_STEMS.get(backbone.name, (backbone.name, {}))
+    features = {key.removeprefix("model.").replace(".", "_"): key for key in features}
+    name, options = DEEP_STEMS.get(name, (name, {}))
     return {key: features.get(key.replace(".", "_")) for key in timm.create_model(name, **options).state_dict()}
 
 
-def timm_normalization(backbone: TimmBackbone) -> Normalization | None:
+def timm_normalization(name: str) -> Normalization | None:
     """The normalisation that timm's weights of this network were trained with; None: timm has no weights of it."""
-    config = timm.get_pretrained_cfg(backbone.name) if timm.is_model(backbone.name) else None
+    config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     if config is None or not config.has_weights:
         return None
     mean, std = (tuple(round(255 * value, 3) for value in values) for values in (config.mean, config.std))

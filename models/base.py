@@ -118,7 +118,12 @@ class NormalizedModel(nn.Module):
 
     Args:
         normalization: statistics that :meth:`normalize` subtracts and divides by.
+
+    Attributes:
+        dtype: of the images that :meth:`normalize` gives.
     """
+
+    dtype = torch.float32
 
     def __init__(self, normalization: Normalization):
         super().__init__()
@@ -132,7 +137,7 @@ class NormalizedModel(nn.Module):
             raise ValueError(f"images are {tuple(images.shape)}; expected B x 3 x H x W, RGB in 0..255")
         if self.normalization.bgr:
             images = images.flip(1)
-        return (images.float() - self.mean) / self.std
+        return ((images.float() - self.mean) / self.std).to(self.dtype)
 
 
 class SegModel(NormalizedModel):

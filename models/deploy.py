@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.base import SegModel
+from models.base import NormalizedModel
 from models.heads.layers import RegionAverage
 from models.inference import scaled_size
 
@@ -20,7 +20,7 @@ class Deployable(nn.Module):
     """Normalisation, network, upsampling and argmax as one module, for export.
 
     The class map is uint8: every runtime supports it, and it is eight times smaller than the int64 of argmax. With
-    ``half`` the backbone and the head compute in float16; normalisation, upsampling and outputs keep their types.
+    ``half`` the network computes in float16; normalisation, upsampling and outputs keep their types.
 
     Args:
         model: the network; it is copied.
@@ -35,7 +35,7 @@ class Deployable(nn.Module):
 
     def __init__(
         self,
-        model: SegModel,
+        model: NormalizedModel,
         outputs: Sequence[str] = ("classes",),
         half: bool = False,
         scale: float = 1.0,
@@ -52,9 +52,10 @@ class Deployable(nn.Module):
             for name, child in parent.named_children():
                 if isinstance(child, nn.AdaptiveAvgPool2d):
                     setattr(parent, name, RegionAverage(child.output_size))
-        self.dtype = torch.float16 if half else torch.float32
-        self.model.backbone.to(self.dtype)
-        self.model.head.to(self.dtype)
+        if half:
+            self.model.dtype = torch.float16
+            for child in self.model.children():
+                child.half()
         self.eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -66,8 +67,6 @@ class Deployable(nn.Module):
         if self.input_scale != 1:
             seen = scaled_size(images.shape[-2:], self.input_scale)
             images = F.interpolate(images.float(), seen, mode="bilinear", antialias=self.input_scale < 1)
-        stages = self.model.backbone(self.model.normalize(images).to(self.dtype))
-        logits, _ = self.model.head(stages)
-        logits = F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
+        logits = F.interpolate(self.model(images).logits.float(), size, mode="bilinear", align_corners=False)
         given = {"logits": logits, "classes": logits.argmax(1).to(torch.uint8)}
         return tuple(given[name] for name in self.outputs)

@@ -89,10 +89,10 @@ def describe(model: SegModel | Teacher, size: Size) -> dict:
     """Parameters, multiply-adds, and the taps with their grids on an image of ``size``."""
     taps = model.spec.taps
     model, scale = network_of(model)
-    backbone, head = count_parameters(model.backbone), count_parameters(model.head)
-    auxiliary = count_parameters(model) - backbone - head
+    backbone, auxiliary = count_parameters(model.backbone), count_parameters(model.aux_head or nn.Module())
+    deployed = count_parameters(model) - auxiliary
     return {
-        "parameters": {"backbone": backbone, "head": head, "deployed": backbone + head, "auxiliary": auxiliary},
+        "parameters": {"backbone": backbone, "head": deployed - backbone, "deployed": deployed, "auxiliary": auxiliary},
         "multiply_adds": multiply_adds(model, scaled_size(size, scale)),
         "taps": {
             name: {
@@ -202,8 +202,7 @@ def print_networks(config: Experiment, networks: dict[str, dict]) -> None:
             print_line(f"  {part}", shown, gain(amounts, "fewer", "more"))
 
     print_line("", {name: name for name in networks}, "the student:" if len(networks) == 2 else "")
-    for key in ("backbone", "head"):
-        print_line(key, {name: getattr(getattr(config, name), key) or "as in its weights" for name in networks})
+    print_line("", {name: getattr(config, name).title or "as in its weights" for name in networks})
     say("parameters (M)")
     print_amounts("parameters", ("backbone", "head", "deployed"), 1e6)
     auxiliary = {name: facts["parameters"]["auxiliary"] / 1e6 for name, facts in networks.items()}
@@ -267,7 +266,7 @@ def compare(configs: dict[str, Experiment], args: argparse.Namespace) -> None:
     timed = [form for form, times in latency.items() if not isinstance(times, str)]
     rows = [
         [
-            f"{configs[source].student.head} {configs[source].student.backbone}",
+            configs[source].student.title,
             f"{facts['parameters']['deployed'] / 1e6:.2f}",
             f"{facts['multiply_adds']['total'] / 1e9:.2f}",
             *(f"{statistics.median(latency[form][source]):.1f}" for form in timed),
@@ -294,10 +293,6 @@ def write_json(file: Path | None, size: Size, device: torch.device, figures: dic
 def run(config: Experiment, source: str, args: argparse.Namespace) -> None:
     size, origin = (tuple(args.size), "--size") if args.size else image_size(config, source)
     names = class_names(config, source)
-    if config.teacher is not None and config.teacher.source is not None:
-        raise ValueError(
-            "a teacher of another library has no backbone and head to compare: set teacher=None distill=None"
-        )
     teacher = build_teacher(config, source, names, pretrained=False)
     student, _ = build_student(config, source, names, pretrained=False)
     models = ({} if teacher is None else {"teacher": teacher}) | {"student": student}

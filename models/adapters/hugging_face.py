@@ -60,7 +60,7 @@ def from_transformers(name: str, weights: str | None, arguments: dict[str, Any])
 
     modules = dict(module.named_modules())
     tokens = 1 + getattr(config, "num_register_tokens", 0)
-    encoder = modules.get("backbone", modules.get("model.pixel_level_module.encoder"))
+    encoder = next((path for path in ("backbone", "model.pixel_level_module.encoder") if path in modules), "")
     pad_to = config.image_size if kind in ONE_SIZE else math.lcm(divisor, 32)
     normalization = processor and _normalization_of(processor)
     return Source(module, report, normalization, pad_to, "logits", find_stages, tokens, None, encoder, run)

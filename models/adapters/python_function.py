@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from models.adapters.loading import load_strictly, report_own
-from models.adapters.wrapped import SOURCES, Source
+from models.adapters.wrapped import SOURCES, TRAINED, Source
 from models.weights.sources import read_weights
 
 
@@ -30,3 +30,9 @@ def from_function(name: str, weights: str | None, arguments: dict[str, Any]) -> 
     if weights is None:
         return Source(network, report_own(network, f"python:{name}", "python"))
     return Source(network, load_strictly(network, read_weights(weights), "python"))
+
+
+@TRAINED.register("python")
+def new_from_function(name: str, num_classes: int, arguments: dict[str, Any]) -> Source:
+    """As :func:`from_function`; the number of classes is among the arguments, under the function's own name."""
+    return from_function(name, None, arguments)
