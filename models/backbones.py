@@ -29,14 +29,14 @@ TRANSFORMERS = {
     *("hieradet_sam2", "iformer", "lowformer", "maxxvit", "metaformer", "mobilevit", "mvitv2", "nextvit", "pvt_v2"),
     *("swiftformer", "swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr", "tiny_vit", "twins"),
 }
-# Plain ViTs (DeiT, DINOv2, DINOv3, SigLIP, EVA, ...), whose blocks all have one grid. Their position embeddings follow
-# the image size: the learnt ones are interpolated, the rotary ones computed.
-PLAIN_VITS = {"deit", "eva", "vision_transformer"}
+# Plain ViTs (DeiT, DINOv2, DINOv3, SigLIP, EVA, SAM, ...), whose blocks all have one grid. Their position embeddings
+# follow the image size: the learnt ones are interpolated, the rotary ones computed. Those of BEiT do not.
+PLAIN_VITS = {"deit", "eva", "vision_transformer", "vision_transformer_sam"}
 # The grids of these are ceil(size / stride) at every size; the others (patchify stems, unpadded pooling) drop the last
 # cells.
 ROUNDS_UP = {"efficientnet", "mobilenetv3", "pvt_v2", "regnet", "res2net", "resnet", "resnetv2"}
 ANY_SIZE = {
-    **dict.fromkeys(PLAIN_VITS, {"dynamic_img_size": True}),
+    **dict.fromkeys(PLAIN_VITS - {"vision_transformer_sam"}, {"dynamic_img_size": True}),
     "swin_transformer": {"strict_img_size": False},
     "swin_transformer_v2": {"strict_img_size": False},
     "swin_transformer_v2_cr": {"strict_img_size": False},
@@ -114,11 +114,14 @@ class PlainViT(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         depth = len(model.blocks)
-        self.levels = model.prune_intermediate_layers([depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)])
+        self.levels = model.prune_intermediate_layers(
+            [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)],
+            prune_norm=hasattr(model, "neck"),  # of SAM: convolutions in front of the norm
+        )
         self.model, self.feature_info = model, FeatureInfo(model.feature_info, self.levels)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """B 3 H W, whole patches -> four maps B C H/patch W/patch, each after the network's final norm."""
+        """B 3 H W, whole patches -> four maps B C H/patch W/patch, each after the network's final norm (not of SAM)."""
         return self.model.forward_intermediates(images, indices=self.levels, norm=True, intermediates_only=True)
 
 

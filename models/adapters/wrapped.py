@@ -34,8 +34,8 @@ class Source(NamedTuple):
         prefix_tokens: class and register tokens, which come before those of the grid in B N C.
         family: ``'cnn'`` or ``'transformer'``; None: the latter if the encoder has a module of attention.
         encoder: name of the part of the module that is the encoder; empty: all of it.
-        load_encoder: loads weights into this part alone; None: its layout is not known.
         call: calls the module; None: the images are its only argument.
+        load_encoder: loads weights into the encoder alone; None: its layout is not known.
     """
 
     module: nn.Module
@@ -47,8 +47,8 @@ class Source(NamedTuple):
     prefix_tokens: int = 0
     family: str | None = None
     encoder: str = ""
-    load_encoder: Callable[[nn.Module, Weights], LoadReport] | None = None
     call: Callable[[nn.Module, Tensor], Any] | None = None
+    load_encoder: Callable[[nn.Module, Weights], LoadReport] | None = None
 
 
 # Called with what follows 'KIND:', the weights (or None) and the arguments of the config.
