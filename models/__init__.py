@@ -139,7 +139,7 @@ def load_student(path: str | Path, source: str | None = None) -> tuple[SegModel 
         )
     try:
         if named:
-            model, _ = build_wrapped(normalization=Normalization(**metadata["normalization"]), **network)
+            model, _ = build_wrapped(normalization=Normalization.of(metadata["normalization"]), **network)
         else:
             model = build_model(**network)
     except (ValueError, RuntimeError) as error:

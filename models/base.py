@@ -1,7 +1,7 @@
 """The interface of every network: uint8 images in, logits and named taps out."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,11 @@ class Normalization(NamedTuple):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     bgr: bool = False
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, Any]) -> "Normalization":
+        """From the entry of a file's metadata, where tuples are lists."""
+        return cls(tuple(metadata["mean"]), tuple(metadata["std"]), metadata["bgr"])
 
 
 NORMALIZATIONS = {

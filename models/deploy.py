@@ -30,7 +30,8 @@ class Deployable(nn.Module):
         input_scale: then by this one, as a teacher with an input scale does (``models.inference.scaled_size``).
 
     Raises:
-        ValueError: ``outputs`` is empty, has an unknown name or a name twice; or the network has over 255 classes.
+        ValueError: ``outputs`` is empty, has an unknown name or a name twice; or the network has no logits, or over
+            255 classes.
     """
 
     def __init__(
@@ -44,6 +45,8 @@ class Deployable(nn.Module):
         super().__init__()
         if not outputs or len(set(outputs)) < len(outputs) or not set(outputs) <= set(OUTPUTS):
             raise ValueError(f"outputs are {list(outputs)}; expected one or both of {', '.join(OUTPUTS)}, once each")
+        if model.num_classes is None:
+            raise ValueError("the network has features and no logits: it predicts no classes and cannot be deployed")
         if model.num_classes > 255:
             raise ValueError(f"the network has {model.num_classes} classes; expected at most 255: class maps are uint8")
         self.model, self.outputs, self.scale = deepcopy(model).requires_grad_(False), tuple(outputs), scale

@@ -180,8 +180,8 @@ def device_name(device: torch.device) -> str:
 
 
 def gain(amounts: dict[str, float], less: str, more: str) -> str:
-    """``'3.4x fewer'``: how much less (or more) the student needs than the teacher; '' without a teacher."""
-    if len(amounts) == 1:
+    """``'3.4x fewer'``: how much less (or more) the student needs than the teacher; '' if one of them has none."""
+    if len(amounts) == 1 or 0 in amounts.values():
         return ""
     teacher, student = amounts["teacher"], amounts["student"]
     return f"{teacher / student:.1f}x {less}" if student <= teacher else f"{student / teacher:.1f}x {more}"
@@ -211,9 +211,10 @@ def print_networks(config: Experiment, networks: dict[str, dict]) -> None:
     say("GFLOPs (multiply-adds)")
     print_amounts("multiply_adds", ("backbone", "head", "total"), 1e9)
     say("taps (channels, stride, grid)")
-    for tap in networks["student"]["taps"]:
+    for tap in dict.fromkeys(tap for facts in networks.values() for tap in facts["taps"]):
         shape = "{channels} /{stride:g} {grid[0]}x{grid[1]}".format
-        print_line(f"  {tap}", {name: shape(**facts["taps"][tap]) for name, facts in networks.items()})
+        taps = {name: facts["taps"].get(tap) for name, facts in networks.items()}
+        print_line(f"  {tap}", {name: shape(**found) if found else "-" for name, found in taps.items()})
 
 
 def read_evaluation(path: Path, configs: Iterable[Experiment]) -> dict:

@@ -1,4 +1,4 @@
-"""From a network of another library to a small student on synthetic streets: each is trained, resumed, evaluated, exported.
+"""From a network of another library to a small student on synthetic streets: trained, resumed, evaluated, exported.
 
 python -m pytest tests/test_any_network.py
 """
@@ -125,7 +125,7 @@ def test_a_unet_of_smp_teaches_mobilenetv4_with_fpn(streets, tmp_path):
     file = train(write(tmp_path, "teacher", streets, f"student = dict({unet})\n"), tmp_path / "teacher")
     config = write(
         tmp_path, "config", streets,
-        f"teacher = dict({unet}, weights={str(file)!r}, normalization='imagenet')\n"
+        f"teacher = dict({unet}, weights={str(file)!r})\n"
         "student = dict(backbone='mobilenetv4_conv_small', head='fpn', width=16)\ndistill = dict(type='hmkd')\n",
     )  # fmt: skip
     assert_trains_resumes_evaluates_and_exports(config, tmp_path)

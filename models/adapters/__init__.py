@@ -5,6 +5,7 @@ from typing import Any
 
 from models.adapters import hugging_face, python_function, smp, timm_features, torchvision_models  # noqa: F401
 from models.adapters.wrapped import SOURCES, TRAINED, WrappedModel
+from models.base import Normalization
 from models.weights.load import LoadReport
 from utils.names import unknown_name
 
@@ -53,6 +54,8 @@ def build_wrapped(
     else:
         raise ValueError(f"{source} is no network to train; expected one of {', '.join(TRAINED)}")
     found = found._replace(**{name: value for name, value in replaced.items() if value is not None})
+    if found.normalization is None and found.report and "normalization" in found.report.metadata:
+        found = found._replace(normalization=Normalization.of(found.report.metadata["normalization"]))
     if found.normalization is None:
         raise ValueError(f"{source} does not say how its images are normalised: set normalization")
     model = WrappedModel(found)
