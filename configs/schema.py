@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import AfterValidator, Field, SerializeAsAny, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, model_validator
 
 from configs.rules import check_sections
 from datasets import DATASETS
@@ -245,7 +245,7 @@ class Student(Network):
     init_from: FilePath | None = None
     # Parts that are not trained, such as ('backbone',) or ('backbone.net.layer1',): their weights and running
     # statistics stay as they are, and they have no dropout.
-    freeze: tuple[str, ...] = ()
+    freeze: Annotated[tuple[str, ...], BeforeValidator(lambda parts: (parts,) if type(parts) is str else parts)] = ()
 
     @property
     def network(self) -> dict[str, Any]:

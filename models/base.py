@@ -109,10 +109,10 @@ def freeze(network: nn.Module, parts: Sequence[str]) -> None:
     for name in parts:
         module, path = network, ""
         for part in name.split("."):
-            children = dict(module.named_children())
-            if part not in children:
-                raise unknown_name("part", name, [f"{path}{child}" for child in children])
-            module, path = children[part], f"{path}{part}."
+            inner = getattr(module, part, None)  # a child, or the backbone of a network of another library
+            if not isinstance(inner, nn.Module):
+                raise unknown_name("part", name, [f"{path}{child}" for child, _ in module.named_children()])
+            module, path = inner, f"{path}{part}."
         module.requires_grad_(False).eval()
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise ValueError(f"{', '.join(map(repr, parts))} are all of the network, so nothing is left to train")
