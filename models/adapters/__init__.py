@@ -47,12 +47,10 @@ def build_wrapped(
             other classes, or the library gives only trained ones.
     """
     kind, name = split_source(source)
-    if num_classes is None:
-        found = SOURCES[kind](name, weights, dict(arguments or {}))
-    elif kind in TRAINED:
-        found = TRAINED[kind](name, num_classes, dict(arguments or {}))
-    else:
+    if num_classes is not None and kind not in TRAINED:
         raise ValueError(f"{source} is no network to train; expected one of {', '.join(TRAINED)}")
+    trained = {} if num_classes is None else {"num_classes": num_classes}
+    found = SOURCES[kind](name, weights, dict(arguments or {}), **trained)
     found = found._replace(**{name: value for name, value in replaced.items() if value is not None})
     if found.normalization is None and found.report and "normalization" in found.report.metadata:
         found = found._replace(normalization=Normalization.of(found.report.metadata["normalization"]))

@@ -6,13 +6,13 @@ from typing import Any
 from torch import nn
 
 from models.adapters.loading import load_strictly, report_own
-from models.adapters.wrapped import SOURCES, TRAINED, Source
+from models.adapters.wrapped import SOURCES, Source
 from models.weights.sources import read_weights
 
 
 @SOURCES.register("python")
-def from_function(name: str, weights: str | None, arguments: dict[str, Any]) -> Source:
-    """The module that a function returns, called with the arguments of the config.
+def from_function(name: str, weights: str | None, arguments: dict[str, Any], num_classes: int | None = None) -> Source:
+    """The module that a function returns, called with the arguments of the config, ``num_classes`` not among them.
 
     Raises:
         ValueError: it cannot be imported or called, or returns something else.
@@ -30,9 +30,3 @@ def from_function(name: str, weights: str | None, arguments: dict[str, Any]) -> 
     if weights is None:
         return Source(network, report_own(network, f"python:{name}", "python"))
     return Source(network, load_strictly(network, read_weights(weights), "python"))
-
-
-@TRAINED.register("python")
-def new_from_function(name: str, num_classes: int, arguments: dict[str, Any]) -> Source:
-    """As :func:`from_function`; the number of classes is among the arguments, under the function's own name."""
-    return from_function(name, None, arguments)

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from models.adapters.loading import import_extra, load_strictly, need_weights
-from models.adapters.wrapped import SOURCES, TRAINED, Source
+from models.adapters.wrapped import SOURCES, Source
 from models.backbones import timm_names
 from models.weights.encoders import take_encoder
 from models.weights.hugging_face import read_json
@@ -19,15 +19,18 @@ CLASSIFIERS = ("fc.", "classifier.", "head.", "last_linear.")  # of the encoders
 
 
 @SOURCES.register("smp")
-def from_smp(name: str, weights: str | None, arguments: dict[str, Any]) -> Source:
+def from_smp(name: str, weights: str | None, arguments: dict[str, Any], num_classes: int | None = None) -> Source:
     """A folder that ``save_pretrained`` wrote, or an architecture with arguments and a file of weights.
+
+    With ``num_classes`` an architecture with random weights. smp itself is never asked to download weights.
 
     Raises:
         FileNotFoundError: the folder or file does not exist or lacks a file.
         ValueError: there is no such architecture, it cannot be built with the arguments, or the file does not fit.
     """
-    folder, architecture = Path(name).expanduser(), name
-    if folder.is_dir():
+    smp = import_extra("segmentation_models_pytorch", "smp")
+    folder, architecture, read = Path(name).expanduser(), name, None
+    if folder.is_dir() and num_classes is None:
         settings = read_json(folder / "config.json")
         architecture = str(settings.pop("_model_class", None))
         arguments = {key: value for key, value in settings.items() if not key.startswith("_")} | arguments
@@ -36,41 +39,23 @@ def from_smp(name: str, weights: str | None, arguments: dict[str, Any]) -> Sourc
             if not found:
                 raise FileNotFoundError(f"folder {folder} has none of {', '.join(FILES)}")
             weights = str(found[0])
-    module = _architecture(architecture)
-    read = need_weights(f"smp:{name}", weights)
-    last = read.tensors.get("segmentation_head.0.weight")
-    source = _build(module, name, {**({} if last is None else {"classes": len(last)}), **arguments})
-    return source._replace(report=load_strictly(source.module, read, "smp"))
-
-
-@TRAINED.register("smp")
-def new_smp(name: str, num_classes: int, arguments: dict[str, Any]) -> Source:
-    """An architecture with random weights; its encoder's are loaded from a file alone (``student.pretrained``).
-
-    Raises:
-        ValueError: as :func:`from_smp`.
-    """
-    return _build(_architecture(name), name, {"classes": num_classes, **arguments})
-
-
-def _architecture(name: str) -> type[nn.Module]:
-    smp = import_extra("segmentation_models_pytorch", "smp")
     known = {each.__name__: each for each in smp.MODEL_ARCHITECTURES_MAPPING.values()}
-    if name not in known:
-        raise unknown_name("folder, or architecture of segmentation_models_pytorch,", name, known)
-    return known[name]
-
-
-def _build(architecture: type[nn.Module], name: str, arguments: dict[str, Any]) -> Source:
-    """With random weights: smp is never asked to download any."""
+    if architecture not in known:
+        raise unknown_name("folder, or architecture of segmentation_models_pytorch,", architecture, known)
+    if num_classes is None:
+        read = need_weights(f"smp:{name}", weights)
+        last = read.tensors.get("segmentation_head.0.weight")
+        num_classes = None if last is None else len(last)
+    classes = {} if num_classes is None else {"classes": num_classes}
     try:
-        module = architecture(**{**arguments, "encoder_weights": None})
+        module = known[architecture](**{**classes, **arguments, "encoder_weights": None})
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(f"smp:{name} cannot be built with {arguments}: {error}") from error
+    report = None if read is None else load_strictly(module, read, "smp")
     channels = module.encoder.out_channels  # 0 where an encoder has no such stage
     stages = [f"encoder:{stage}" for stage in range(-4, 0) if len(channels) >= -stage and channels[stage]]
     taps = {f"stage{i}": place for i, place in enumerate(stages, 1)} | {"head": "decoder"}
-    return Source(module, None, taps=taps, encoder="encoder", load_encoder=_load_encoder)
+    return Source(module, report, taps=taps, encoder="encoder", load_encoder=_load_encoder)
 
 
 def _load_encoder(encoder: nn.Module, weights: Weights) -> LoadReport:

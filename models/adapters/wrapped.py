@@ -53,9 +53,7 @@ class Source(NamedTuple):
 
 # Called with what follows 'KIND:', the weights (or None) and the arguments of the config.
 SOURCES: Registry[Callable[..., Source]] = Registry("source")
-
-# Of networks to train. Called with what follows 'KIND:', the number of classes and the arguments of the config.
-TRAINED: Registry[Callable[..., Source]] = Registry("source of networks to train")
+TRAINED = ("python", "smp")  # those that also give networks to train; then they are called with num_classes= too
 
 
 class WrappedModel(NormalizedModel):

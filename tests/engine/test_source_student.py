@@ -187,6 +187,18 @@ def test_pretrained_is_the_encoder_of_a_unet_from_its_own_librarys_file_or_smps(
         build(experiments["alone"], of(PLAIN, more=more))
 
 
+def test_the_backbone_of_a_unet_can_be_frozen_by_one_name(experiments):
+    student, _ = build(experiments["alone"], of("smp:Unet", SMALL, ", 'freeze': 'backbone'"))
+    encoder = set(student.module.encoder.parameters())
+    assert [parameter.requires_grad for parameter in student.parameters()] == [
+        parameter not in encoder for parameter in student.parameters()
+    ]
+    assert not any(module.training for module in student.module.encoder.modules())
+    assert student.module.decoder.training
+    with pytest.raises(ValueError, match="student.freeze: 'backbone' are all of the network"):
+        build(experiments["alone"], of(PLAIN, more=", 'freeze': 'backbone'"))
+
+
 def test_init_from_is_the_whole_network_with_the_classes_of_the_data(experiments, tmp_path):
     file = tmp_path / "weights.pth"
     option = of(PLAIN, more=f", 'init_from': {str(file)!r}")
