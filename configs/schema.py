@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import AfterValidator, Field, SerializeAsAny, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, model_validator
 
 from configs.rules import check_sections
 from datasets import DATASETS
 from datasets.mixing import Domain, Kind
 from losses import METHODS
-from models import HEADS, NORMALIZATIONS, Normalization, split_source
+from models import HEADS, NORMALIZATIONS, TRAINED, Normalization, split_source
 from models.inference import LARGEST_SCALE
 from utils.config import Component, Section, one_of
 
@@ -161,49 +161,6 @@ class WeightSchedule(Section):
     begin: Count = 0  # Step at which the change begins.
 
 
-class Network(Section):
-    """A segmentation network: a backbone and a head."""
-
-    # mit_b0 to mit_b5, resnet18, resnet101, any other timm network with four stages or plain ViT, or your own.
-    backbone: str
-    head: Annotated[str, one_of(HEADS, "head")]  # The head, which fits every backbone.
-    # Stride of the last stage; a backbone that can dilate takes 8 or 16. None: the head's default.
-    output_stride: Literal[8, 16, 32] | None = None
-    width: Positive | None = None  # Channels of the head. None: the head's default.
-    dropout: Fraction = 0.1  # Dropout probability in the heads.
-    drop_path: Fraction = 0.0  # Probability of stochastic depth in the backbone.
-    # Mean, std and channel order of the input images.
-    normalization: Annotated[str, one_of(NORMALIZATIONS, "normalization")] = "imagenet"
-
-
-class Student(Network):
-    """The network that is trained."""
-
-    aux: bool = False  # Add an auxiliary FCN head on stage 3, weighted by train.aux_weight.
-    # Backbone weights: a file or folder, 'timm', 'package:NAME' or 'hf:NAME' (pretrained/README.md). None: random.
-    pretrained: FilePath | None = None
-    # Weights of a whole segmentation network to fine-tune, instead of pretrained: a file or folder, or 'hf:NAME'. If it
-    # has other classes than the data, the last layer of its head is left out and starts from random weights.
-    init_from: FilePath | None = None
-    # Parts that are not trained, such as ('backbone',) or ('backbone.net.layer1',): their weights and running
-    # statistics stay as they are, and they have no dropout.
-    freeze: tuple[str, ...] = ()
-
-    @property
-    def network(self) -> dict[str, Any]:
-        """Arguments of ``models.build_model``, except the number of classes."""
-        return self.model_dump(exclude={"pretrained", "init_from", "freeze"})
-
-    @model_validator(mode="after")
-    def _check(self) -> "Student":
-        if self.pretrained is not None and self.init_from is not None:
-            raise ValueError(
-                f"pretrained is {self.pretrained!r} and init_from is {self.init_from!r}, which holds a backbone too: "
-                "set one of them to None"
-            )
-        return self
-
-
 class Statistics(Section):
     """How images are normalised: (image * scale / 255 - mean) / std."""
 
@@ -219,22 +176,27 @@ class Statistics(Section):
         return Normalization(mean, std, self.bgr)
 
 
-class Teacher(Network):
-    """The frozen network: backbone and head, or the source of another library.
+# The keys of a network that go with backbone and head, and those that go with source.
+OF_BACKBONE = ("backbone", "head", "output_stride", "width", "dropout", "drop_path", "aux")
+OF_SOURCE = ("arguments", "taps", "output", "pad_to", "prefix_tokens", "family")
 
-    A key that is None is read from the metadata of the weights file, or has the value of the library.
-    """
 
-    backbone: str | None = None  # As the student's; give both backbone and head, or neither.
-    head: Annotated[str, one_of(HEADS, "head")] | None = None  # As the student's.
-    # As the student's, or dict(mean, std, bgr=False, scale=255.0), with mean and std for images in 0..scale. None, and
-    # no metadata: 'imagenet'.
-    normalization: Annotated[str, one_of(NORMALIZATIONS, "normalization")] | Statistics | None = None
-    # Weights of the whole segmentation network: a file or folder, or 'hf:NAME'. With source a file; None: the source
-    # has them. 'ema': the teacher is the average of the student's own weights (train.ema), for self-training.
-    weights: FilePath | None = None
-    # A network of another library, instead of backbone and head (docs/teachers.md): 'transformers:FOLDER_OR_HUB_NAME',
-    # 'smp:FOLDER_OR_ARCHITECTURE', 'torchvision:NAME', 'timm:NAME' (features only), 'python:package.module:function'.
+class Network(Section):
+    """A segmentation network: a backbone and a head, or the source of another library (docs/teachers.md)."""
+
+    # mit_b0 to mit_b5, resnet18, resnet101, any other timm network with four stages or plain ViT, or your own.
+    backbone: str | None = None
+    head: Annotated[str, one_of(HEADS, "head")] | None = None  # The head, which fits every backbone.
+    # Stride of the last stage; a backbone that can dilate takes 8 or 16. None: the head's default.
+    output_stride: Literal[8, 16, 32] | None = None
+    width: Positive | None = None  # Channels of the head. None: the head's default.
+    dropout: Fraction = 0.1  # Dropout probability in the heads.
+    drop_path: Fraction = 0.0  # Probability of stochastic depth in the backbone.
+    # Mean, std and channel order of the input images; of a source also dict(mean, std, bgr=False, scale=255.0), with
+    # mean and std for images in 0..scale.
+    normalization: Annotated[str, one_of(NORMALIZATIONS, "normalization")] | Statistics = "imagenet"
+    # A network of another library, instead of backbone and head: 'smp:ARCHITECTURE', 'python:package.module:function';
+    # for a teacher also 'transformers:FOLDER_OR_HUB_NAME', 'smp:FOLDER', 'torchvision:NAME', 'timm:NAME' (features).
     source: Annotated[str, AfterValidator(lambda source: split_source(source) and source)] | None = None
     arguments: dict[str, Any] | None = None  # Keyword arguments for the source's constructor or function.
     # The source's features by name: 'module.path', or 'module.path:output' with a key, index or attribute of what the
@@ -245,6 +207,82 @@ class Teacher(Network):
     pad_to: Positive | None = None  # Images for the source are padded to sides that are multiples of it, in pixels.
     prefix_tokens: Count | None = None  # Number of class and register tokens before the grid's, for taps of tokens.
     family: Literal["cnn", "transformer"] | None = None  # Family of the source's encoder.
+
+    @property
+    def title(self) -> str | None:
+        """What the network is, for reports; None: its weights know."""
+        return self.source or (self.backbone and f"{self.head} {self.backbone}")
+
+    @property
+    def wrapped(self) -> dict[str, Any]:
+        """Arguments of ``models.build_wrapped``."""
+        given = self.normalization
+        return {
+            **self.model_dump(include={"source", *OF_SOURCE}),
+            "normalization": given.in_pixels if isinstance(given, Statistics) else given and NORMALIZATIONS[given],
+        }
+
+    @model_validator(mode="after")
+    def _check_source(self) -> "Network":
+        fields = type(self).model_fields
+        for key in OF_SOURCE if self.source is None else OF_BACKBONE:
+            if key in fields and getattr(self, key) != fields[key].default:
+                raise ValueError(
+                    f"{key} is set and source is {self.source!r}: set {key}={fields[key].default}, or "
+                    f"{'give a source' if self.source is None else 'source=None'}"
+                )
+        return self
+
+
+class Student(Network):
+    """The network that is trained."""
+
+    aux: bool = False  # Add an auxiliary FCN head on stage 3, weighted by train.aux_weight.
+    # Backbone weights: a file or folder, 'timm', 'package:NAME' or 'hf:NAME' (pretrained/README.md). None: random.
+    pretrained: FilePath | None = None
+    # Weights of a whole segmentation network to fine-tune, instead of pretrained: a file or folder, or 'hf:NAME'. If it
+    # has other classes than the data, the last layer of its head is left out and starts from random weights.
+    init_from: FilePath | None = None
+    # Parts that are not trained, such as ('backbone',) or ('backbone.net.layer1',): their weights and running
+    # statistics stay as they are, and they have no dropout.
+    freeze: Annotated[tuple[str, ...], BeforeValidator(lambda parts: (parts,) if type(parts) is str else parts)] = ()
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """How it is built, for the metadata of its file; with ``normalization`` where it has a name."""
+        names = (*OF_BACKBONE, "normalization") if self.source is None else ("source", *OF_SOURCE)
+        return self.model_dump(include=set(names))
+
+    @model_validator(mode="after")
+    def _check(self) -> "Student":
+        if self.source is None and None in (self.backbone, self.head):
+            raise ValueError(f"backbone is {self.backbone!r} and head is {self.head!r}: give both, or a source")
+        if self.source is not None and split_source(self.source)[0] not in TRAINED:
+            raise ValueError(
+                f"source is {self.source!r}, and the sources of students are {', '.join(TRAINED)}: with python: name a "
+                "function that builds this network, or give backbone and head"
+            )
+        if self.source is None and isinstance(self.normalization, Statistics):
+            raise ValueError(f"normalization is a dict, which only a source takes: choose {', '.join(NORMALIZATIONS)}")
+        if self.pretrained is not None and self.init_from is not None:
+            raise ValueError(
+                f"pretrained is {self.pretrained!r} and init_from is {self.init_from!r}, which holds a backbone too: "
+                "set one of them to None"
+            )
+        return self
+
+
+class Teacher(Network):
+    """The frozen network: backbone and head, or the source of another library.
+
+    A key that is None is read from the metadata of the weights file, or has the value of the library.
+    """
+
+    # As the student's. None, and no metadata: 'imagenet'.
+    normalization: Annotated[str, one_of(NORMALIZATIONS, "normalization")] | Statistics | None = None
+    # Weights of the whole segmentation network: a file or folder, or 'hf:NAME'. With source a file; None: the source
+    # has them. 'ema': the teacher is the average of the student's own weights (train.ema), for self-training.
+    weights: FilePath | None = None
     # Factor on height and width of the images that the teacher sees. Its maps and its cost change with them.
     scale: Annotated[float, Field(gt=0, le=LARGEST_SCALE)] = 1.0
     # If the teacher has other classes than the data: for each of its classes the data's class (name or number), or None
@@ -265,23 +303,10 @@ class Teacher(Network):
     @property
     def wrapped(self) -> dict[str, Any]:
         """Arguments of ``models.build_wrapped``."""
-        own = Teacher.model_fields.keys() - Network.model_fields.keys()
-        given = self.normalization
-        return {
-            **self.model_dump(include=own - {"scale", "class_map", "cache", "cache_taps", "shard"}),
-            "normalization": given.in_pixels if isinstance(given, Statistics) else given and NORMALIZATIONS[given],
-        }
+        return {**super().wrapped, "weights": self.weights}
 
     @model_validator(mode="after")
     def _check(self) -> "Teacher":
-        ours = [key for key in Network.model_fields if key != "normalization"]
-        theirs = [key for key in self.wrapped if key not in ("source", "weights", "normalization")]
-        for key in theirs if self.source is None else ours:
-            if getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(
-                    f"{key} is set and source is {self.source!r}: set {key}={type(self).model_fields[key].default}, or "
-                    f"{'give a source' if self.source is None else 'source=None'}"
-                )
         if self.source is not None:
             return self
         if self.weights is None:

@@ -18,6 +18,7 @@ from models import (
     SegModel,
     Weights,
     build_model,
+    build_wrapped,
     count_classes,
     freeze,
     load_read_weights,
@@ -44,17 +45,22 @@ def build_student(
 
     ``pretrained=False`` does not read that file: when other weights are loaded afterwards.
     """
-    with config_errors(source, "student"):
-        student = build_model(num_classes=len(class_names), aux=config.student.aux, **network_settings(config.student))
+    settings = config.student
+    if settings.source is None:
+        with config_errors(source, "student"):
+            student = build_model(num_classes=len(class_names), aux=settings.aux, **network_settings(settings))
+    else:
+        with config_errors(source, f"student.source={settings.source}"):
+            student = build_wrapped(num_classes=len(class_names), **settings.wrapped)[0].train()
     with config_errors(source, "student.freeze"):
-        freeze(student, config.student.freeze)
+        freeze(student, settings.freeze)
     report = None
-    if pretrained and config.student.init_from is not None:
+    if pretrained and settings.init_from is not None:
         with weights_errors(source, "student.init_from"):
-            report = load_to_fine_tune(student, read_weights(config.student.init_from), class_names)
-    elif pretrained and config.student.pretrained is not None:
+            report = load_to_fine_tune(student, read_weights(settings.init_from), class_names)
+    elif pretrained and settings.pretrained is not None:
         with weights_errors(source, "student.pretrained"):
-            report = load_weights(student, config.student.pretrained, part="backbone")
+            report = load_weights(student, settings.pretrained, part="backbone")
     return student, report
 
 

@@ -30,18 +30,27 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def multiply_adds(model: nn.Module, size: tuple[int, int]) -> dict[str, int]:
-    """Multiply-adds for one image of ``size`` (H, W) in evaluation: of each child of the network, and their 'total'.
+    """Multiply-adds for one image of ``size`` (H, W) in evaluation: of the 'backbone', the 'head', and their 'total'.
 
     A multiplication and its addition count as one, as in the field's papers (``FlopCounterMode`` counts two). Only
     convolutions, linear layers and the matrix products of attention count. A copy on the meta device is used, so
     nothing is computed.
+
+    Raises:
+        ValueError: the network is of another library and reads values while it runs.
     """
     shadow = copy.deepcopy(model).to("meta").eval()
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        shadow(torch.empty(1, 3, *size, dtype=torch.uint8, device="meta"))
+    try:
+        with FlopCounterMode(display=False) as counter, torch.inference_mode():
+            shadow(torch.empty(1, 3, *size, dtype=torch.uint8, device="meta"))
+    except RuntimeError as error:
+        raise ValueError(f"the operations cannot be counted, because the network reads values: {error}") from error
     found = {module: sum(operators.values()) // 2 for module, operators in counter.get_flop_counts().items()}
-    children = {name: found.get(f"{type(model).__name__}.{name}", 0) for name, _ in model.named_children()}
-    return {**children, "total": found["Global"]}
+    total, inner = found["Global"], getattr(shadow, "backbone", None)
+    path = next((path for path, module in shadow.named_modules() if module is inner), None)
+    # A feature network of timm is not called as a module, so nothing was counted under its name.
+    backbone = found.get(f"{type(model).__name__}.{path}", 0 if path is None else total)
+    return {"backbone": backbone, "head": total - backbone, "total": total}
 
 
 def network_table(networks: Mapping[str, nn.Module], size: tuple[int, int]) -> str:
@@ -52,7 +61,7 @@ def network_table(networks: Mapping[str, nn.Module], size: tuple[int, int]) -> s
         taps = " ".join(f"{tap}:{info.channels}@{info.stride}" for tap, info in model.spec.taps.items())
         try:
             operations = f"{multiply_adds(model, size)['total'] / 1e9:.1f}"
-        except RuntimeError:  # a network of another library that reads values while it runs
+        except ValueError:
             operations = "not counted"
         rows.append([name, f"{parameters:.2f} M", operations, taps])
     return table(["network", "parameters", f"GFLOPs at {size[0]}x{size[1]}", "taps (channels@stride)"], rows)

@@ -78,9 +78,8 @@ class Run:
         torch.manual_seed(config.train.seed)
         # The student first: its random weights are the same with and without a teacher.
         class_names = self.validation.class_names
-        self.announce(
-            f"student: {config.student.backbone}, weights {config.student.init_from or config.student.pretrained}"
-        )
+        given = config.student.init_from or config.student.pretrained
+        self.announce(f"student: {config.student.title}, weights {given}")
         student, loaded = build_student(config, source, class_names, pretrained=resume is None)
         self.announce(f"teacher: {config.teacher and config.teacher.origin}")
         teacher = build_teacher(config, source, class_names)

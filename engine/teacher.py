@@ -222,9 +222,11 @@ def _complete_settings(settings: dict[str, Any], weights: Weights) -> dict[str, 
     metadata = source_settings(weights)
     defaults = {}
     if "normalization" in metadata:
-        mean, std, bgr = (metadata["normalization"][name] for name in Normalization._fields)
-        defaults["normalization"] = Normalization(tuple(mean), tuple(std), bgr)
+        defaults["normalization"] = Normalization.of(metadata["normalization"])
     if settings["backbone"] is None:
+        if "source" in metadata.get("network", {}):
+            own = ", ".join(f"{name}={value!r}" for name, value in metadata["network"].items() if value is not None)
+            raise ValueError(f"{weights.source} holds a network of another library: add {own} to teacher")
         if "network" not in metadata:
             raise ValueError(
                 f"{weights.source} does not say how its network is built: give backbone, head and, where they are not "

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from models.adapters import SOURCES, WrappedModel, build_wrapped, split_source
+from models.adapters import SOURCES, TRAINED, WrappedModel, build_wrapped, split_source
 from models.backbones import build_backbone
 from models.base import (
     BACKBONES,
@@ -32,6 +32,7 @@ __all__ = [
     "HEADS",
     "NORMALIZATIONS",
     "SOURCES",
+    "TRAINED",
     "Backbone",
     "LoadReport",
     "MappedModel",
@@ -102,20 +103,22 @@ def build_model(
     return SegModel(encoder, decoder, num_classes, aux_head, normalization)
 
 
-def load_student(path: str | Path) -> tuple[SegModel, dict[str, Any]]:
-    """Rebuilds a trained network from its file alone. No code that the file names is imported or run.
+def load_student(path: str | Path, source: str | None = None) -> tuple[SegModel | WrappedModel, dict[str, Any]]:
+    """Rebuilds a trained network from its file alone. No code that only the file names is imported or run.
 
     Args:
         path: ``student.safetensors``, or a checkpoint (``best.pt``, ``last.pt``, ...) of a run.
+        source: ``student.source`` of the run, if it is a function of yours (``'python:...'``): this allows its call.
 
     Returns:
-        The network in evaluation mode, and the file's metadata: ``network`` (arguments of ``build_model``),
-        ``class_names``, ``palette`` (one RGB colour a class), ``normalization``, ``taps``, ``step``, ``miou`` (0..1, of
-        the best validation), ``config`` and ``environment`` of the run.
+        The network in evaluation mode, and the file's metadata: ``network`` (arguments of ``build_model``, or of
+        ``build_wrapped``), ``class_names``, ``palette`` (one RGB colour a class), ``normalization``, ``taps``,
+        ``step``, ``miou`` (0..1, of the best validation), ``config`` and ``environment`` of the run.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, has no metadata of its network, or its tensors do not fit its metadata.
+        ValueError: it is damaged, has no metadata of its network, its tensors do not fit its metadata, or it names a
+            function that ``source`` does not.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist; expected student.safetensors or a checkpoint of a run")
@@ -127,8 +130,18 @@ def load_student(path: str | Path) -> tuple[SegModel, dict[str, Any]]:
             f"{path} does not say how its network is built: its metadata has no {', '.join(missing)}; expected a "
             f"student.safetensors or a checkpoint that train_kd.py wrote"
         )
+    network = {"num_classes": len(metadata["class_names"]), **metadata["network"]}
+    named = network.get("source", "")
+    if named.startswith("python:") and named != source:
+        raise ValueError(
+            f"{path}: its network is built by {named}, and a file alone runs no code: if you trust this function, name "
+            f"it: load_student(path, source={named!r}), or predict.py --source {named}"
+        )
     try:
-        model = build_model(num_classes=len(metadata["class_names"]), **metadata["network"])
+        if named:
+            model, _ = build_wrapped(normalization=Normalization.of(metadata["normalization"]), **network)
+        else:
+            model = build_model(**network)
     except (ValueError, RuntimeError) as error:
         own = metadata.get("config", {}).get("custom_imports")
         hint = f"; import {', '.join(own)} first: its config names this in custom_imports" if own else ""

@@ -1,5 +1,7 @@
 """Backbones by name: timm's networks of four feature levels and its plain ViTs, and the Mix Transformers."""
 
+from collections.abc import Iterable
+
 import timm
 import torch.nn.functional as F
 from timm.layers import DropPath
@@ -27,14 +29,14 @@ TRANSFORMERS = {
     *("hieradet_sam2", "iformer", "lowformer", "maxxvit", "metaformer", "mobilevit", "mvitv2", "nextvit", "pvt_v2"),
     *("swiftformer", "swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr", "tiny_vit", "twins"),
 }
-# Plain ViTs (DeiT, DINOv2, DINOv3, SigLIP, EVA, ...), whose blocks all have one grid. Their position embeddings follow
-# the image size: the learnt ones are interpolated, the rotary ones computed.
-PLAIN_VITS = {"deit", "eva", "vision_transformer"}
+# Plain ViTs (DeiT, DINOv2, DINOv3, SigLIP, EVA, SAM, ...), whose blocks all have one grid. Their position embeddings
+# follow the image size: the learnt ones are interpolated, the rotary ones computed. Those of BEiT do not.
+PLAIN_VITS = {"deit", "eva", "vision_transformer", "vision_transformer_sam"}
 # The grids of these are ceil(size / stride) at every size; the others (patchify stems, unpadded pooling) drop the last
 # cells.
 ROUNDS_UP = {"efficientnet", "mobilenetv3", "pvt_v2", "regnet", "res2net", "resnet", "resnetv2"}
 ANY_SIZE = {
-    **dict.fromkeys(PLAIN_VITS, {"dynamic_img_size": True}),
+    **dict.fromkeys(PLAIN_VITS - {"vision_transformer_sam"}, {"dynamic_img_size": True}),
     "swin_transformer": {"strict_img_size": False},
     "swin_transformer_v2": {"strict_img_size": False},
     "swin_transformer_v2_cr": {"strict_img_size": False},
@@ -112,11 +114,14 @@ class PlainViT(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         depth = len(model.blocks)
-        self.levels = model.prune_intermediate_layers([depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)])
+        self.levels = model.prune_intermediate_layers(
+            [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)],
+            prune_norm=hasattr(model, "neck"),  # of SAM: convolutions in front of the norm
+        )
         self.model, self.feature_info = model, FeatureInfo(model.feature_info, self.levels)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """B 3 H W, whole patches -> four maps B C H/patch W/patch, each after the network's final norm."""
+        """B 3 H W, whole patches -> four maps B C H/patch W/patch, each after the network's final norm (not of SAM)."""
         return self.model.forward_intermediates(images, indices=self.levels, norm=True, intermediates_only=True)
 
 
@@ -149,17 +154,17 @@ def _undilate_second_convolutions(net: nn.Module) -> None:
             module.dilation, module.padding = (1, 1), (1, 1)
 
 
-def timm_names(backbone: TimmBackbone) -> dict[str, str | None]:
-    """Each tensor of timm's whole network -> its name in ``backbone.net``, or None: the feature network lacks it."""
+def timm_names(name: str, features: Iterable[str]) -> dict[str, str | None]:
+    """Each tensor of timm's whole network -> its name in the feature network, or None where this lacks it."""
     # A feature network has the modules of the whole one, some of them with '_' instead of '.' in their names.
-    features = {key.removeprefix("model.").replace(".", "_"): key for key in backbone.net.state_dict()}
-    name, options = DEEP_STEMS.get(backbone.name, (backbone.name, {}))
+    features = {key.removeprefix("model.").replace(".", "_"): key for key in features}
+    name, options = DEEP_STEMS.get(name, (name, {}))
     return {key: features.get(key.replace(".", "_")) for key in timm.create_model(name, **options).state_dict()}
 
 
-def timm_normalization(backbone: TimmBackbone) -> Normalization | None:
+def timm_normalization(name: str) -> Normalization | None:
     """The normalisation that timm's weights of this network were trained with; None: timm has no weights of it."""
-    config = timm.get_pretrained_cfg(backbone.name) if timm.is_model(backbone.name) else None
+    config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     if config is None or not config.has_weights:
         return None
     mean, std = (tuple(round(255 * value, 3) for value in values) for values in (config.mean, config.std))

@@ -1,7 +1,7 @@
 """The interface of every network: uint8 images in, logits and named taps out."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,11 @@ class Normalization(NamedTuple):
     std: tuple[float, float, float]
     bgr: bool = False
 
+    @classmethod
+    def of(cls, metadata: Mapping[str, Any]) -> "Normalization":
+        """From the entry of a file's metadata, where tuples are lists."""
+        return cls(tuple(metadata["mean"]), tuple(metadata["std"]), metadata["bgr"])
+
 
 NORMALIZATIONS = {
     "imagenet": Normalization((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
@@ -104,10 +109,10 @@ def freeze(network: nn.Module, parts: Sequence[str]) -> None:
     for name in parts:
         module, path = network, ""
         for part in name.split("."):
-            children = dict(module.named_children())
-            if part not in children:
-                raise unknown_name("part", name, [f"{path}{child}" for child in children])
-            module, path = children[part], f"{path}{part}."
+            inner = getattr(module, part, None)  # a child, or the backbone of a network of another library
+            if not isinstance(inner, nn.Module):
+                raise unknown_name("part", name, [f"{path}{child}" for child, _ in module.named_children()])
+            module, path = inner, f"{path}{part}."
         module.requires_grad_(False).eval()
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise ValueError(f"{', '.join(map(repr, parts))} are all of the network, so nothing is left to train")
@@ -118,7 +123,12 @@ class NormalizedModel(nn.Module):
 
     Args:
         normalization: statistics that :meth:`normalize` subtracts and divides by.
+
+    Attributes:
+        dtype: of the images that :meth:`normalize` gives.
     """
+
+    dtype = torch.float32
 
     def __init__(self, normalization: Normalization):
         super().__init__()
@@ -132,7 +142,7 @@ class NormalizedModel(nn.Module):
             raise ValueError(f"images are {tuple(images.shape)}; expected B x 3 x H x W, RGB in 0..255")
         if self.normalization.bgr:
             images = images.flip(1)
-        return (images.float() - self.mean) / self.std
+        return ((images.float() - self.mean) / self.std).to(self.dtype)
 
 
 class SegModel(NormalizedModel):

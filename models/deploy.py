@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.base import SegModel
+from models.base import NormalizedModel
 from models.heads.layers import RegionAverage
 from models.inference import scaled_size
 
@@ -20,7 +20,7 @@ class Deployable(nn.Module):
     """Normalisation, network, upsampling and argmax as one module, for export.
 
     The class map is uint8: every runtime supports it, and it is eight times smaller than the int64 of argmax. With
-    ``half`` the backbone and the head compute in float16; normalisation, upsampling and outputs keep their types.
+    ``half`` the network computes in float16; normalisation, upsampling and outputs keep their types.
 
     Args:
         model: the network; it is copied.
@@ -30,12 +30,13 @@ class Deployable(nn.Module):
         input_scale: then by this one, as a teacher with an input scale does (``models.inference.scaled_size``).
 
     Raises:
-        ValueError: ``outputs`` is empty, has an unknown name or a name twice; or the network has over 255 classes.
+        ValueError: ``outputs`` is empty, has an unknown name or a name twice; or the network has no logits, or over
+            255 classes.
     """
 
     def __init__(
         self,
-        model: SegModel,
+        model: NormalizedModel,
         outputs: Sequence[str] = ("classes",),
         half: bool = False,
         scale: float = 1.0,
@@ -44,6 +45,8 @@ class Deployable(nn.Module):
         super().__init__()
         if not outputs or len(set(outputs)) < len(outputs) or not set(outputs) <= set(OUTPUTS):
             raise ValueError(f"outputs are {list(outputs)}; expected one or both of {', '.join(OUTPUTS)}, once each")
+        if model.num_classes is None:
+            raise ValueError("the network has features and no logits: it predicts no classes and cannot be deployed")
         if model.num_classes > 255:
             raise ValueError(f"the network has {model.num_classes} classes; expected at most 255: class maps are uint8")
         self.model, self.outputs, self.scale = deepcopy(model).requires_grad_(False), tuple(outputs), scale
@@ -52,9 +55,10 @@ class Deployable(nn.Module):
             for name, child in parent.named_children():
                 if isinstance(child, nn.AdaptiveAvgPool2d):
                     setattr(parent, name, RegionAverage(child.output_size))
-        self.dtype = torch.float16 if half else torch.float32
-        self.model.backbone.to(self.dtype)
-        self.model.head.to(self.dtype)
+        if half:
+            self.model.dtype = torch.float16
+            for child in self.model.children():
+                child.half()
         self.eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -66,8 +70,6 @@ class Deployable(nn.Module):
         if self.input_scale != 1:
             seen = scaled_size(images.shape[-2:], self.input_scale)
             images = F.interpolate(images.float(), seen, mode="bilinear", antialias=self.input_scale < 1)
-        stages = self.model.backbone(self.model.normalize(images).to(self.dtype))
-        logits, _ = self.model.head(stages)
-        logits = F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
+        logits = F.interpolate(self.model(images).logits.float(), size, mode="bilinear", align_corners=False)
         given = {"logits": logits, "classes": logits.argmax(1).to(torch.uint8)}
         return tuple(given[name] for name in self.outputs)

@@ -5,6 +5,7 @@
   losses   --steps steps of every method: over teacher + student alone, and whether all stays finite, by precision
   metric   the confusion matrix of one image
   eval     whole-image evaluation
+  adapters the forward pass of wrapped networks of three libraries; "published" is the library's own
   scaling  one process against --processes, one thread each: the same batch for each of them, and one batch for all
   all      everything but scaling
 
@@ -29,11 +30,11 @@ import torch
 from engine.report import table
 from scripts._command import add_config_options, command_parser, one_line_errors
 from scripts._device import DEFAULT, usable_device
-from scripts.benchmarks import evaluation, loader, metric, scaling, step
+from scripts.benchmarks import adapters, evaluation, loader, metric, scaling, step
 from utils.console import environment, say
 from utils.files import user_path, write_atomically
 
-SECTIONS = ("loader", "step", "losses", "metric", "eval")
+SECTIONS = ("loader", "step", "losses", "metric", "eval", "adapters")
 METHODS = Path("configs/_base_/methods")
 QUICK_METHODS = ("kd", "cwd", "hmkd")
 EXAMPLES = """examples:
@@ -78,6 +79,8 @@ def measure(section: str, args: argparse.Namespace) -> list[dict[str, Any]]:
         return step.method_rows(
             args.config[-1], args.cfg_options, args.methods, args.precisions, *common, steps=args.steps
         )
+    if section == "adapters":
+        return adapters.run(*common)
     if section == "scaling":
         return scaling.run(args.config[-1], args.cfg_options, args.batch, args.size, args.rounds, args.processes)
     return {"loader": loader, "metric": metric, "eval": evaluation}[section].run(args.quick, args.device)

@@ -111,8 +111,6 @@ def load_network(
             raise ConfigError(
                 f"{args.config}: teacher.class_map: use a config with the teacher's own classes to export it"
             )
-        if config.teacher.source is not None:
-            raise ConfigError(f"{args.config}: teacher.source: only networks of this repository are exported")
         model = build_teacher(config, args.config, dataset.class_names)
         network, report = model.network, model.loaded
         settings = config.teacher.model_dump(exclude={"weights"}, exclude_none=True)

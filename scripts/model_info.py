@@ -92,10 +92,10 @@ def describe(model: SegModel | Teacher, size: Size) -> dict:
     """Parameters, multiply-adds, and the taps with their grids on an image of ``size``."""
     taps = model.spec.taps
     model, scale = network_of(model)
-    backbone, head = count_parameters(model.backbone), count_parameters(model.head)
-    auxiliary = count_parameters(model) - backbone - head
+    backbone, auxiliary = count_parameters(model.backbone), count_parameters(model.aux_head or nn.Module())
+    deployed = count_parameters(model) - auxiliary
     return {
-        "parameters": {"backbone": backbone, "head": head, "deployed": backbone + head, "auxiliary": auxiliary},
+        "parameters": {"backbone": backbone, "head": deployed - backbone, "deployed": deployed, "auxiliary": auxiliary},
         "multiply_adds": multiply_adds(model, scaled_size(size, scale)),
         "taps": {
             name: {
@@ -182,7 +182,9 @@ def device_name(device: torch.device) -> str:
 
 
 def gain(teacher: float, student: float, less: str, more: str) -> str:
-    """``'3.4x fewer'``: how much less (or more) the student needs than the teacher."""
+    """``'3.4x fewer'``: how much less (or more) the student needs than the teacher; '' if an amount is not known."""
+    if 0 in (teacher, student):
+        return ""
     return f"{teacher / student:.1f}x {less}" if student <= teacher else f"{student / teacher:.1f}x {more}"
 
 
@@ -217,19 +219,11 @@ def measured_miou(config: Experiment, source: str, results: list[dict]) -> float
 
 
 def build_networks(configs: dict[str, Experiment]) -> dict[str, tuple[Network, SegModel | Teacher]]:
-    """The section and the network of each student by the config's file; of one config alone, of teacher and student.
-
-    Raises:
-        ValueError: a teacher is of another library.
-    """
+    """The section and the network of each student by the config's file; of one config alone, of teacher and student."""
     found = {}
     for source, config in configs.items():
         names = class_names(config, source)
         if len(configs) == 1 and config.teacher is not None:
-            if config.teacher.source is not None:
-                raise ValueError(
-                    "a teacher of another library has no backbone and head to compare: set teacher=None distill=None"
-                )
             found["teacher"] = config.teacher, build_teacher(config, source, names, pretrained=False)
         name = "student" if len(configs) == 1 else source
         found[name] = config.student, build_student(config, source, names, pretrained=False)[0]
@@ -278,7 +272,7 @@ def run(args: argparse.Namespace) -> None:
         miou = mious.get(args.config[0] if name == "student" else name)
         rows.append(
             [
-                " ".join(filter(None, (settings.head, settings.backbone))) or "as in its weights",
+                settings.title or "as in its weights",
                 f"{networks[name]['parameters']['deployed'] / 1e6:.2f}",
                 f"{networks[name]['multiply_adds']['total'] / 1e9:.2f}",
                 *(f"{times[name]:.1f}" for times in medians.values()),

@@ -94,6 +94,7 @@ class Predictor:
         path: an ``.onnx`` file, or what ``load_student`` reads.
         device: by default the GPU where there is one. ONNX files run on the CPU.
         scales: instead of those of the validation.
+        source: as for ``load_student``.
 
     Attributes:
         metadata: of the file.
@@ -104,7 +105,13 @@ class Predictor:
         FileNotFoundError, ValueError: as ``load_student`` and ``OnnxModel``; and for an ONNX file on another device.
     """
 
-    def __init__(self, path: Path, device: torch.device | None = None, scales: list[float] | None = None):
+    def __init__(
+        self,
+        path: Path,
+        device: torch.device | None = None,
+        scales: list[float] | None = None,
+        source: str | None = None,
+    ):
         is_onnx = path.suffix.lower() == ".onnx"
         if is_onnx and device is not None and device.type != "cpu":
             raise ValueError(f"--device {device}: {path} is an ONNX file, which runs only on the CPU")
@@ -112,7 +119,7 @@ class Predictor:
             self.model, self.device = OnnxNetwork(path), torch.device("cpu")
             self.metadata = self.model.model.metadata
         else:
-            self.model, self.metadata = load_student(path)
+            self.model, self.metadata = load_student(path, source)
             self.device = device or torch.device(DEFAULT)
         config = self.metadata.get("config", {})
         self.image_range = config.get("data", {}).get("image_range")
@@ -181,7 +188,7 @@ def predict_video(job: Job, predictor: Predictor, alpha: float, save_pred: bool)
 def run(args: argparse.Namespace) -> None:
     jobs = find_jobs(args.inputs, args.out)
     check_outputs(jobs, args.out / "legend.png", args.save_pred)
-    predictor = Predictor(args.checkpoint, args.device, args.scales)
+    predictor = Predictor(args.checkpoint, args.device, args.scales, args.source)
     say(f"{args.checkpoint}: {predictor}")
     write_png(args.out / "legend.png", legend(predictor.metadata))
 
@@ -221,6 +228,7 @@ def main(arguments: list[str] | None = None) -> None:
         help="also write class numbers: NAME_classes.png of an image, NAME_classes/000000.png ... of a video",
     )
     parser.add_argument("--device", type=usable_device, metavar="D", help=f"cpu, cuda:1, mps (default here: {DEFAULT})")
+    parser.add_argument("--source", metavar="python:...", help="allow the call of this function, student.source")
     args = parser.parse_args(arguments)
     if not 0 <= args.alpha <= 1:
         parser.error(f"--alpha {args.alpha}: expected 0..1")

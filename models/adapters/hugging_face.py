@@ -50,7 +50,6 @@ def from_transformers(name: str, weights: str | None, arguments: dict[str, Any])
     if (folder / "preprocessor_config.json").is_file() or (folder / "processor_config.json").is_file():
         options = {"class_info_file": None} if kind == "oneformer" else {}  # it would be downloaded, and is not needed
         processor = library.AutoImageProcessor.from_pretrained(folder, **options)
-    divisor = getattr(processor, "size_divisor", None) or 1
     task = _read_task(library, folder, config.task_seq_len) if kind == "oneformer" else None
 
     def run(module: nn.Module, images: Tensor) -> dict[str, Any]:
@@ -60,8 +59,8 @@ def from_transformers(name: str, weights: str | None, arguments: dict[str, Any])
 
     modules = dict(module.named_modules())
     tokens = 1 + getattr(config, "num_register_tokens", 0)
-    encoder = modules.get("backbone", modules.get("model.pixel_level_module.encoder"))
-    pad_to = config.image_size if kind in ONE_SIZE else math.lcm(divisor, 32)
+    encoder = next((path for path in ("backbone", "model.pixel_level_module.encoder") if path in modules), "")
+    pad_to = config.image_size if kind in ONE_SIZE else math.lcm(getattr(processor, "size_divisor", None) or 1, 32)
     normalization = processor and _normalization_of(processor)
     return Source(module, report, normalization, pad_to, "logits", find_stages, tokens, None, encoder, run)
 

@@ -11,7 +11,7 @@ from torch import nn
 from models.weights.conversion import Layout
 from models.weights.load import LoadReport, check_strict
 from models.weights.sources import read_weights
-from models.weights.tensors import Weights
+from models.weights.tensors import Weights, strip_prefix
 
 
 def import_extra(package: str, extra: str) -> ModuleType:
@@ -54,12 +54,12 @@ def load_strictly(module: nn.Module, weights: Weights, kind: str, skip: tuple[st
     """
     wanted = module.state_dict()
     # A module inside a module has a prefix of its own, which was stripped too.
-    first = {key.partition(".")[0] for key in wanted}
-    prefix = f"{first.pop()}." if len(first) == 1 and not wanted.keys() & weights.tensors.keys() else ""
+    prefix = "" if wanted.keys() & weights.tensors.keys() else strip_prefix(wanted)[1]
     skipped = tuple(key for key in weights.tensors if key.startswith(skip)) if skip else ()
     state = {f"{prefix}{key}": tensor for key, tensor in weights.tensors.items() if key not in skipped}
     check_strict(wanted, state, weights, Layout(kind, "all", frozenset()))
-    module.load_state_dict(state, strict=False)  # the counters of batches may be missing
+    # The counters of batches may be missing. Some encoders of smp have a load_state_dict of their own.
+    nn.Module.load_state_dict(module, state, strict=False)
     return LoadReport(
         weights.source, weights.path, kind, "all", len(state), skipped, None, weights.metadata, weights.notes
     )

@@ -11,8 +11,8 @@ from models.weights.sources import read_weights
 
 
 @SOURCES.register("python")
-def from_function(name: str, weights: str | None, arguments: dict[str, Any]) -> Source:
-    """The module that a function returns, called with the arguments of the config.
+def from_function(name: str, weights: str | None, arguments: dict[str, Any], num_classes: int | None = None) -> Source:
+    """The module that a function returns, called with the arguments of the config, ``num_classes`` not among them.
 
     Raises:
         ValueError: it cannot be imported or called, or returns something else.

@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.adapters.loading import load_strictly
 from models.base import ModelSpec, Normalization, NormalizedModel, SegOutput, Tap
 from models.weights.load import LoadReport
+from models.weights.tensors import Weights
 from utils.names import Registry, unknown_name
 
 PROBE_SIDE = 64  # pixels, rounded up to a multiple of pad_to
@@ -21,7 +23,7 @@ class Source(NamedTuple):
 
     Attributes:
         module: takes B 3 H W normalised images.
-        report: what was loaded into it.
+        report: what was loaded into it; None: nothing.
         normalization: of its images; None: the library does not say.
         pad_to: images are padded at the right and bottom with zeros after the normalisation, until their sides are
             multiples of it; the maps are cropped.
@@ -31,43 +33,52 @@ class Source(NamedTuple):
             as above. An empty path is the module itself. A function chooses them from what the module returned.
         prefix_tokens: class and register tokens, which come before those of the grid in B N C.
         family: ``'cnn'`` or ``'transformer'``; None: the latter if the encoder has a module of attention.
-        encoder: part of the module; None: all of it.
+        encoder: name of the part of the module that is the encoder; empty: all of it.
         call: calls the module; None: the images are its only argument.
+        load_encoder: loads weights into the encoder alone; None: its layout is not known.
     """
 
     module: nn.Module
-    report: LoadReport
+    report: LoadReport | None
     normalization: Normalization | None = None
     pad_to: int = 32
     output: str | int | bool | None = None
     taps: Mapping[str, str] | Callable[[Any], dict[str, str]] = {}
     prefix_tokens: int = 0
     family: str | None = None
-    encoder: nn.Module | None = None
+    encoder: str = ""
     call: Callable[[nn.Module, Tensor], Any] | None = None
+    load_encoder: Callable[[nn.Module, Weights], LoadReport] | None = None
 
 
 # Called with what follows 'KIND:', the weights (or None) and the arguments of the config.
 SOURCES: Registry[Callable[..., Source]] = Registry("source")
+TRAINED = ("python", "smp")  # those that also give networks to train; then they are called with num_classes= too
 
 
 class WrappedModel(NormalizedModel):
-    """A frozen network of another library. Its channels and strides are measured by one forward pass.
+    """A network of another library. Its channels and strides are measured by one forward pass.
 
     Args:
-        source: the module, with its normalisation.
+        source: the module, with its normalisation. It is in evaluation mode afterwards.
+
+    Attributes:
+        aux_head: None, because its auxiliary outputs are not read.
 
     Raises:
         ValueError: the module cannot run, or the logits or a tap are not where the source says. The message says what
             the module returned.
     """
 
+    aux_head = None
+
     def __init__(self, source: Source):
         super().__init__(source.normalization)
         self.module, self.call, self.pad_to = source.module.eval(), source.call, source.pad_to
         self.output, self.prefix_tokens = source.output, source.prefix_tokens
-        parts = (source.encoder or source.module).modules()
-        found = "transformer" if any("Attention" in type(part).__name__ for part in parts) else "cnn"
+        self.encoder, self.load_encoder = source.encoder, source.load_encoder
+        parts = (type(part).__name__ for part in self.backbone.modules())
+        found = "transformer" if any("Attention" in name for name in parts) else "cnn"
 
         side = self.side = -(-PROBE_SIDE // self.pad_to) * self.pad_to
         probe = torch.zeros(1, 3, side, side)
@@ -92,6 +103,31 @@ class WrappedModel(NormalizedModel):
         self.tap_info = {name: self._measure(f"tap {name!r}", tensor) for name, tensor in maps.items()}
         self.num_classes, stride = (None, None) if logits is None else self._measure("the logits", logits)
         self.spec = ModelSpec(self.tap_info, self.num_classes, source.family or found, stride)
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The encoder, or the whole module where it is not known."""
+        return self.module.get_submodule(self.encoder)
+
+    def load(self, weights: Weights, part: str = "all") -> LoadReport:
+        """Loads weights under the library's own names, strictly; an error leaves the network unchanged.
+
+        Args:
+            weights: of the whole network, or with ``part='backbone'`` of its encoder.
+            part: ``'all'`` or ``'backbone'``.
+
+        Raises:
+            ValueError: tensors are missing, unknown or of another shape; or this part cannot be told from the others.
+        """
+        if part == "all":
+            return load_strictly(self, weights, type(self.module).__name__)
+        if part == "backbone" and self.load_encoder is not None:
+            return self.load_encoder(self.backbone, weights)
+        name = {"backbone": "encoder", "body": "last layer"}[part]
+        raise ValueError(
+            f"{weights.source}: the {name} of a {type(self.module).__name__} is not known here: give weights of the "
+            "whole network, with the classes of the data, as student.init_from, or load them in your function"
+        )
 
     def forward(self, images: Tensor) -> SegOutput:
         height, width = images.shape[-2:]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from models.backbones import TimmBackbone, timm_names, timm_normalization
-from models.base import NORMALIZATIONS, SegModel
+from models.base import NORMALIZATIONS, NormalizedModel, SegModel
 from models.weights.conversion import Layout, State
 from models.weights.encoders import take_encoder
 from models.weights.layouts import LAYOUTS, OURS, find_layout
@@ -93,6 +93,9 @@ def load_weights(model: SegModel, source: str | Path, part: str = "all") -> Load
 
 def load_read_weights(model: SegModel, weights: Weights, part: str = "all") -> LoadReport:
     """As :func:`load_weights`, for weights that :func:`models.weights.sources.read_weights` has read."""
+    if not isinstance(model, SegModel):  # a network of another library, whose tensors have its own names
+        check_normalization(model, weights, source_settings(weights))
+        return model.load(weights, part)
     outside: tuple[str, ...] = ()
     if part == "backbone":
         tensors, outside = take_encoder(weights.tensors)
@@ -152,12 +155,12 @@ def _detect(model: SegModel, weights: Weights) -> Layout:
 
 def _timm_layout(backbone: TimmBackbone) -> Layout:
     """The names of timm's whole network, or of its feature network, which lacks tensors of it: these are skipped."""
-    names = timm_names(backbone)
+    names = timm_names(backbone.name, backbone.net.state_dict())
     return Layout(
         f"ImageNet {backbone.name} (timm)",
         "backbone",
         frozenset(names),
-        normalization=timm_normalization(backbone),
+        normalization=timm_normalization(backbone.name),
         expects=f"backbone={backbone.name!r}",
         finish=lambda state: {f"backbone.net.{names.get(key, key)}": tensor for key, tensor in state.items()},
         skip=tuple(key for key, name in names.items() if name is None),
@@ -165,11 +168,13 @@ def _timm_layout(backbone: TimmBackbone) -> Layout:
 
 
 def count_classes(model: SegModel, weights: Weights) -> int | None:
-    """Number of classes of weights in any layout that fits the network; None: they have no known classifier.
+    """Number of classes of weights in any layout that fits the network; None: it is not known.
 
     Raises:
         ValueError: they have no known layout.
     """
+    if not isinstance(model, SegModel):
+        return None
     layout = _detect(model, weights)
     return _classifier_rows(layout.convert(_split(layout, weights)[0]))
 
@@ -188,16 +193,7 @@ def _classifier_rows(state: State) -> int | None:
 def _check_settings(model: SegModel, weights: Weights, layout: Layout, part: str) -> None:
     """Compares the settings that no tensor shows but that change what the network computes."""
     settings = source_settings(weights, layout)
-    theirs = _lists(settings.get("normalization", {}))
-    if any(theirs.get(key, value) != value for key, value in _lists(model.normalization._asdict()).items()):
-        names = [name for name, value in NORMALIZATIONS.items() if _lists(value._asdict()) == theirs]
-        raise ValueError(
-            f"{weights.source} was trained on images normalised by {theirs}; the network normalises them by "
-            f"{_lists(model.normalization._asdict())}: set normalization={names[0]!r}"
-            if names
-            else f"{weights.source} was trained on images normalised by {theirs}; expected one of "
-            f"{', '.join(NORMALIZATIONS)}: add it to NORMALIZATIONS in models/base.py"
-        )
+    check_normalization(model, weights, settings)
     theirs = _lists(settings.get("taps", {})) if part != "backbone" else {}
     for name, tap in _lists({name: tap._asdict() for name, tap in model.tap_info.items()}).items():
         if theirs and theirs.get(name) != tap:
@@ -215,6 +211,20 @@ def _check_settings(model: SegModel, weights: Weights, layout: Layout, part: str
     ):
         if part != "backbone" and theirs not in (None, stride) and stride != model.tap_info["stage1"].stride:
             raise ValueError(f"{what} at output_stride={theirs}; the network has {stride}: correct output_stride")
+
+
+def check_normalization(model: NormalizedModel, weights: Weights, settings: Mapping[str, Any]) -> None:
+    """Raises ValueError if the weights were trained on images normalised in another way than the network's."""
+    theirs = _lists(settings.get("normalization", {}))
+    if any(theirs.get(key, value) != value for key, value in _lists(model.normalization._asdict()).items()):
+        names = [name for name, value in NORMALIZATIONS.items() if _lists(value._asdict()) == theirs]
+        raise ValueError(
+            f"{weights.source} was trained on images normalised by {theirs}; the network normalises them by "
+            f"{_lists(model.normalization._asdict())}: set normalization={names[0]!r}"
+            if names
+            else f"{weights.source} was trained on images normalised by {theirs}; expected one of "
+            f"{', '.join(NORMALIZATIONS)}: add it to NORMALIZATIONS in models/base.py"
+        )
 
 
 def source_settings(weights: Weights, layout: Layout | None = None) -> dict[str, Any]:
@@ -265,6 +275,7 @@ def check_strict(wanted: State, state: State, weights: Weights, layout: Layout, 
 def _describe(network: Mapping[str, Any], part: str) -> str:
     """What a file says of its network, and the config's keys that make it fit."""
     names = ("backbone",) if part == "backbone" else ("backbone", "head", "width", "output_stride")
+    names = ("source",) if "source" in network else names
     settings = " ".join(f"{name}={network[name]!r}" for name in names if network.get(name) is not None)
     said = f"by its metadata, this file holds a network of {settings}"
     if part == "backbone":

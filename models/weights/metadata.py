@@ -35,6 +35,18 @@ class _Network(_Entry):
     aux: Annotated[bool, Strict()] = False
 
 
+class _Source(_Entry):
+    """Arguments of ``build_wrapped``."""
+
+    source: Name
+    arguments: dict[str, Any] | None = None
+    taps: dict[str, str] | None = None
+    output: str | int | bool | None = None
+    pad_to: Annotated[int, Strict(), Field(gt=0, le=2**16)] | None = None
+    prefix_tokens: Annotated[int, Strict(), Field(ge=0)] | None = None
+    family: Literal["cnn", "transformer"] | None = None
+
+
 class _Normalization(_Entry):
     mean: tuple[Number, Number, Number]
     std: tuple[PositiveNumber, PositiveNumber, PositiveNumber]
@@ -69,6 +81,11 @@ class _Metadata(BaseModel):
         return self
 
 
+class _MetadataOfSource(_Metadata):
+    network: _Source
+    normalization: _Normalization
+
+
 def check_metadata(metadata: Any, source: str) -> None:
     """Checks what this code reads of a file's metadata; other entries are left alone.
 
@@ -76,7 +93,9 @@ def check_metadata(metadata: Any, source: str) -> None:
         ValueError: an entry is not of the form that this code writes; names ``source``, the entry and what was found.
     """
     try:
-        _Metadata.model_validate(metadata)
+        network = metadata.get("network") if isinstance(metadata, dict) else None
+        of_source = isinstance(network, dict) and "source" in network
+        (_MetadataOfSource if of_source else _Metadata).model_validate(metadata)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key, found = ".".join(map(str, first["loc"])), repr(first["input"])

@@ -5,7 +5,7 @@ from pathlib import Path
 import timm
 import torch
 
-from models.backbones import TimmBackbone, timm_normalization
+from models.backbones import timm_normalization
 from models.base import NORMALIZATIONS, SegModel
 from models.weights.hugging_face import (
     HUGGING_FACE_FILES,
@@ -59,8 +59,8 @@ def timm_weights(model: SegModel) -> Weights:
         ValueError: timm has no weights of this network.
         FileNotFoundError: the hub cannot be reached; the message names the file to download by hand.
     """
-    name = getattr(model.backbone, "name", "a Mix Transformer")
-    normalization = timm_normalization(model.backbone) if isinstance(model.backbone, TimmBackbone) else None
+    name = getattr(model.backbone, "name", type(model.backbone).__name__)
+    normalization = timm_normalization(name)
     if normalization is None:
         raise ValueError(f"timm has no pretrained weights of this backbone ({name}): give a file instead of 'timm'")
     hub = timm.get_pretrained_cfg(name).hf_hub_id

@@ -32,7 +32,11 @@ def synchronize(device: torch.device) -> None:
 
 
 def seconds_of_each(
-    alternatives: Mapping[str, Callable[[], object]], device: torch.device, rounds: int, warmup: int = 2
+    alternatives: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    rounds: int,
+    warmup: int = 2,
+    clock: Callable[[], float] | None = None,
 ) -> dict[str, list[float]]:
     """Runs every alternative once a round and measures its time, with the device idle before and after.
 
@@ -41,19 +45,21 @@ def seconds_of_each(
         device: waited for before the clock is read.
         rounds: timed calls of each.
         warmup: calls of each before these.
+        clock: gives seconds; None: ``time.perf_counter``.
 
     Returns:
         The seconds of every timed call.
     """
+    clock = clock or time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in alternatives}
     for number in range(warmup + rounds):
         for name, run in alternatives.items():
             synchronize(device)
-            start = time.perf_counter()
+            start = clock()
             run()
             synchronize(device)
             if number >= warmup:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return seconds
 
 

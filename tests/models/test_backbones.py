@@ -55,7 +55,8 @@ def test_padding_is_whole_cells_of_zeros_below_and_right(name):
         torch.testing.assert_close(found[stage], expected[stage][..., : found[stage].shape[2], : found[stage].shape[3]])
 
 
-# Class token; class and register tokens; neither; rotary positions and registers; rotary; class token without position.
+# Class token; class and register tokens; neither; rotary positions and registers; rotary; class token without position;
+# windows.
 VITS = [
     ("vit_tiny_patch16_224", 16, 192),
     ("vit_small_patch14_reg4_dinov2", 14, 384),
@@ -63,6 +64,7 @@ VITS = [
     ("vit_small_patch16_dinov3", 16, 384),
     ("eva02_tiny_patch14_224", 14, 192),
     ("deit3_small_patch16_224", 16, 384),
+    ("samvit_base_patch16", 16, 768),
 ]
 
 
