@@ -224,15 +224,13 @@ def run(args: argparse.Namespace) -> None:
     student, teacher = student.to(device).eval(), teacher.to(device)
     for report in filter(None, (loaded, teacher.loaded)):
         say(str(report))
-    train = config.train
-
-    def load(start: int, stop: int, labelled: int, unlabelled: int) -> list[dict]:
-        positions = PositionBatches(start, stop, labelled, unlabelled=unlabelled)
-        return list(make_loader(stream, positions, workers=0, pin_memory=False))
-
-    samples = load(0, args.steps + HELD_OUT, train.batch_size, train.unlabelled_batch)
-    samples += load(0, 1, train.batch_size, 0)
-    samples += load(1, 2, 0, train.unlabelled_batch) if train.unlabelled_batch else load(1, 2, train.batch_size, 0)
+    labelled, unlabelled = config.train.batch_size, config.train.unlabelled_batch
+    positions = [
+        *PositionBatches(0, args.steps + HELD_OUT, labelled, unlabelled=unlabelled),
+        *PositionBatches(0, 1, labelled),  # and those of measure_gradients
+        *PositionBatches(1, 2, 0 if unlabelled else labelled, unlabelled=unlabelled),
+    ]
+    samples = list(make_loader(stream, positions, workers=0, pin_memory=False))
 
     results, terms, targets = {}, [], []
     for file, each in methods.items():
