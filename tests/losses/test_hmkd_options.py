@@ -68,10 +68,11 @@ def test_build_method():
         build_method("hmdk", SMALL, LARGE)
 
 
-@pytest.mark.parametrize("options", [{}, {"anchor": None}, {"target": "frame"}])
+@pytest.mark.parametrize("options", [{"target": "learned"}, {"target": "learned", "anchor": None}, {"target": "frame"}])
 def test_the_feature_term_is_the_distance_from_the_last_step_of_its_target(options):
     torch.manual_seed(0)
-    method = build_method("hmkd", SMALL, LARGE, logit=0.0, **options)
+    pairs = [("stage3", "stage3")]
+    method = build_method("hmkd", SMALL, LARGE, logit=0.0, feature_pairs=pairs, pixels="labelled", **options)
     labels = random_labels(2, 6, 8)
     student, teacher = (random_output(network, 2, 6, 8) for network in (SMALL, LARGE))
     method.calibrate(lambda: [(teacher, labels)])

@@ -13,10 +13,11 @@ def run(tmp_path, *arguments):
 @pytest.fixture
 def methods(tmp_path):
     """Configs of a method alone, as configs/_base_/methods holds them."""
+    learned = "type='hmkd', logit=0.0, target='learned', feature_pairs=[('stage3', 'stage3')]"
     files = {
         "logits": "distill = dict(type='hmkd', feature=0.0, logit=2.0)",
-        "anchored": "distill = dict(type='hmkd', logit=0.0)",
-        "released": "distill = dict(type='hmkd', logit=0.0, anchor=None)",
+        "anchored": f"distill = dict({learned})",
+        "released": f"distill = dict({learned}, anchor=None)",
     }
     for name, text in files.items():
         (tmp_path / f"{name}.py").write_text(text)
