@@ -125,6 +125,7 @@ class AfDCD(Method):
             check_logits(self, student, teacher, "set kd=0")
         self.weights = {f"afdcd_{name}": float(weight) for name, weight in weights.items() if weight}
         self.pair, self.tau, self.groups, self.patch, self.pool = pair, tau, groups, patch, pool
+        self.pairs = {"afdcd": pair}
         self.align = LogitAlignment(student.num_classes, student.taps["head"].stride, temperature)
         self.generation = MaskedGeneration(*self.taps, mask_ratio) if feature or contrast else None
 

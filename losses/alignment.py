@@ -142,24 +142,31 @@ class FeatureAlignment(nn.Module):
             pixels: what the distillation loss compares.
         """
         check_maps(student, teacher, (self.student, self.teacher), labels)
-        grid, cells = labels.size(self.stride), labels.at(self.stride)
-        valid = cells.mask(pixels)
-        S = fill_void(resize(student, grid), valid)
-        T = self.project(fill_void(resize(teacher.detach(), grid), valid))
+        S, T, _ = self.sides(student, teacher, labels, pixels)
+        cells, anchor = labels.at(self.stride), None
+        if self.classify is not None:
+            with full_precision(T):
+                anchor = cross_entropy(self.classify(T), cells)
+            T = T.detach()
+        return masked_mean(channel_mean((T - S).square()), cells.mask(pixels)), anchor
+
+    def sides(
+        self, student: Tensor, teacher: Tensor, labels: Labels, pixels: Pixels
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """S, T', and the teacher's map after each step that leads to T'; arguments as of ``forward``."""
+        grid, valid = labels.size(self.stride), labels.at(self.stride).mask(pixels)
+        S, steps = fill_void(resize(student, grid), valid), {}
+        T = steps["project"] = self.project(fill_void(resize(teacher.detach(), grid), valid))
         if self.context == "student":
             S = self_attention_context(S, valid)
         elif self.context == "teacher":
-            T = self_attention_context(T, valid)
+            T = steps["context"] = self_attention_context(T, valid)
         S, T = self.refine_student(S), self.refine_teacher(T)
-        anchor = None
-        if self.classify is None:
-            target = warp(T, self.offsets(S * T))
-        else:
-            warped = self.standardize(warp(T, self.offsets(S.detach() * T)))
-            target = warped.detach()
-            with full_precision(warped):
-                anchor = cross_entropy(self.classify(warped), cells)
-        return masked_mean(channel_mean((target - S).square()), valid), anchor
+        steps["refine"] = T
+        T = steps["warp"] = warp(T, self.offsets((S if self.classify is None else S.detach()) * T))
+        if self.standardize is not None:
+            T = steps["standardize"] = self.standardize(T)
+        return S, T, steps
 
 
 class LogitAlignment(nn.Module):

@@ -1,6 +1,6 @@
 """The contract of a distillation method: named scalar terms, their weights, and what each is a mean over."""
 
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import ClassVar, get_args
 
 import torch
@@ -30,6 +30,7 @@ class Method(nn.Module):
         weights: weight of each term in the total. Its keys are exactly the keys of what ``forward`` returns:
             a term of weight 0 is never built.
         needs_calibration: whether ``calibrate`` must be called before the first step of a new run.
+        pairs: term -> (teacher's tap, student's tap), of the terms that compare features.
 
     Raises:
         ValueError: if ``pixels`` is neither.
@@ -37,6 +38,7 @@ class Method(nn.Module):
 
     weights: dict[str, float]
     needs_calibration = False
+    pairs: Mapping[str, tuple[str, str]] = {}
 
     def __init__(self, pixels: Pixels = "labelled"):
         super().__init__()
@@ -63,6 +65,22 @@ class Method(nn.Module):
         Args:
             outputs: runs the teacher on some training batches and returns what it gives, with the images' labels.
         """
+
+    def targets(self, student: SegOutput, teacher: SegOutput, labels: Labels) -> dict[str, dict[str, Tensor]]:
+        """What the student is compared with, for a diagnosis; arguments as of ``forward``.
+
+        Here: the teacher's tap of each of ``pairs``, or its class probabilities if there are none, on the student's
+        grid.
+
+        Returns:
+            For each term, the map (B C h w) after each step on the teacher's side. The last one is the target.
+        """
+        if not self.pairs and teacher.logits is not None:
+            return {"logit": {"probabilities": resize(as_float(teacher.logits), student.logits.shape[-2:]).softmax(1)}}
+        return {
+            name: {t: resize(as_float(teacher.taps[t]), student.taps[s].shape[-2:])}
+            for name, (t, s) in self.pairs.items()
+        }
 
     def counts(self, labels: Labels) -> dict[str, Tensor]:
         """Number of elements (float32 scalars) that each term is a mean over for these labels.
@@ -149,7 +167,7 @@ class FeatureMethod(Method):
         pixels: Pixels = "labelled",
     ):
         super().__init__(pixels)
-        self.pairs: dict[str, tuple[str, str]] = {}  # term -> (teacher's tap, student's tap)
+        self.pairs = {}
         if weight:
             check_pairs("pairs", pairs, student, teacher)
             self.pairs = pair_terms(term, pairs)

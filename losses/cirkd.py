@@ -214,6 +214,7 @@ class CIRKD(Method):
         K = student.num_classes
         self.weights = {f"cirkd_{name}": float(weight) for name, weight in weights.items() if weight}
         self.pair, self.num_classes, self.tau, self.batch_cells = pair, K, tau, batch_cells
+        self.pairs = {"cirkd": pair}
         self.taps = student.taps[pair[1]], teacher.taps[pair[0]]
         self.align = LogitAlignment(K, student.taps["head"].stride, temperature)
         width = self.taps[1].channels

@@ -37,6 +37,13 @@ class Composed(Method):
         for method in self.methods.values():
             method.calibrate(outputs)
 
+    def targets(self, student: SegOutput, teacher: SegOutput, labels: Labels) -> dict[str, dict[str, Tensor]]:
+        return {
+            self.names.get((name, term), f"{name}.{term}"): steps
+            for name, method in self.methods.items()
+            for term, steps in method.targets(student, teacher, labels).items()
+        }
+
     def forward(self, student: SegOutput, teacher: SegOutput, labels: Labels) -> dict[str, Tensor]:
         return {
             self.names[name, term]: value

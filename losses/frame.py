@@ -86,10 +86,17 @@ class FrameAlignment(nn.Module):
     ) -> tuple[Tensor, None]:
         """The loss of B C_s h_s w_s and B C_t h_t w_t (detached), and None: there is no anchor."""
         check_maps(student, teacher, (self.student, self.teacher), labels)
-        valid = labels.at(self.teacher.stride).mask(pixels)
+        prediction, target, _ = self.sides(student, teacher, labels, pixels)
+        with full_precision(student):
+            difference = channel_mean((prediction - target).square())
+            return masked_mean(difference, labels.at(self.teacher.stride).mask(pixels)), None
+
+    def sides(
+        self, student: Tensor, teacher: Tensor, labels: Labels, pixels: Pixels
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The projected student map, y, and y as the only step on the teacher's side; arguments as of ``forward``."""
         prediction = self.project(fill_void(student, labels.at(self.student.stride).mask(pixels)))
         with full_precision(student):
-            f = fill_void(self._on_grid(teacher.detach(), labels), valid)
+            f = fill_void(self._on_grid(teacher.detach(), labels), labels.at(self.teacher.stride).mask(pixels))
             target = F.conv2d(f, self.axes[..., None, None], -self.axes @ self.mean)
-            difference = self._on_grid(prediction, labels) - target
-            return masked_mean(channel_mean(difference.square()), valid), None
+            return self._on_grid(prediction, labels), target, {"frame": target}

@@ -166,6 +166,14 @@ class HeteroAKD(FeatureMethod):
             terms[LOGIT] = self.alignments[LOGIT](student.logits, teacher.logits, labels, self.pixels)
         return terms
 
+    def targets(self, student: SegOutput, teacher: SegOutput, labels: Labels) -> dict[str, dict[str, Tensor]]:
+        """The teacher's class logits, before they are mixed with the student's (see ``Method.targets``)."""
+        found = super().targets(student, teacher, labels)
+        for name, steps in found.items():
+            align = self.alignments[name]
+            steps["exit"] = align.classify[1](align.standardize[1](steps[self.pairs[name][0]]))
+        return found
+
     def counts(self, labels: Labels) -> dict[str, Tensor]:
         """Compared cells of the student's tap (for an anchor the labelled ones), and of its logits."""
         counts = super().counts(labels)

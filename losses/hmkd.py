@@ -86,7 +86,7 @@ class HMKD(Method):
             context = "student" if student.family == "cnn" else "teacher"
 
         self.weights: dict[str, float] = {}
-        self.taps: dict[str, tuple[str, str]] = {}  # distillation term -> (teacher's tap, student's tap)
+        self.pairs = {}
         self.anchors: dict[str, str] = {}  # distillation term -> the term of its anchor
         self.alignments = nn.ModuleDict()  # distillation term -> its module
         if target == "frame":
@@ -103,7 +103,7 @@ class HMKD(Method):
             check_pairs(f"{term}_pairs", pairs, student, teacher)
             for name, (t, s) in pair_terms(term, pairs).items():
                 self.alignments[name] = build(student.taps[s], teacher.taps[t])
-                self.taps[name], self.weights[name] = (t, s), weight / len(pairs)
+                self.pairs[name], self.weights[name] = (t, s), weight / len(pairs)
                 if anchor and anchor_term:
                     anchor_name = name.replace(term, anchor_term, 1)
                     self.anchors[name], self.weights[anchor_name] = anchor_name, anchor_weight / len(pairs)
@@ -120,14 +120,22 @@ class HMKD(Method):
         moments = dict.fromkeys(frames, Moments())
         for teacher, labels in outputs() if frames else ():
             for name, frame in frames.items():
-                moments[name] = frame.measure(teacher.taps[self.taps[name][0]], labels, moments[name])
+                moments[name] = frame.measure(teacher.taps[self.pairs[name][0]], labels, moments[name])
         for name, frame in frames.items():
             frame.fix(moments[name])
+
+    def targets(self, student: SegOutput, teacher: SegOutput, labels: Labels) -> dict[str, dict[str, Tensor]]:
+        """Of the feature alignment, every step of the teacher's side (see ``Method.targets``)."""
+        found = super().targets(student, teacher, labels)
+        for name, (t, s) in self.pairs.items():
+            if isinstance(align := self.alignments[name], FeatureAlignment | FrameAlignment):
+                found[name] |= align.sides(student.taps[s], teacher.taps[t], labels, self.pixels)[-1]
+        return found
 
     def forward(self, student: SegOutput, teacher: SegOutput, labels: Labels) -> dict[str, Tensor]:
         """Unweighted terms, in the order of ``weights`` (see ``Method.forward``)."""
         terms = {}
-        for name, (teacher_tap, student_tap) in self.taps.items():
+        for name, (teacher_tap, student_tap) in self.pairs.items():
             align = self.alignments[name]
             terms[name], anchor = align(student.taps[student_tap], teacher.taps[teacher_tap], labels, self.pixels)
             if name in self.anchors:

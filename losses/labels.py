@@ -100,7 +100,10 @@ class Labels:
         Cell (i, j) takes the label at its centre: pixel (floor((i + .5) H / h), floor((j + .5) W / w)). It is computed
         in integers, so it is the same on every device.
         """
-        size = self.size(stride)
+        return self.on(self.size(stride))
+
+    def on(self, size: tuple[int, int]) -> Grid:
+        """``at`` for a grid of h x w cells."""
         return self._once(size, lambda: self._shrink(size))
 
     def patches(self, stride: float, side: int) -> Grid:

@@ -1,9 +1,15 @@
-"""Shows how far a distillation loss falls although the student learns nothing: the collapse guard.
+"""Shows what a distillation method can teach: what its own modules do to its terms and targets, without the student.
 
 Student and teacher are frozen, and only the method's own modules are trained: on the networks' real features, and on
-random features without any relation. A term that falls on random features can be lowered by its modules alone, so it
-need not teach the student anything of the teacher. Each term is measured on other batches than those of the training,
-before and after, with the norm of its weighted gradient on the student before.
+random features without any relation. Terms and targets are measured on other batches than those of the training.
+
+Terms: the value before -> after. A term that falls on random features can be lowered by its modules alone, so it need
+not teach the student anything of the teacher. Before the training, also the norm of its weighted gradient on the
+student, and the cosine of this gradient with that of the labels' cross-entropy, all on one labelled batch; then the
+same cosine for the term on other images, without their labels (with pixels='inside').
+
+Targets: the teacher's map after each step towards what the student is compared with, before -> after on real features
+(``scripts/_targets.py`` defines the figures).
 """
 
 import argparse
@@ -19,6 +25,7 @@ if not __package__:  # run as a file: the repository's root is not on the import
     restart_as_module(__file__)
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from configs.schema import Experiment
@@ -26,25 +33,26 @@ from datasets import make_loader
 from datasets.samplers import PositionBatches
 from engine.build import build_distiller, build_student
 from engine.data import build_split, build_train_stream
-from engine.optim import gradient_norms
 from engine.report import table
 from engine.teacher import Teacher, build_teacher
 from losses.base import Method
+from losses.functional import cross_entropy
 from losses.labels import Labels
 from models import SegModel, SegOutput
 from scripts._device import DEFAULT
+from scripts._targets import Outputs, measure_targets
 from utils.config import ConfigError, config_errors, load_config, load_section
 from utils.console import environment, say
 from utils.files import user_path, write_atomically
+from utils.names import OUTSIDE, VOID
 
 EXAMPLES = """examples:
   python scripts/diagnose_method.py configs/demo/hmkd.py
   python scripts/diagnose_method.py configs/demo/hmkd.py --cfg-options distill.anchor=None
   python scripts/diagnose_method.py configs/demo/hmkd.py --methods configs/_base_/methods/{kd,cwd}.py --json found.json
 """
-HELD_OUT = 4  # batches on which the terms are measured
+HELD_OUT = 4  # batches on which terms and targets are measured
 COLLAPSE = 0.8  # a term that falls below this share of its first value on random features is marked
-Outputs = tuple[SegOutput, SegOutput, Labels]  # the student's, the teacher's, labels
 
 
 def unrelated(output: SegOutput, generator: torch.Generator) -> SegOutput:
@@ -81,6 +89,15 @@ def train_modules(method: Method, batches: Callable[[int], Outputs], steps: int,
         optimizer.step()
 
 
+def gradient(term: Tensor, network: SegModel) -> Tensor:
+    """Of all the network's parameters, in one vector."""
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    if not term.requires_grad:  # it reads frozen parts only
+        return torch.cat([torch.zeros_like(parameter).flatten() for parameter in parameters])
+    gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
+    return torch.cat([each.float().flatten() for each in gradients])
+
+
 def calibrated(method: Method, batches: Callable[[int], Outputs], steps: int) -> Method:
     """A copy of an untrained method that has measured the teacher on the training batches."""
     method = copy.deepcopy(method)
@@ -88,15 +105,35 @@ def calibrated(method: Method, batches: Callable[[int], Outputs], steps: int) ->
     return method
 
 
+def measure_gradients(
+    method: Method, student: SegModel, teacher: Teacher, labelled: dict, unlabelled: dict
+) -> dict[str, dict[str, float | None]]:
+    """Norm and cosines of each term's gradient; a cosine is None where the gradient is 0 or the method reads labels."""
+    facts = {name: {} for name in method.weights}
+    for key, sample in (("cosine", labelled), ("cosine_unlabelled", unlabelled)):
+        images, ids = (sample[name].to(next(student.parameters()).device) for name in ("image", "label"))
+        output = student(images)
+        if key == "cosine":
+            task = gradient(cross_entropy(output.logits, Labels(ids).at(1)), student)
+        else:
+            ids = ids.masked_fill(ids < OUTSIDE, VOID)
+        terms = method(output, teacher(images), Labels(ids))
+        for name, weight in method.weights.items():
+            slope = weight * gradient(terms[name], student)
+            facts[name].setdefault("grad_norm", slope.norm().item())
+            facts[name][key] = F.cosine_similarity(slope, task, dim=0).item() if slope.any() else None
+    return facts
+
+
 def diagnose(
     method: Method, student: SegModel, teacher: Teacher, samples: list[dict], steps: int, lr: float
-) -> dict[str, dict[str, float]]:
-    """For each term its weight, its value before and after on real and on random features, and its gradient norm.
+) -> dict[str, dict[str, dict]]:
+    """``'terms'`` and ``'targets'``, as this module's text defines them.
 
     Args:
         method: untrained; it is copied.
         student, teacher: frozen, on the method's device.
-        samples: ``steps + HELD_OUT`` batches; the last ones are measured on.
+        samples: ``steps`` batches, ``HELD_OUT`` that are measured on, and the two of ``measure_gradients``.
         steps: of the method's own modules.
         lr: of Adam.
     """
@@ -112,22 +149,20 @@ def diagnose(
         one, other, labels = real(step)
         return unrelated(one, generator), unrelated(other, generator), labels
 
-    found = {name: {"weight": weight} for name, weight in method.weights.items()}
-    images, labels = (samples[0][name].to(device) for name in ("image", "label"))
-    outputs = student(images), teacher(images), Labels(labels)
-    untrained = calibrated(method, real, steps)
-    norms = gradient_norms(untrained(*outputs), method.weights, student)
+    terms = measure_gradients(calibrated(method, real, steps), student, teacher, *samples[-2:])
+    targets = {}
     for kind, batches in (("real", real), ("random", random)):
         torch.manual_seed(0)
         trained = calibrated(method, batches, steps)
         held_out = [batches(step) for step in range(steps, steps + HELD_OUT)]
-        before = measure(trained, held_out)
+        untrained, before = copy.deepcopy(trained), measure(trained, held_out)
         train_modules(trained, batches, steps, lr)
         torch.manual_seed(0)
         after = measure(trained, held_out)
-        for name, facts in found.items():
-            facts |= {f"{kind}_before": before[name], f"{kind}_after": after[name], "grad_norm": norms[name]}
-    return found
+        targets = targets or measure_targets(untrained, trained, held_out)
+        for name, facts in terms.items():
+            facts |= {"weight": method.weights[name], f"{kind}_before": before[name], f"{kind}_after": after[name]}
+    return {"terms": terms, "targets": targets}
 
 
 def share(facts: dict[str, float], kind: str) -> float:
@@ -140,7 +175,7 @@ def collapses(facts: dict[str, float]) -> bool:
     return share(facts, "random") < COLLAPSE and facts["grad_norm"] > 0
 
 
-def rows(name: str, found: dict[str, dict[str, float]]) -> list[list[str]]:
+def term_rows(name: str, found: dict[str, dict[str, float | None]]) -> list[list[str]]:
     return [
         [
             name, term, f"{facts['weight']:g}",
@@ -148,8 +183,21 @@ def rows(name: str, found: dict[str, dict[str, float]]) -> list[list[str]]:
             f"{share(facts, 'real'):.3f}",
             f"{share(facts, 'random'):.3f}{' !' if collapses(facts) else ''}",
             f"{facts['grad_norm']:.4g}",
+            *("-" if facts[key] is None else f"{facts[key]:.2f}" for key in ("cosine", "cosine_unlabelled")),
         ]
         for term, facts in found.items()
+    ]  # fmt: skip
+
+
+def target_rows(name: str, found: dict[str, dict[str, dict[str, float]]]) -> list[list[str]]:
+    return [
+        [
+            name, term, step,
+            *(f"{facts[f'{key}_before']:.3g} -> {facts[f'{key}_after']:.3g}"
+              for key in ("spatial_kept", "dimensions", "class_share")),
+            f"{facts['cka']:.3f}",
+        ]
+        for term, steps in found.items() for step, facts in steps.items()
     ]  # fmt: skip
 
 
@@ -157,7 +205,7 @@ def with_method(args: argparse.Namespace, file: str) -> Experiment:
     """The experiment with the method of another config in place of its own."""
     section = {"_delete_": True, **load_section(file, "distill")}
     with config_errors(file, "in place of the method"):
-        return load_config(args.config, Experiment, [*args.cfg_options, f"distill={section!r}"])
+        return load_config(args.config, Experiment, [f"distill={section!r}", *args.cfg_options])
 
 
 def run(args: argparse.Namespace) -> None:
@@ -176,19 +224,24 @@ def run(args: argparse.Namespace) -> None:
     student, teacher = student.to(device).eval(), teacher.to(device)
     for report in filter(None, (loaded, teacher.loaded)):
         say(str(report))
-    train = config.train
-    positions = PositionBatches(0, args.steps + HELD_OUT, train.batch_size, unlabelled=train.unlabelled_batch)
+    labelled, unlabelled = config.train.batch_size, config.train.unlabelled_batch
+    positions = [
+        *PositionBatches(0, args.steps + HELD_OUT, labelled, unlabelled=unlabelled),
+        *PositionBatches(0, 1, labelled),  # and those of measure_gradients
+        *PositionBatches(1, 2, 0 if unlabelled else labelled, unlabelled=unlabelled),
+    ]
     samples = list(make_loader(stream, positions, workers=0, pin_memory=False))
 
-    results, lines = {}, []
+    results, terms, targets = {}, [], []
     for file, each in methods.items():
         method = build_distiller(each, file, student, teacher).method.to(device)
         results[file] = diagnose(method, student, teacher, samples, args.steps, args.lr)
-        lines += rows(Path(file).stem, results[file])
+        terms += term_rows(Path(file).stem, results[file]["terms"])
+        targets += target_rows(Path(file).stem, results[file]["targets"])
     header = ["method", "term", "weight", "real features", "random features", "real", "random", "gradient on student"]
-    text = table(header, lines)
-    say(text)
+    say(table([*header, "cosine", "unlabelled"], terms))
     say(f"after / before, {args.steps} steps of the method's own modules (Adam {args.lr:g}); ! falls below {COLLAPSE}")
+    say(table(["method", "target", "step", "spatial kept", "dimensions", "class share", "CKA"], targets))
     if args.json:
         result = {"config": config.model_dump(), "steps": args.steps, "lr": args.lr, "methods": results,
                   "held_out_batches": HELD_OUT, "device": device.type, "environment": environment()}  # fmt: skip

@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from losses import Composed
+from losses import Composed, build_method
 from losses.base import Method
+from tests.losses.networks import LARGE, SMALL, random_output, zero_labels
 
 
 class Scaled(Method):
@@ -29,6 +30,19 @@ def test_terms_stand_side_by_side_under_names_of_their_own():
     counts = method.counts(torch.tensor([1.0, 2.0]))
     assert {name: count.item() for name, count in counts.items()} == {"one.a": 6, "b": 6, "two.a": 9, "c": 9}
     assert set(method.state_dict()) == {"methods.one.factor", "methods.two.factor"}
+
+
+def test_targets_stand_side_by_side_too():
+    networks = SMALL, LARGE
+    hints = build_method("fitnet", *networks), build_method("fitnet", *networks, pairs=[("stage1", "head")])
+    method = Composed({"one": hints[0], "two": hints[1], "kd": build_method("kd", *networks)})
+    outputs = [random_output(network, 1, 4, 4) for network in networks]
+    found = method.targets(*outputs, zero_labels(1, 4, 4))
+    assert {term: list(steps) for term, steps in found.items()} == {
+        "one.fitnet": ["head"], "two.fitnet": ["stage1"], "kd.logit": ["probabilities"]
+    }  # fmt: skip
+    torch.testing.assert_close(found["kd.logit"]["probabilities"], outputs[1].logits.softmax(1))
+    assert found["two.fitnet"]["stage1"] is outputs[1].taps["stage1"]
 
 
 def test_nothing_is_no_method():

@@ -123,6 +123,22 @@ def overwrite(outputs, labels, mask, value):
 
 
 @every_method
+def test_targets_follow_the_teacher_on_a_grid_of_the_student(name):
+    method, labels = build(name), Labels(padded_ids())
+    student, teacher = outputs()
+    found, other = (
+        copy.deepcopy(method).targets(student, each, labels) for each in (teacher, random_output(LARGE, 2, 6, 8))
+    )
+    assert found
+    for term, steps in found.items():
+        for step, x in steps.items():
+            assert x.shape[0] == 2
+            assert x.shape[-2:] in {(6, 8), (3, 4)}
+            assert x.isfinite().all()
+            assert not torch.equal(x, other[term][step])
+
+
+@every_method
 @both_domains
 def test_terms_weights_and_counts_have_the_same_names(name, pixels):
     method = build(name, pixels=pixels)

@@ -1,6 +1,7 @@
 """What HMKD builds from its options, and what it refuses."""
 
 import pytest
+import torch
 
 from losses import METHODS, build_method
 from losses.hmkd import HMKD
@@ -65,3 +66,17 @@ def test_build_method():
     assert build_method("hmkd", SMALL, LARGE, feature=2.0).weights["feature"] == 2.0
     with pytest.raises(ValueError, match="unknown distillation method 'hmdk'; did you mean 'hmkd'"):
         build_method("hmdk", SMALL, LARGE)
+
+
+@pytest.mark.parametrize("options", [{"target": "learned"}, {"target": "learned", "anchor": None}, {"target": "frame"}])
+def test_the_feature_term_is_the_distance_from_the_last_step_of_its_target(options):
+    torch.manual_seed(0)
+    pairs = [("stage3", "stage3")]
+    method = build_method("hmkd", SMALL, LARGE, logit=0.0, feature_pairs=pairs, pixels="labelled", **options)
+    labels = random_labels(2, 6, 8)
+    student, teacher = (random_output(network, 2, 6, 8) for network in (SMALL, LARGE))
+    method.calibrate(lambda: [(teacher, labels)])
+    *_, target = method.targets(student, teacher, labels)["feature"].values()
+    align, maps = method.alignments["feature"], (student.taps["stage3"], teacher.taps["stage3"])
+    distance = (align.sides(*maps, labels, "labelled")[0] - target).square().mean(1)[labels.at(2).labelled].mean()
+    torch.testing.assert_close(method(student, teacher, labels)["feature"], distance)
