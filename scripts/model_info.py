@@ -285,15 +285,14 @@ def run(args: argparse.Namespace) -> None:
     for form in latency.keys() - medians:
         say(f"{form}: {latency[form]}")
     if "teacher" in networks:
-        parameters, operations = (
-            gain(*(networks[name][section][part] for name in ("teacher", "student")), "fewer", "more")
-            for section, part in (("parameters", "deployed"), ("multiply_adds", "total"))
+        pair = ("teacher", "student")
+        fastest = (min(times[name] for times in medians.values()) for name in pair)
+        gains = (
+            ("parameters", gain(*(networks[name]["parameters"]["deployed"] for name in pair), "fewer", "more")),
+            ("GFLOPs", gain(*(networks[name]["multiply_adds"]["total"] for name in pair), "fewer", "more")),
+            ("(each in its fastest runtime)", gain(*fastest, "faster", "slower")),
         )
-        # Each in its fastest runtime, in which it would be deployed.
-        speed = gain(
-            *(min(times[name] for times in medians.values()) for name in ("teacher", "student")), "faster", "slower"
-        )
-        say(f"student: {parameters} parameters, {operations} GFLOPs, {speed} (each in its fastest runtime)")
+        say(f"student: {', '.join(f'{amount} {of}' for of, amount in gains if amount)}")
     if args.json is not None:
         figures = {
             "image_size": size, "image_size_from": origin, "networks": networks, "miou": mious, "latency_ms": latency,
