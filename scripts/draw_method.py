@@ -4,10 +4,10 @@ from html import escape
 from pathlib import Path
 
 OUT = Path(__file__).parents[1] / "docs" / "method.svg"
-WIDTH, HEIGHT = 850, 508
+WIDTH, HEIGHT = 850, 442
 INK, EDGE = "#1f2933", "#7b8794"
-FROZEN, STUDENT, ANCHORED, LOSS, PLAIN = "#e4e7eb", "#c6f0d2", "#cfe3fb", "#fbdcc0", "#ffffff"
-TOP, CHAIN, MIDDLE, BELOW, BOTTOM = 66, 150, 230, 322, 396  # y of the rows
+FROZEN, STUDENT, FIXED, LOSS, PLAIN = "#e4e7eb", "#c6f0d2", "#cfe3fb", "#fbdcc0", "#ffffff"
+TOP, ABOVE, MIDDLE, BELOW, BOTTOM = 66, 132, 198, 264, 330  # y of the rows
 TAPS = {"stage 1": 160, "stage 2": 232, "stage 3": 304, "stage 4": 376, "head": 448}  # x of a network's taps
 
 
@@ -60,7 +60,7 @@ def legend(y: float) -> list[str]:
             for x, fill, words in [
                 (352, FROZEN, "frozen"),
                 (434, STUDENT, "student's, trained"),
-                (592, ANCHORED, "trained by the anchor"),
+                (592, FIXED, "measured once, fixed"),
                 (772, LOSS, "loss"),
             ]
             for part in (box(x, y, 16, "", fill, 16), text(x + 14, y, words, 12, "start"))
@@ -69,48 +69,38 @@ def legend(y: float) -> list[str]:
 
 
 def draw() -> str:
+    stages = [x for tap, x in TAPS.items() if tap != "head"]
     parts = [
         *network(TOP, "Teacher, frozen (for example SegFormer-B4)", TOP - 34, FROZEN, gradient=False),
         *network(BOTTOM, "Student (for example DeepLabV3-ResNet-18)", BOTTOM + 34, STUDENT, gradient=True),
         box(52, MIDDLE, 64, "image", PLAIN),
         arrow(f"52,{MIDDLE - 17} 52,{TOP} 132,{TOP}", gradient=False),
         arrow(f"52,{MIDDLE + 17} 52,{BOTTOM} 132,{BOTTOM}", gradient=False),
-        # The teacher's side: projected, refined, warped by offsets, standardised. The anchor trains it.
-        arrow(f"304,{TOP + 17} 304,{CHAIN - 19}", gradient=False),
-        arrow(f"337,{CHAIN} 361,{CHAIN}", gradient=True),
-        arrow(f"419,{CHAIN} 441,{CHAIN}", gradient=True),
-        arrow(f"495,{CHAIN} 513,{CHAIN}", gradient=True),
-        arrow(f"601,{CHAIN} 623,{CHAIN}", gradient=True),
-        box(304, CHAIN, 66, "project", ANCHORED),
-        box(391, CHAIN, 56, "refine", ANCHORED),
-        box(469, CHAIN, 52, "warp", ANCHORED),
-        box(558, CHAIN, 86, "standardise", ANCHORED),
-        box(658, CHAIN, 66, "classify", ANCHORED),
-        arrow(f"658,{CHAIN + 17} 658,{MIDDLE - 21}", gradient=True),
-        arrow(f"391,{CHAIN + 17} 391,{MIDDLE} 433,{MIDDLE}", gradient=True),
-        arrow(f"469,{MIDDLE - 17} 469,{CHAIN + 19}", gradient=True),
-        arrow(f"469,{BELOW - 17} 469,{MIDDLE + 19}", gradient=False),
-        box(469, MIDDLE, 68, "offsets", ANCHORED),
-        # The student's side.
-        arrow(f"304,{BOTTOM - 17} 304,{BELOW + 21}", gradient=True),
-        arrow(f"360,{BELOW} 439,{BELOW}", gradient=True),
-        arrow(f"497,{BELOW} 558,{BELOW} 558,{MIDDLE + 21}", gradient=True),
-        arrow(f"558,{CHAIN + 17} 558,{MIDDLE - 21}", gradient=False),
-        box(304, BELOW, 112, "self-attention\n(CNN side only)", PLAIN, 38, "4 3"),
-        box(469, BELOW, 56, "refine", STUDENT),
-        box(558, MIDDLE, 88, "feature:\nmean square", LOSS, 38),
+        # Each stage of the teacher in its frame, each stage of the student projected into it.
+        *(arrow(f"{x},{TOP + 17} {x},{ABOVE - 17}", gradient=False) for x in stages),
+        *(arrow(f"{x},{ABOVE + 15} {x},{MIDDLE - 21}", gradient=False) for x in stages),
+        *(arrow(f"{x},{BELOW - 15} {x},{MIDDLE + 21}", gradient=True) for x in stages),
+        *(arrow(f"{x},{BOTTOM - 17} {x},{BELOW + 17}", gradient=True) for x in stages),
+        *(box(x, ABOVE, 60, "frame", FIXED, 30) for x in stages),
+        *(box(x, BELOW, 60, "project", STUDENT, 30) for x in stages),
+        box(
+            (stages[0] + stages[-1]) / 2,
+            MIDDLE,
+            284,
+            "feature: mean square of the differences,\nmean over the stages",
+            LOSS,
+            38,
+        ),
         # Labels and logits.
-        arrow(f"658,{MIDDLE + 33} 658,{MIDDLE + 21}", gradient=False),
-        arrow(f"658,{BELOW - 33} 658,{BELOW - 21}", gradient=False),
-        arrow(f"738,{BOTTOM - 17} 738,{BELOW} 708,{BELOW}", gradient=True),
-        arrow(f"770,{BOTTOM} 788,{BOTTOM} 788,{MIDDLE + 21}", gradient=True),
-        arrow(f"770,{TOP} 788,{TOP} 788,{MIDDLE - 21}", gradient=False),
-        box(658, MIDDLE, 96, "anchor:\ncross-entropy", LOSS, 38),
-        box(658, (MIDDLE + BELOW) / 2, 60, "labels", PLAIN, 24),
-        box(658, BELOW, 96, "task:\ncross-entropy", LOSS, 38),
-        box(788, MIDDLE, 98, "logit:\nKL divergence", LOSS, 38),
-        text(425, 460, "loss = task + w₁ · feature + w₂ · anchor + w₃ · logit", 13, "middle", "bold"),
-        *legend(488),
+        arrow(f"750,{BOTTOM - 17} 750,{MIDDLE + 21}", gradient=True),
+        arrow(f"738,{TOP + 17} 738,{MIDDLE - 21}", gradient=False),
+        arrow(f"720,{BOTTOM - 17} 720,{BELOW} 590,{BELOW} 590,{MIDDLE + 21}", gradient=True),
+        arrow(f"590,{ABOVE + 12} 590,{MIDDLE - 21}", gradient=False),
+        box(590, ABOVE, 60, "labels", PLAIN, 24),
+        box(590, MIDDLE, 110, "task:\ncross-entropy", LOSS, 38),
+        box(738, MIDDLE, 110, "logit:\nKL divergence", LOSS, 38),
+        text(425, BOTTOM + 64, "loss = task + w₁ · feature + w₂ · logit", 13, "middle", "bold"),
+        *legend(BOTTOM + 92),
     ]
     # A background of its own, so that the drawing reads the same on a light and on a dark page.
     return "\n".join(
