@@ -130,6 +130,7 @@ def test_one_step_of_every_method(file, swap):
             if name.endswith("relate_student.query.weight"):
                 parameter.normal_()  # starts at 0, where the relation has no gradient yet
         knowledge = teacher.eval()(images)
+    method.calibrate(lambda: [(knowledge, Labels(labels))])
     terms = method(student.train()(images), knowledge, Labels(labels))
     assert terms.keys() == method.weights.keys()
     assert all(term.isfinite() and term > -1e-6 for term in terms.values())
