@@ -15,7 +15,6 @@ Targets: the teacher's map after each step towards what the student is compared 
 import argparse
 import copy
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +38,7 @@ from losses.base import Method
 from losses.functional import cross_entropy
 from losses.labels import Labels
 from models import SegModel, SegOutput
+from scripts._command import add_config_options, command_parser, one_line_errors
 from scripts._device import DEFAULT
 from scripts._targets import Outputs, measure_targets
 from utils.config import ConfigError, config_errors, load_config, load_section
@@ -249,12 +249,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "diagnose_method.py",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser(__doc__, EXAMPLES)
     parser.add_argument("config", help="Python config file with a teacher")
     parser.add_argument(
         "--methods", nargs="+", default=[], metavar="FILE", help="configs whose distill replaces that of CONFIG"
@@ -262,16 +257,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=80, metavar="N", help="of the method's modules (default 80)")
     parser.add_argument("--lr", type=float, default=0.01, help="of Adam (default 0.01)")
     parser.add_argument("--json", type=user_path, metavar="FILE", help="write all figures and their provenance")
-    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="a.b=c", help="override config values")
+    add_config_options(parser)
     args = parser.parse_args(arguments)
     if args.steps < 1 or args.lr <= 0:
         parser.error(f"--steps {args.steps} --lr {args.lr}: expected both positive")
-    try:
+    with one_line_errors():
         run(args)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
 
 
 if __name__ == "__main__":

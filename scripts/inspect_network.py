@@ -1,11 +1,5 @@
-"""Prints what teacher.source can take from a network: its modules with shapes, taps, logits, classes, normalisation.
+"""Prints what teacher.source can take from a network: its modules with shapes, taps, logits, classes, normalisation."""
 
-python scripts/inspect_network.py transformers:FOLDER
-python scripts/inspect_network.py torchvision:fcn_resnet50 --options weights=fcn.pth --image street.png --out seen.png
-"""
-
-import argparse
-import sys
 from pathlib import Path
 
 if not __package__:  # run as a file: its own folder is on the import path, the repository's root is not
@@ -21,20 +15,24 @@ from datasets.listed import distinct_colours
 from datasets.pixels import open_image
 from models import build_wrapped
 from models.inference import predict
+from scripts._command import command_parser, one_line_errors
 from utils.config import parse_options, validate
 from utils.visualize import overlay, write_png
 
+EXAMPLES = """examples:
+  python scripts/inspect_network.py transformers:FOLDER
+  python scripts/inspect_network.py torchvision:fcn_resnet50 --options weights=fcn.pth --image street.png --out seen.png
+"""
+
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        "inspect_network.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__, EXAMPLES)
     parser.add_argument("source", help="as teacher.source: KIND:NAME")
     parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="other keys of teacher")
     parser.add_argument("--image", type=Path, metavar="FILE", help="predict its classes")
     parser.add_argument("--out", type=Path, default=Path("prediction.png"), help="picture of them (prediction.png)")
     args = parser.parse_args(arguments)
-    try:
+    with one_line_errors():
         keys = {"source": args.source, **parse_options(args.options)}
         network, report = build_wrapped(**validate(keys, Teacher, "teacher").wrapped)
         names = report.metadata.get("class_names")
@@ -52,8 +50,6 @@ def main(arguments: list[str] | None = None) -> None:
             classes = predict(network, torch.from_numpy(image).permute(2, 0, 1))[0].numpy()
             write_png(args.out, overlay(image, classes, distinct_colours(network.num_classes)))
             print(f"{args.out}: the image under the colours of its classes")
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
