@@ -4,26 +4,32 @@ python eval.py configs/demo/hmkd.py work_dirs/hmkd/student.safetensors
 python eval.py CONFIG work_dirs/RUN/best.pt --scales 0.5,1.0,1.5 --flip
 python eval.py CONFIG CHECKPOINT --mode slide --cfg-options "eval.crop_size=(512,512)" "eval.stride=(341,341)"
 python eval.py CONFIG --teacher --json teacher.json                      the config's teacher
+python eval.py CONFIG CHECKPOINT --boundary --per-image images.csv       boundary IoU; a table of the images
 python eval.py CONFIG CHECKPOINT --split test --save-pred predictions --save-vis pictures
 torchrun --nproc_per_node=4 eval.py CONFIG CHECKPOINT                    the same figures, four times as fast
 """
 
 import argparse
+import csv
+import io
 import json
 import math
+from dataclasses import replace
 
 from configs.schema import Eval, Experiment, autocast_dtype
+from engine.boundary import BoundaryIoU
 from engine.build import build_student, load_trained
 from engine.data import build_split
 from engine.evaluation import evaluate
 from engine.launch import launch
+from engine.metrics import ConfusionMatrix
 from engine.teacher import build_teacher
 from models import read_weights
 from models.placement import place
 from utils.config import ConfigError, validate
 from utils.console import environment, say
-from utils.distributed import World, barrier
-from utils.files import remove_temporaries, user_path, write_atomically
+from utils.distributed import World, barrier, gather_objects
+from utils.files import check_writable, remove_temporaries, user_path, write_atomically
 from utils.visualize import overlay, write_png
 
 
@@ -41,6 +47,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--mode", choices=("whole", "slide"), help="default: the config's eval.mode")
     parser.add_argument("--scales", type=factors, metavar="0.5,1.0", help="average over these factors on the size")
     parser.add_argument("--flip", action="store_true", default=None, help="average with the mirrored image")
+    parser.add_argument("--boundary", action="store_true", help="also measure boundary IoU (Cheng et al. 2021)")
+    parser.add_argument("--per-image", type=user_path, metavar="FILE", help="write a CSV table with a row an image")
     parser.add_argument("--json", type=user_path, metavar="FILE", help="write all metrics, with config and environment")
     parser.add_argument("--save-pred", type=user_path, metavar="DIR", help="write label PNGs in the dataset's raw ids")
     parser.add_argument("--save-vis", type=user_path, metavar="DIR", help="write overlays in the dataset's colours")
@@ -60,6 +68,11 @@ def describe(settings: Eval) -> str:
 
 def run_evaluation(config: Experiment, args: argparse.Namespace, world: World) -> int:
     dataset, precision = build_split(config, args.config, args.split), config.eval_precision
+    if (args.boundary or args.per_image) and not any(label for _, label in dataset.files):
+        raise ConfigError(
+            f"{args.config}: data.{args.split}_list names no labels, which --boundary and --per-image need; "
+            "leave them out, or choose a split with labels (--split)"
+        )
     if args.teacher:
         model = build_teacher(config, args.config, dataset.class_names)
         if model is None:
@@ -83,11 +96,21 @@ def run_evaluation(config: Experiment, args: argparse.Namespace, world: World) -
     settings = validate({**config.eval.model_dump(), **changes}, Eval, f"{args.config}: eval")
 
     if world.is_main:
+        for file in filter(None, (args.json, args.per_image)):
+            check_writable(file)
         for folder in filter(None, (args.save_pred, args.save_vis)):
             remove_temporaries(folder)  # of an evaluation that was killed
     barrier()
 
-    def save_pictures(name, image, prediction, label):
+    boundary, rows = BoundaryIoU(dataset.num_classes), {}
+
+    def on_sample(name, image, prediction, label):
+        if args.boundary:
+            boundary.update(prediction, label)
+        if args.per_image:
+            confusion = ConfusionMatrix(dataset.num_classes)
+            confusion.update(prediction, label)
+            rows[name] = {"name": name, **confusion.compute().row(dataset.class_names)}
         if args.save_pred:
             write_png(args.save_pred / f"{name}.png", dataset.to_raw_ids(prediction.numpy()))
         if args.save_vis:
@@ -97,8 +120,12 @@ def run_evaluation(config: Experiment, args: argparse.Namespace, world: World) -
     metrics = evaluate(
         model, dataset, device=world.device, autocast_dtype=autocast_dtype(precision), rank=world.rank,
         world_size=world.size, workers=config.data.workers, timeout=config.train.timeout, description=args.split,
-        on_sample=save_pictures if args.save_pred or args.save_vis else None, **settings.protocol,
+        on_sample=on_sample if args.boundary or args.per_image or args.save_pred or args.save_vis else None,
+        **settings.protocol,
     )  # fmt: skip
+    if args.boundary:
+        metrics = replace(metrics, **boundary.compute())
+    rows = {name: row for of_rank in gather_objects(rows) for name, row in of_rank.items()}
     if not world.is_main:
         return 0
     say(metrics.table(dataset.class_names))
@@ -115,6 +142,12 @@ def run_evaluation(config: Experiment, args: argparse.Namespace, world: World) -
             "world_size": world.size, "environment": environment(), "config": config.model_dump(mode="json"),
         }  # fmt: skip
         write_atomically(args.json, (json.dumps(result, indent=2) + "\n").encode())
+    if args.per_image:
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, rows[dataset.names[0]], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(map(rows.get, dataset.names))
+        write_atomically(args.per_image, table.getvalue().encode())
     return 0
 
 

@@ -1,7 +1,8 @@
 """Confusion matrix, and the metrics computed from it: IoU, accuracy and their means over classes."""
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
@@ -23,6 +24,9 @@ class SegMetrics:
         miou: mean of ``per_class_iou`` over the classes that are not nan.
         macc: mean of ``per_class_acc`` over the classes that are not nan.
         pixel_accuracy: share of the labelled pixels that are predicted correctly.
+        confusion_matrix: K x K numbers of pixels, truth in rows, predictions in columns, without void.
+        per_class_boundary_iou: K values (``engine.boundary``); None: not measured.
+        boundary_miou: mean of ``per_class_boundary_iou`` over the classes that are not nan; None: not measured.
     """
 
     per_class_iou: list[float]
@@ -30,6 +34,9 @@ class SegMetrics:
     miou: float
     macc: float
     pixel_accuracy: float
+    confusion_matrix: list[list[int]] = field(default_factory=list, repr=False)
+    per_class_boundary_iou: list[float] | None = None
+    boundary_miou: float | None = None
 
     @property
     def coverage(self) -> str:
@@ -39,14 +46,21 @@ class SegMetrics:
         return "" if measured == total else f"over {measured} of {total} classes"
 
     def to_dict(self) -> dict:
-        """All metrics for strict JSON: nan, which JSON does not have, becomes None."""
+        """All measured metrics for strict JSON: nan, which JSON does not have, becomes None."""
 
         def plain(value):
             if isinstance(value, list):
                 return [plain(v) for v in value]
             return None if math.isnan(value) else value
 
-        return {name: plain(value) for name, value in asdict(self).items()}
+        return {name: plain(value) for name, value in asdict(self).items() if value is not None}
+
+    def row(self, class_names: Sequence[str]) -> dict[str, float | int | str]:
+        """One row of a table of images: column -> value, '' for nan."""
+        labelled = sum(map(sum, self.confusion_matrix))
+        ious = {f"iou {name}": iou for name, iou in zip(class_names, self.per_class_iou, strict=True)}
+        values = {"miou": self.miou, "pixel_accuracy": self.pixel_accuracy, "labelled_pixels": labelled, **ious}
+        return {name: "" if math.isnan(value) else value for name, value in values.items()}
 
     def table(self, class_names: list[str]) -> str:
         """Aligned text in percent, one line for each class and the means below; '-' for nan.
@@ -57,23 +71,23 @@ class SegMetrics:
         if len(class_names) != len(self.per_class_iou):
             raise ValueError(f"{len(class_names)} class names for {len(self.per_class_iou)} classes; expected one each")
 
-        def percent(value: float) -> str:
-            return f"{'-' if math.isnan(value) else f'{100 * value:.2f}':>8}"
-
+        columns = [("IoU %", self.per_class_iou, self.miou), ("acc %", self.per_class_acc, self.macc)]
+        if self.boundary_miou is not None:
+            columns.insert(1, ("boundary IoU %", self.per_class_boundary_iou, self.boundary_miou))
+        titles, per_class, means = zip(*columns, strict=True)
         mean, last = f"mean {self.coverage}".strip(), "pixel accuracy"
         width = max(len(name) for name in (*class_names, mean, last))
-        rule = "-" * (width + 16)
-        rows = zip(class_names, self.per_class_iou, self.per_class_acc, strict=True)
-        return "\n".join(
-            [
-                f"{'class':<{width}}{'IoU %':>8}{'acc %':>8}",
-                rule,
-                *(f"{name:<{width}}{percent(iou)}{percent(acc)}" for name, iou, acc in rows),
-                rule,
-                f"{mean:<{width}}{percent(self.miou)}{percent(self.macc)}",
-                f"{last:<{width}}{'':>8}{percent(self.pixel_accuracy)}",
-            ]
-        )
+
+        def line(name: str, values: Sequence[float | str]) -> str:
+            cells = (v if isinstance(v, str) else "-" if math.isnan(v) else f"{100 * v:.2f}" for v in values)
+            pairs = zip(titles, cells, strict=True)
+            return f"{name:<{width}}" + "".join(f"{cell:>{max(8, len(title) + 2)}}" for title, cell in pairs)
+
+        head = line("class", titles)
+        rule = "-" * len(head)
+        rows = (line(name, values) for name, *values in zip(class_names, *per_class, strict=True))
+        foot = [line(mean, means), line(last, [""] * (len(titles) - 1) + [self.pixel_accuracy])]
+        return "\n".join([head, rule, *rows, rule, *foot])
 
 
 class ConfusionMatrix:
@@ -177,4 +191,5 @@ class ConfusionMatrix:
             miou=iou.nanmean().item(),
             macc=acc.nanmean().item(),
             pixel_accuracy=(right.sum() / truth.sum()).item(),
+            confusion_matrix=counts[:K, :K].tolist(),
         )

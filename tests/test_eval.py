@@ -1,5 +1,6 @@
 """eval.py as a user runs it: figures, JSON, pictures, one process or two."""
 
+import csv
 import hashlib
 import json
 import multiprocessing
@@ -48,6 +49,8 @@ def test_table_json_and_pictures_agree(experiments, student, streets, tmp_path, 
         tmp_path / "pred",
         "--save-vis",
         tmp_path / "vis",
+        "--per-image",
+        tmp_path / "images.csv",
     )
     out, result = capsys.readouterr().out, json.loads((tmp_path / "r.json").read_text())
     assert "Bicyclist" in out
@@ -66,6 +69,8 @@ def test_table_json_and_pictures_agree(experiments, student, streets, tmp_path, 
     # The figures again, counted naively from the label files that were written.
     dataset = build_dataset("camvid", streets, "val.txt")
     hits, union = np.zeros(11), np.zeros(11)
+    rows = list(csv.DictReader((tmp_path / "images.csv").read_text().splitlines()))
+    assert [row["name"] for row in rows] == list(dataset.names)
     for i, name in enumerate(dataset.names):
         prediction, (image, label) = (
             cv2.imread(str(tmp_path / "pred" / f"{name}.png"), cv2.IMREAD_UNCHANGED),
@@ -74,31 +79,47 @@ def test_table_json_and_pictures_agree(experiments, student, streets, tmp_path, 
         assert prediction.shape == label.shape
         assert cv2.imread(str(tmp_path / "vis" / f"{name}.png")).shape == image.shape
         prediction[label == 255] = 255
-        for k in range(11):
-            hits[k] += ((prediction == k) & (label == k)).sum()
-            union[k] += ((prediction == k) | (label == k)).sum()
+        ious = []
+        for k, name in enumerate(dataset.class_names):
+            in_both, in_one = ((prediction == k) & (label == k)).sum(), ((prediction == k) | (label == k)).sum()
+            hits[k] += in_both
+            union[k] += in_one
+            ious += [in_both / in_one] if in_one else []
+            assert rows[i][f"iou {name}"] == (str(in_both / in_one) if in_one else "")
+        assert float(rows[i]["miou"]) == pytest.approx(np.mean(ious))
+        assert float(rows[i]["pixel_accuracy"]) == pytest.approx((prediction == label)[label != 255].mean())
+        assert int(rows[i]["labelled_pixels"]) == (label != 255).sum()
+    assert np.diag(result["confusion_matrix"]).tolist() == hits.tolist()
+    assert np.sum(result["confusion_matrix"]) == sum(int(row["labelled_pixels"]) for row in rows)
+    assert "boundary_miou" not in result
     assert result["miou"] == pytest.approx(np.mean(hits[union > 0] / union[union > 0]), abs=1e-9)
 
 
 def test_two_ranks_give_the_figures_of_one(experiments, student, tmp_path, launch):
     """Five images on two ranks: a padded duplicate would show."""
-    run(experiments["alone"], student, "--json", tmp_path / "one.json", "--scales", "1.0,1.5", "--flip")
+    view = ["--scales", "1.0,1.5", "--flip", "--boundary", "--mode", "slide", "--cfg-options"]
+    view += ["eval.crop_size=(32,48)", "eval.stride=(32,32)"]
+    run(experiments["alone"], student, "--json", tmp_path / "one.json", "--per-image", tmp_path / "one.csv", *view)
     done = launch(
         "eval.py",
         experiments["alone"],
         student,
         "--json",
         tmp_path / "two.json",
-        "--scales",
-        "1.0,1.5",
-        "--flip",
+        "--per-image",
+        tmp_path / "two.csv",
+        *view,
         processes=2,
     )
     assert done.returncode == 0, done.stderr
     one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
     assert (one["world_size"], two["world_size"]) == (1, 2)
-    for name in ("miou", "macc", "pixel_accuracy", "per_class_iou"):
+    names = ("miou", "macc", "pixel_accuracy", "per_class_iou", "confusion_matrix")
+    for name in (*names, "boundary_miou", "per_class_boundary_iou"):
         assert two[name] == one[name]
+    assert "boundary IoU %" in done.stdout
+    assert f"{100 * two['boundary_miou']:.2f}" in done.stdout
+    assert (tmp_path / "two.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
     assert one["eval"]["scales"] == [1.0, 1.5]
     assert one["eval"]["flip"] is True
 
@@ -128,6 +149,38 @@ def test_refusals_name_what_is_wrong(experiments, student, teacher_weights, tmp_
     assert "missing" in refused(experiments["alone"], teacher_weights)  # another architecture
     (tmp_path / "half.safetensors").write_bytes(student.read_bytes()[:999])
     assert "half.safetensors" in refused(experiments["alone"], tmp_path / "half.safetensors")
+
+
+@pytest.mark.parametrize("option", ["--json", "--per-image"])
+def test_a_file_that_cannot_be_written_is_refused_before_the_evaluation(
+    experiments, student, tmp_path, option, monkeypatch
+):
+    monkeypatch.setattr(evaluation, "evaluate", None)  # calling it would be a TypeError
+    (tmp_path / "file").write_text("kept")
+    for path in (tmp_path, tmp_path / "file" / "result"):
+        message = refused(experiments["alone"], student, option, path)
+        assert message.startswith(f"error: cannot write {path} (")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_images_without_labels_have_empty_rows_and_a_split_without_labels_is_refused(
+    experiments, student, streets, tmp_path
+):
+    pairs = [line.split() for line in (streets / "val.txt").read_text().splitlines()]
+    lists = {"some": [*pairs[:2], pairs[2][:1]], "none": [pair[:1] for pair in pairs]}
+    for name, lines in lists.items():
+        (tmp_path / name).write_text("\n".join(map(" ".join, lines)))
+    table, options = tmp_path / "images.csv", ["--cfg-options", f"data.val_list={tmp_path / 'some'}"]
+    run(experiments["alone"], student, "--per-image", table, *options)
+    rows = [line.split(",") for line in table.read_text().splitlines()]
+    assert rows[3][1:4] == ["", "", "0"]
+    assert set(rows[3][4:]) == {""}
+    before = table.read_bytes()
+    options = ["--cfg-options", f"data.val_list={tmp_path / 'none'}"]
+    for asked in (["--per-image", table], ["--boundary"]):
+        assert "data.val_list names no labels" in refused(experiments["alone"], student, *asked, *options)
+    assert table.read_bytes() == before
 
 
 forked = multiprocessing.get_context("fork")

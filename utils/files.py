@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TextIO
 
 from utils.console import say
@@ -45,6 +46,17 @@ def write_atomically(path: str | Path, content: bytes) -> None:
     finally:
         if temporary.is_file():
             temporary.unlink()
+
+
+def check_writable(path: Path) -> None:
+    """Makes the folder of ``path`` and raises OSError if no file can be written there: call it before long work."""
+    try:
+        if path.is_dir():
+            raise OSError("it is a folder; expected a file")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise OSError(f"cannot write {path} ({error.strerror or error})") from error
 
 
 def remove_temporaries(folder: str | Path) -> None:

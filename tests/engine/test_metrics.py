@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -152,6 +153,7 @@ def test_dict_is_strict_json():
         "miou": 0.25,
         "macc": 0.5,
         "pixel_accuracy": 0.5,
+        "confusion_matrix": [[1, 1, 0], [0, 0, 0], [0, 0, 0]],
     }
 
 
@@ -171,6 +173,13 @@ def test_table_is_aligned_and_in_percent():
     assert lines[3].split() == ["traffic", "light", "0.00", "-"]
     assert lines[4].split() == ["sky", "-", "-"]
     assert lines[6].split() == ["mean", "over", "2", "of", "3", "classes", "25.00", "50.00"]
+    assert lines[7].split() == ["pixel", "accuracy", "50.00"]
+    lines = replace(metrics, per_class_boundary_iou=[0.25, 1, math.nan], boundary_miou=0.625).table(["a", "b", "c"])
+    lines = lines.splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert lines[0].split() == ["class", "IoU", "%", "boundary", "IoU", "%", "acc", "%"]
+    assert lines[2].split() == ["a", "50.00", "25.00", "50.00"]
+    assert lines[6].split()[-3:] == ["25.00", "62.50", "50.00"]
     assert lines[7].split() == ["pixel", "accuracy", "50.00"]
     with pytest.raises(ValueError, match="2 class names for 3 classes"):
         metrics.table(["road", "sky"])
