@@ -1,161 +1,239 @@
-"""Compares finished runs on the same data: a table, training curves, and a panel of predictions and their errors.
+"""Shows runs, finished or still going, in one page: index.html, which needs no network.
 
-The teachers of the runs come first.
+A RUN is the work dir of a run, or the folder of a comparison (scripts/compare.py), of which one seed of each method is
+shown, with the intervals over all seeds. The page has what ran, curves, figures by class and by image, confusion
+matrices, pictures of the worst and most improved images, and accuracy against time and size. Beside it are table.md,
+curves.png, and panel.png (predictions and their errors). Runs of other data have a part of their own in the page, and
+these three files in data_2, data_3, ...
 """
 
-import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
 
 if not __package__:  # run as a file: its own folder is on the import path, the repository's root is not
     from _as_module import restart_as_module
 
     restart_as_module(__file__)
 
-from configs.schema import Experiment, Network
+from configs.schema import Network
 from datasets.base import SegDataset
 from engine.build import build_student, load_trained
 from engine.data import build_split
-from engine.report import prediction_panel
+from engine.report import markdown_table, prediction_panel
 from engine.teacher import Teacher, build_teacher
 from models import SegModel, count_parameters, read_weights
+from models.placement import place
 from scripts._command import command_parser, one_line_errors
-from utils.config import load_config
+from scripts._device import DEFAULT
+from scripts._runs import Run, expand, read_run, unique_titles
+from scripts.page.document import part_of_page, write_page
+from scripts.page.html import Html
+from scripts.page.measure import Scores, Subject, measure
+from utils.console import say
 from utils.files import write_atomically
 from utils.visualize import plot_curves, write_png
 
 EXAMPLES = """\
 examples:
   python scripts/report.py work_dirs/camvid_r18 work_dirs/camvid_b4_r18 --out work_dirs/report
-      writes table.md, curves.png and panel.png there
+  python scripts/report.py work_dirs/compare --out work_dirs/report      a comparison, with its intervals
   python scripts/report.py RUN RUN --out DIR --titles alone HMKD --images 4
 """
+HEADER = ["run", "network", "parameters", "distillation", "iterations", "seed", "best val mIoU (step)", "last"]
 
 
-def read_metrics(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+@dataclass
+class Group:
+    """Runs that were validated on the same data.
 
-
-def last_protocol(log: list[dict]) -> tuple[list[dict], list[tuple[int, float]]]:
-    """The entries since the validation was changed for the last time, because mIoUs before it do not compare.
-
-    Returns:
-        The entries, and (step, mIoU in per cent) of their validations; first the best one before, as measured again.
+    Attributes:
+        runs: one or more.
+        dataset: their validation set; None where it cannot be built.
+        results: of the comparisons they are from, by folder.
+        notes: what is missing or needs to be known, in sentences.
+        rows: of ``HEADER``.
+        subjects: the networks with weights and logits, the teachers first, by name.
+        sizes: million parameters, by name.
+        teacher_of: a student's teacher, by the student's name, where both can be measured.
+        levels: mIoU of the teachers in per cent, where it is known.
+        scores: of the subjects, by name.
+        unreadable: errors of the images that cannot be read, by name.
     """
-    changes = [number for number, line in enumerate(log) if line.get("new_protocol")]
-    entries = log[changes[-1] :] if changes else log
-    measured = [(line["step"], best_miou(line)) for line in entries if line.get("miou") is not None]
-    if changes and "best_miou" in entries[0]:
-        measured.insert(0, (entries[0]["best_step"], entries[0]["best_miou"]))
-    return entries, [(step, 100 * miou) for step, miou in measured]
+
+    runs: list[Run]
+    dataset: SegDataset | None
+    results: dict[str, dict] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    rows: list[list[str]] = field(default_factory=list)
+    subjects: dict[str, Subject] = field(default_factory=dict)
+    sizes: dict[str, float] = field(default_factory=dict)
+    teacher_of: dict[str, str] = field(default_factory=dict)
+    levels: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, Scores] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
 
 
-def best_miou(line: dict) -> float:
-    """mIoU (0..1) of a validation: of the student, or of the average of its weights where that is better."""
-    return max(line["miou"], line.get("averaged_miou", 0.0))
-
-
-def markdown_table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def describe(settings: Network, network: SegModel | Teacher) -> list[str]:
+def describe(settings: Network, network: SegModel | Teacher | None) -> list[str]:
     name = getattr(settings, "source", None) or f"{settings.backbone} {settings.head}"
-    return [name, f"{count_parameters(network) / 1e6:.1f} M"]
+    return [name, "" if network is None else f"{count_parameters(network) / 1e6:.1f} M"]
 
 
-def check_same_data(first: SegDataset, other: SegDataset, runs: tuple[Path, Path]) -> None:
-    """Figures are comparable, and one panel has the right colours, only on the same files, classes and colours.
+def facts(dataset: SegDataset) -> dict[str, Any]:
+    """Figures are comparable, and one panel has the right colours, only where all of these are the same."""
+    return {
+        "data.class_names": dataset.class_names,
+        "data.palette": dataset.palette.tolist(),
+        "data.id_table": dataset.id_table.tolist(),
+        "data.root or data.val_list": [path.resolve() for pair in dataset.files for path in pair if path],
+    }
 
-    Raises:
-        ValueError: the validation sets of two runs differ; names in what.
-    """
 
-    def facts(dataset: SegDataset) -> dict[str, Any]:
-        return {
-            "data.class_names": dataset.class_names,
-            "data.palette": dataset.palette.tolist(),
-            "data.id_table": dataset.id_table.tolist(),
-            "data.root or data.val_list": [path.resolve() for pair in dataset.files for path in pair if path],
-        }
+def group_by_data(runs: list[Run]) -> list[Group]:
+    """Groups of runs with the same validation set; those whose set cannot be built are grouped by their config."""
+    groups: list[tuple[dict, Group]] = []
+    for run in runs:
+        try:
+            dataset = build_split(run.config, str(run.folder / "config.py"), "val", check_files=False)
+            key, problem = facts(dataset), []
+        except (ValueError, OSError) as error:
+            dataset, key = None, run.config.data.model_dump(include={"type", "root", "val_list"})
+            problem = [f"the validation set cannot be read, so there are no figures by class or image: {error}"]
+        for known, group in groups:
+            if known == key:
+                group.runs.append(run)
+                break
+        else:
+            differ = [name for name in key if groups and groups[0][0].get(name) != key[name]]
+            other = [f"other data than in the first part: they differ in {', '.join(differ)}"] if differ else []
+            groups.append((key, Group([run], dataset, notes=other + problem)))
+    return [group for _, group in groups]
 
-    one, two = facts(first), facts(other)
-    if differ := [key for key in one if one[key] != two[key]]:
-        raise ValueError(
-            f"{runs[0]} and {runs[1]} were validated on other data: they differ in {', '.join(differ)}, so one table "
-            "and one panel would mislead: make one report for each data set"
+
+def build_networks(group: Group, device: torch.device) -> None:
+    """Builds the networks of the runs that have saved one, and the rows of the table."""
+    teachers: list[tuple[Network, str]] = []  # runs may have the same one
+    teacher_rows, students = [], {}
+    class_names = () if group.dataset is None else group.dataset.class_names
+    for run in group.runs:
+        source, config, network = str(run.folder / "config.py"), run.config, None
+        taught = "none"
+        if config.teacher is not None:
+            taught = f"{config.distill.type}, {config.teacher.backbone or config.teacher.origin}"
+        try:
+            if class_names:
+                network, _ = build_student(config, source, class_names, pretrained=False)
+                group.sizes[run.title] = count_parameters(network) / 1e6
+            if network is not None and run.weights is not None:
+                load_trained(network, read_weights(run.weights), class_names)
+                place(network, device, config.train.channels_last)
+                students[run.title] = Subject(network.eval(), config, device)
+        except (ValueError, OSError) as error:
+            run.notes.append(f"its network cannot be shown: {error}")
+        if config.teacher is not None and config.teacher not in [settings for settings, _ in teachers]:
+            name, teacher = f"teacher of {run.title}", None
+            teachers.append((config.teacher, name))
+            try:
+                teacher = build_teacher(config, source, class_names) if class_names else None
+            except (ValueError, OSError) as error:
+                run.notes.append(f"its teacher cannot be shown: {error}")
+            found = [100 * line["teacher_miou"] for line in run.log if line.get("teacher_miou") is not None]
+            if found:
+                group.levels[name] = found[-1]
+            if not config.self_taught:
+                shown = f"{found[-1]:.2f}" if found else "not evaluated"
+                teacher_rows.append([name, *describe(config.teacher, teacher), "", "", "", shown, ""])
+            if teacher is not None and teacher.spec.num_classes is not None:
+                place(teacher, device, config.train.channels_last)
+                group.subjects[name] = Subject(teacher, config, device)
+                group.sizes[name] = count_parameters(teacher) / 1e6
+        best = max(run.curve, key=lambda point: point[1], default=None)
+        last = [f"{100 * line['miou']:.2f}" for line in run.log if line.get("miou") is not None]
+        scores = [f"{best[1]:.2f} ({best[0]})" if best else "not measured", *(last[-1:] or ["not measured"])]
+        iterations, seed = str(config.schedule.max_iters), str(config.train.seed)
+        group.rows.append([run.title, *describe(config.student, network), taught, iterations, seed, *scores])
+        name = next((name for settings, name in teachers if settings == config.teacher), None)
+        if run.title in students and name in group.subjects:
+            students[run.title] = students[run.title]._replace(teacher=name)
+            group.teacher_of[run.title] = name
+    group.rows = teacher_rows + group.rows
+    group.subjects |= students
+
+
+def measure_networks(group: Group) -> None:
+    if group.dataset is None or not group.subjects:
+        return
+    say(f"measuring {len(group.subjects)} network(s) on {len(group.dataset)} images: {', '.join(group.subjects)}")
+    try:
+        group.scores, group.unreadable = measure(group.dataset, group.subjects)
+    except ValueError as error:
+        group.notes.append(f"the networks cannot be measured: {error}")
+        return
+    if group.unreadable:
+        group.notes.append(
+            f"{len(group.unreadable)} of {len(group.dataset)} images cannot be read and are left out of the figures "
+            "that were measured now: " + ", ".join(group.unreadable)
         )
+    taught = {name: 100 * group.scores[name].metrics.miou for name in group.teacher_of.values()}
+    group.levels = taught | group.levels
+
+
+def write_files(group: Group, out: Path, images: int) -> list[str]:
+    """Writes table.md, curves.png and panel.png; returns the names of those for which there was something to show."""
+    notes = [*group.notes, *(f"{run.title}: {note}" for run in group.runs for note in run.notes)]
+    text = markdown_table(HEADER, group.rows) + "".join(f"\n{note}\n" for note in notes)
+    write_atomically(out / "table.md", text.encode())
+    say(text)
+    written = ["table.md"]
+    curves = {run.title: run.curve for run in group.runs if run.curve}
+    if curves:
+        plot_curves(curves, out / "curves.png", "validation mIoU (%)", "Validation mIoU during training")
+        written.append("curves.png")
+    if group.scores:
+        dataset, protocols = group.dataset, {name: s.config.eval.protocol for name, s in group.subjects.items()}
+        readable = [i for i, name in enumerate(dataset.names) if name not in group.unreadable]
+        # Evenly spread over the set: neighbours in a list are often frames of one sequence.
+        shown = [readable[round((i + 0.5) * len(readable) / images - 0.5)] for i in range(images)]
+        networks = {name: subject.network for name, subject in group.subjects.items()}
+        write_png(out / "panel.png", prediction_panel(dataset, shown, networks, protocols))
+        written.append("panel.png")
+    return written
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = command_parser(__doc__, EXAMPLES)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="work dir of a finished run")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="work dir of a run, or of a comparison")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--titles", nargs="+", metavar="NAME", help="what to call the runs (default: their folders)")
-    parser.add_argument("--images", type=int, default=3, metavar="N", help="validation images in the panel (default 3)")
+    parser.add_argument("--images", type=int, default=3, metavar="N", help="validation images in panel.png (default 3)")
     args = parser.parse_args(arguments)
-    titles = args.titles or [run.name for run in args.runs]
     if args.images < 1:
         parser.error(f"--images {args.images}: expected 1 or more")
-    if len(titles) != len(args.runs):
-        parser.error(f"{len(args.runs)} runs but {len(titles)} titles")
 
     with one_line_errors():
-        first: SegDataset | None = None
-        teachers, students, protocols, curves, teacher_rows, rows, notes = {}, {}, {}, {}, [], [], []
-        shown_teachers = []
-        for title, run in zip(titles, args.runs, strict=True):
-            source = str(run / "config.py")
-            config = load_config(source, Experiment)
-            if not (run / "student.safetensors").is_file():
-                raise ValueError(f"{run} holds no student.safetensors: the run is not finished")
-            dataset = build_split(config, source, "val")
-            first = first or dataset
-            check_same_data(first, dataset, (args.runs[0], run))
-            network, _ = build_student(config, source, dataset.class_names, pretrained=False)
-            load_trained(network, read_weights(run / "student.safetensors"), dataset.class_names)
-            log, curves[title] = last_protocol(read_metrics(run))
-            if not curves[title]:
-                raise ValueError(f"{run / 'metrics.jsonl'} holds no validation mIoU: the run never got to one")
-            if log[0].get("new_protocol"):
-                notes.append(
-                    f"{title}: resumed at step {log[0]['step']} with another evaluation or validation set; its mIoUs "
-                    "are those from there on, and that of its best network before, measured again."
-                )
-            taught = "none"
-            teacher = None
-            if config.teacher is not None:
-                taught = f"{config.distill.type}, {config.teacher.backbone or config.teacher.origin}"
-                if config.teacher not in shown_teachers:  # runs may have the same one
-                    shown_teachers.append(config.teacher)
-                    teacher = build_teacher(config, source, dataset.class_names)
-            if teacher is not None:
-                found = [f"{100 * line['teacher_miou']:.2f}" for line in log if "teacher_miou" in line]
-                name = f"teacher of {title}"
-                if teacher.spec.num_classes is not None:
-                    teachers[name], protocols[name] = teacher, config.eval.protocol
-                teacher_rows.append(
-                    [name, *describe(config.teacher, teacher), "", "", "", *(found[-1:] or ["not evaluated"]), ""]
-                )
-
-            students[title], protocols[title] = network.eval(), config.eval.protocol
-            best_step, best = max(curves[title], key=lambda point: point[1])
-            last = [f"{100 * line['miou']:.2f}" for line in log if line.get("miou") is not None]
-            iterations, seed = str(config.schedule.max_iters), str(config.train.seed)
-            scores = [f"{best:.2f} ({best_step})", *(last[-1:] or ["not measured"])]
-            rows.append([title, *describe(config.student, network), taught, iterations, seed, *scores])
-
-        header = ["run", "network", "parameters", "distillation", "iterations", "seed", "best val mIoU (step)", "last"]
-        text = markdown_table(header, teacher_rows + rows) + "".join(f"\n{note}\n" for note in notes)
-        write_atomically(args.out / "table.md", text.encode())
-        plot_curves(curves, args.out / "curves.png", "validation mIoU (%)", "Validation mIoU during training")
-        # Evenly spread over the set: neighbours in a list are often frames of one sequence.
-        shown = [round((i + 0.5) * len(dataset) / args.images - 0.5) for i in range(args.images)]
-        picture = prediction_panel(dataset, shown, teachers | students, protocols)
-        write_png(args.out / "panel.png", picture)
-        print(text, end="")
-        print(f"wrote table.md, curves.png and panel.png to {args.out}")
+        found, results, notes = [], {}, []
+        for folder in args.runs:
+            inside, result, about = expand(folder)
+            results |= {} if result is None else {(str(folder), inside[0][1]): result}
+            found, notes = found + inside, notes + about
+        titles = args.titles or unique_titles(found)
+        if len(set(titles)) != len(found):
+            parser.error(f"{len(found)} runs but {len(set(titles))} different titles")
+        runs = [read_run(title, folder) for title, (_, folder) in zip(titles, found, strict=True)]
+        groups, parts, device = group_by_data(runs), [], torch.device(DEFAULT)
+        for number, group in enumerate(groups, 1):
+            folders = {run.folder for run in group.runs}
+            group.results = {title: result for (title, first), result in results.items() if first in folders}
+            build_networks(group, device)
+            measure_networks(group)
+            out = args.out if number == 1 else args.out / f"data_{number}"
+            say(f"wrote {', '.join(write_files(group, out, args.images))} to {out}")
+            say("choosing the images to show")
+            parts.append(part_of_page(group, HEADER, number, len(groups)))
+        page = write_page(args.out / "index.html", titles, notes, list(map(Html, parts)))
+        say(f"wrote {args.out / 'index.html'} ({page / 2**20:.1f} MiB)")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""The parts of scripts/report.py's page: its figures, charts and sections."""
