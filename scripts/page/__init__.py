@@ -1,1 +1,1 @@
-"""The parts of scripts/report.py's page: its figures, charts and sections."""
+"""The page of scripts/report.py: its figures, and its template, style and script."""
