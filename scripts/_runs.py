@@ -20,7 +20,7 @@ class Run:
     """A training run, finished or not; what is missing or damaged is in ``notes``.
 
     ``log`` has the entries since the validation was changed for the last time, ``curve`` their (step, mIoU in per
-    cent), ``facts`` the environment, ``seconds`` the time of work.
+    cent), ``facts`` the environment, ``seconds`` the time of work, ``result`` the figures of the comparison.
     """
 
     title: str
@@ -33,10 +33,13 @@ class Run:
     processes: int = 0
     device: str = "not known"
     notes: list[str] = field(default_factory=list)
+    result: dict | None = None
 
     @property
-    def finished(self) -> bool:
-        return (self.folder / WEIGHTS[0]).is_file()
+    def state(self) -> str:
+        step = self.log[-1]["step"] if self.log else 0
+        finished = (self.folder / WEIGHTS[0]).is_file()
+        return "finished" if finished else f"at step {step} of {self.config.schedule.max_iters}"
 
     @property
     def weights(self) -> Path | None:
@@ -88,7 +91,7 @@ def read_run(title: str, folder: Path) -> Run:
         )
     if run.weights is None:
         run.notes.append("it has saved no network yet, so nothing of it can be measured or shown as a picture")
-    elif not run.finished:
+    elif run.state != "finished":
         run.notes.append(f"it is not finished: its network is that of {run.weights.name}")
     if (folder / "env.txt").is_file():
         lines = (folder / "env.txt").read_text().splitlines()
@@ -97,26 +100,29 @@ def read_run(title: str, folder: Path) -> Run:
     for file in sorted(folder.glob(f"{RECORD_FILE}*"), reverse=True):  # a higher number is older
         for line in filter(None, map(TIMED.match, file.read_text(errors="replace").splitlines())):
             now = datetime.strptime(line[1], "%Y-%m-%d %H:%M:%S,%f")
-            if line[2]:
+            if line[2]:  # a process has started: it ends a pause
                 run.processes, run.device = int(line[2]), line[3]
-            elif before is not None:  # a process that starts ends a pause
+            elif before is not None:
                 run.seconds += (now - before).total_seconds()
             before = now
     return run
 
 
-def expand(folder: Path) -> tuple[list[tuple[str, Path]], dict | None]:
-    """(title, folder) of the run that a folder holds, or of one run of each method of a comparison; its result.json."""
+def read_runs(folder: Path) -> list[Run]:
+    """The run in a folder, or one run of each method of a comparison, the first of them with its ``result``."""
     if not (folder / "runs").is_dir():
-        return [(folder.name, folder)], None
+        return [read_run(folder.name, folder)]
     file, names = folder / "result.json", sorted(path.name for path in (folder / "runs").iterdir())
     result = json.loads(file.read_text()) if file.is_file() else None
     names = list(result["methods"]) if result else sorted(names, key=lambda name: name != "student_alone")
-    found = []
+    runs = []
     for name in names:
         seeds = (folder / "runs" / name.replace(" ", "_")).glob("seed_*/config.py")
         if first := min(seeds, key=lambda path: int(path.parent.name.removeprefix("seed_")), default=None):
-            found.append((name, first.parent))
-    if not found:
+            runs.append(read_run(name, first.parent))
+    if not runs:
         raise ValueError(f"{folder / 'runs'} holds no run yet (METHOD/seed_N/config.py): wait until one has begun")
-    return found, result
+    runs[0].result = result
+    missing = "" if result else "; there are no intervals, because it has no result.json yet"
+    runs[0].notes.append(f"of {folder}, all but the intervals is of one seed of each method{missing}")
+    return runs

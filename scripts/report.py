@@ -17,19 +17,18 @@ if not __package__:  # run as a file: its own folder is on the import path, the 
 
     restart_as_module(__file__)
 
-from configs.schema import Network
 from datasets.base import SegDataset
 from engine.build import build_student, load_trained
 from engine.data import build_split
 from engine.report import markdown_table, prediction_panel
-from engine.teacher import Teacher, build_teacher
-from models import SegModel, count_parameters, read_weights
+from engine.teacher import build_teacher
+from models import count_parameters, read_weights
 from models.placement import place
 from scripts._command import command_parser, one_line_errors
 from scripts._device import DEFAULT
-from scripts._runs import Run, expand, read_run
+from scripts._runs import Run, read_runs
 from scripts.page.measure import Scores, Subject, measure
-from scripts.page.part import cell, percent, values_of_part, write_page
+from scripts.page.part import percent, values_of_part, write_page
 from utils.console import say
 from utils.files import write_atomically
 from utils.visualize import plot_curves, write_png
@@ -48,52 +47,19 @@ ON_PAGE = ["mIoU now", "boundary IoU", "ms an image", "state", "time", "cost", "
 class Group:
     """Runs that were validated on the same data; ``dataset`` is None where it cannot be built.
 
-    ``rows`` has a row of ``HEADER`` for each teacher and run; ``sizes`` (million parameters), ``subjects`` (what can be
-    measured), ``scores`` and ``levels`` (mIoU of the teachers in per cent) are by name.
+    By name: ``teachers`` (the first run that has it), ``sizes`` (million parameters), ``subjects`` (what can be
+    measured), ``scores``, ``levels`` (mIoU of the teachers in per cent) and ``unreadable`` images (their errors).
     """
 
     runs: list[Run]
     dataset: SegDataset | None
     notes: list[str]
-    results: dict[str, dict] = field(default_factory=dict)
-    rows: list[list[str]] = field(default_factory=list)
+    teachers: dict[str, Run] = field(default_factory=dict)
     sizes: dict[str, float] = field(default_factory=dict)
     subjects: dict[str, Subject] = field(default_factory=dict)
-    levels: dict[str, float] = field(default_factory=dict)
     scores: dict[str, Scores] = field(default_factory=dict)
+    levels: dict[str, float] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def all_notes(self) -> list[str]:
-        return [*self.notes, *(f"{run.title}: {note}" for run in self.runs for note in run.notes)]
-
-    @property
-    def page_header(self) -> list[str]:
-        return HEADER + ON_PAGE
-
-    @property
-    def page_rows(self) -> list[list[Any]]:
-        """The rows with what was measured now, and the state, time and cost of the run."""
-        runs, wide = {run.title: run for run in self.runs}, []
-        for row in self.rows:
-            found, run, state = self.scores.get(row[0]), runs.get(row[0]), ["", "", "", ""]
-            now = ["–", "–", "–"]
-            if found:
-                metrics = found.metrics
-                now = [percent(metrics.miou), percent(metrics.boundary_miou), f"{found.milliseconds:.1f}"]
-            if run:
-                step = run.log[-1]["step"] if run.log else 0
-                spent, kind = run.seconds * run.processes / 3600, "GPU" if run.device == "cuda" else "CPU"
-                state = ["finished" if run.finished else f"at step {step} of {run.config.schedule.max_iters}",
-                         cell(f"{run.seconds / 60:.1f} min", data_sort=run.seconds), f"{spent:.2f} {kind} h",
-                         f"{run.processes} × {run.facts.get('device', run.device)}"]  # fmt: skip
-            wide.append([*row, *now, *state])
-        return wide
-
-
-def describe(settings: Network, network: SegModel | Teacher | None) -> list[str]:
-    name = getattr(settings, "source", None) or f"{settings.backbone} {settings.head}"
-    return [name, "" if network is None else f"{count_parameters(network) / 1e6:.1f} M"]
 
 
 def facts(dataset: SegDataset) -> dict[str, Any]:
@@ -128,18 +94,17 @@ def group_by_data(runs: list[Run]) -> list[Group]:
 
 
 def build_networks(group: Group, device: torch.device) -> None:
-    """Builds the networks that can be built, and the rows of the table; the rest becomes notes of the runs."""
-    teachers: list[tuple[Network, str]] = []  # runs may have the same one
-    teacher_rows, students, class_names = [], {}, group.dataset and group.dataset.class_names
+    """Builds the networks that can be built; for the others, the run gets a note."""
+    students, class_names = {}, group.dataset and group.dataset.class_names
     for run in group.runs:
-        source, config, network, teacher, taught = str(run.folder / "config.py"), run.config, None, None, "none"
-        name = next((name for settings, name in teachers if settings == config.teacher), None)
-        if config.teacher is not None:
-            taught = f"{config.distill.type}, {config.teacher.backbone or config.teacher.origin}"
+        source, config, network, teacher = str(run.folder / "config.py"), run.config, None, None
+        name = next((name for name, first in group.teachers.items() if first.config.teacher == config.teacher), None)
         is_new = config.teacher is not None and name is None and not config.self_taught
-        if is_new:
+        if is_new:  # runs may have the same one
             name = f"teacher of {run.title}"
-            teachers.append((config.teacher, name))
+            group.teachers[name] = run
+            found = [100 * line["teacher_miou"] for line in run.log if line.get("teacher_miou") is not None]
+            group.levels |= zip([name], found[-1:], strict=False)
         try:
             if class_names:
                 network, _ = build_student(config, source, class_names, pretrained=False)
@@ -154,22 +119,7 @@ def build_networks(group: Group, device: torch.device) -> None:
         except (ValueError, OSError) as error:
             run.notes.append(f"its networks cannot be shown: {error}")
         group.sizes |= {n: count_parameters(net) / 1e6 for n, net in ((run.title, network), (name, teacher)) if net}
-        if is_new:
-            found = [100 * line["teacher_miou"] for line in run.log if line.get("teacher_miou") is not None]
-            if found:
-                group.levels[name] = found[-1]
-            shown = f"{found[-1]:.2f}" if found else "not evaluated"
-            teacher_rows.append([name, *describe(config.teacher, teacher), "", "", "", shown, ""])
-        best = max(run.curve, key=lambda point: point[1], default=None)
-        last = [f"{100 * line['miou']:.2f}" for line in run.log if line.get("miou") is not None]
-        scores = [f"{best[1]:.2f} ({best[0]})" if best else "not measured", *(last[-1:] or ["not measured"])]
-        iterations, seed = str(config.schedule.max_iters), str(config.train.seed)
-        group.rows.append([run.title, *describe(config.student, network), taught, iterations, seed, *scores])
-    group.rows = teacher_rows + group.rows
-    if students:
-        group.subjects |= students
-    else:
-        group.subjects.clear()
+    group.subjects = group.subjects | students if students else {}
 
 
 def measure_networks(group: Group) -> None:
@@ -188,9 +138,40 @@ def measure_networks(group: Group) -> None:
             group.levels.setdefault(subject.teacher, 100 * group.scores[subject.teacher].metrics.miou)
 
 
-def write_files(group: Group, out: Path, images: int) -> None:
+def table_rows(group: Group) -> list[list[Any]]:
+    """A row of ``HEADER`` and ``ON_PAGE`` for each teacher and each run."""
+    networks = [(name, run, run.config.teacher) for name, run in group.teachers.items()]
+    rows = []
+    for name, run, settings in [*networks, *((run.title, run, run.config.student) for run in group.runs)]:
+        size = f"{group.sizes[name]:.1f} M" if name in group.sizes else ""
+        row = [name, getattr(settings, "source", None) or f"{settings.backbone} {settings.head}", size]
+        if name in group.teachers:
+            row += ["", "", "", f"{group.levels[name]:.2f}" if name in group.levels else "not evaluated", ""]
+        else:
+            teacher, best = run.config.teacher, max(run.curve, key=lambda point: point[1], default=None)
+            types = " + ".join(method.type for method in run.config.methods)
+            row.append(f"{types}, {teacher.backbone or teacher.origin}" if teacher else "none")
+            row += [str(run.config.schedule.max_iters), str(run.config.train.seed)]
+            row.append(f"{best[1]:.2f} ({best[0]})" if best else "not measured")
+            last = [f"{100 * line['miou']:.2f}" for line in run.log if line.get("miou") is not None]
+            row += last[-1:] or ["not measured"]
+        if scores := group.scores.get(name):
+            metrics = scores.metrics
+            row += [percent(metrics.miou), percent(metrics.boundary_miou), f"{scores.milliseconds:.1f}"]
+        else:
+            row += ["–", "–", "–"]
+        if name not in group.teachers:
+            kind = "GPU" if run.device == "cuda" else "CPU"
+            row += [run.state, f"{run.seconds / 60:.1f} min",
+                    f"{run.seconds * run.processes / 3600:.2f} {kind} h",
+                    f"{run.processes} × {run.facts.get('device', run.device)}"]  # fmt: skip
+        rows.append(row + [""] * (len(HEADER + ON_PAGE) - len(row)))
+    return rows
+
+
+def write_files(group: Group, rows: list[list[Any]], notes: list[str], out: Path, images: int) -> None:
     """Writes table.md, and where there is something to show, curves.png and panel.png."""
-    text = markdown_table(HEADER, group.rows) + "".join(f"\n{note}\n" for note in group.all_notes)
+    text = markdown_table(HEADER, [row[: len(HEADER)] for row in rows]) + "".join(f"\n{note}\n" for note in notes)
     write_atomically(out / "table.md", text.encode())
     say(text)
     if curves := {run.title: run.curve for run in group.runs if run.curve}:
@@ -215,33 +196,26 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--images {args.images}: expected 1 or more")
 
     with one_line_errors():
-        expanded = {folder: expand(folder) for folder in args.runs}
-        found = [each for inside, _ in expanded.values() for each in inside]
-        names = [name for name, _ in found]
-        titles = args.titles or [name if names.count(name) == 1 else str(folder) for name, folder in found]
-        if len(set(titles)) != len(found):
-            parser.error(f"{len(found)} runs but {len(set(titles))} different titles")
-        runs, parts = [read_run(title, folder) for title, (_, folder) in zip(titles, found, strict=True)], []
-        groups = group_by_data(runs)
+        runs = [run for folder in args.runs for run in read_runs(folder)]
+        names = [run.title for run in runs]
+        titles = args.titles or [run.title if names.count(run.title) == 1 else str(run.folder) for run in runs]
+        if len(set(titles)) != len(runs):
+            parser.error(f"{len(runs)} runs but {len(set(titles))} different titles")
+        for run, title in zip(runs, titles, strict=True):
+            run.title = title
+        groups, parts = group_by_data(runs), []
         for number, group in enumerate(groups, 1):
-            folders = {run.folder for run in group.runs}
-            for folder, (inside, result) in expanded.items():
-                if inside[0][1] not in folders or inside[0][1] == folder:
-                    continue
-                seeds = ", ".join(f"{name} {run.name}" for name, run in inside)
-                group.notes.append(f"{folder}: all but the intervals is of one seed of each method: {seeds}")
-                if result:
-                    group.results[str(folder)] = result
-                else:
-                    group.notes.append(f"{folder}: it has no result.json yet, so there are no intervals")
             build_networks(group, torch.device(DEFAULT))
             if group.subjects:
                 measure_networks(group)
-            out = args.out if number == 1 else args.out / f"data_{number}"
-            write_files(group, out, args.images)
-            parts.append(values_of_part(group, len(groups)))
+            rows, out = table_rows(group), args.out if number == 1 else args.out / f"data_{number}"
+            notes = [*group.notes, *(f"{run.title}: {note}" for run in group.runs for note in run.notes)]
+            write_files(group, rows, notes, out, args.images)
+            parts.append({"rows": rows, "notes": notes, **values_of_part(group, len(groups))})
         time, file = f"{datetime.now():%Y-%m-%d %H:%M}", args.out / "index.html"
-        size = write_page(file, title=f"Report: {', '.join(titles)}", time=time, device=DEFAULT, parts=parts)
+        size = write_page(
+            file, title=f"Report: {', '.join(titles)}", time=time, device=DEFAULT, header=HEADER + ON_PAGE, parts=parts
+        )
         say(f"wrote {file} ({size / 2**20:.1f} MiB), table.md, curves.png and panel.png to {args.out}")
 
 

@@ -2,7 +2,7 @@
 // Links to the sections.
 const nav = document.querySelector("nav");
 const several = document.querySelectorAll(".part").length > 1;
-document.querySelectorAll(".part").forEach((part, p) => part.querySelectorAll(":scope > section").forEach((section, s) => {
+document.querySelectorAll(".part").forEach((part, p) => part.querySelectorAll("section").forEach((section, s) => {
   section.id = `part-${p + 1}-${s + 1}`;
   const link = document.createElement("a");
   link.href = `#${section.id}`;
