@@ -42,6 +42,11 @@ class Run:
         return "finished" if finished else f"at step {step} of {self.config.schedule.max_iters}"
 
     @property
+    def cost(self) -> float:
+        """Hours times processes."""
+        return self.seconds * self.processes / 3600
+
+    @property
     def weights(self) -> Path | None:
         return next((path for name in WEIGHTS if (path := self.folder / name).is_file()), None)
 
@@ -123,6 +128,6 @@ def read_runs(folder: Path) -> list[Run]:
     if not runs:
         raise ValueError(f"{folder / 'runs'} holds no run yet (METHOD/seed_N/config.py): wait until one has begun")
     runs[0].result = result
-    missing = "" if result else "; there are no intervals, because it has no result.json yet"
-    runs[0].notes.append(f"of {folder}, all but the intervals is of one seed of each method{missing}")
+    if result is None:
+        runs[0].notes.append(f"{folder} has no result.json yet, so there are no intervals")
     return runs

@@ -28,7 +28,7 @@ from scripts._command import command_parser, one_line_errors
 from scripts._device import DEFAULT
 from scripts._runs import Run, read_runs
 from scripts.page.measure import Scores, Subject, measure
-from scripts.page.part import percent, values_of_part, write_page
+from scripts.page.part import values_of_part, write_page
 from utils.console import say
 from utils.files import write_atomically
 from utils.visualize import plot_curves, write_png
@@ -40,7 +40,6 @@ examples:
   python scripts/report.py RUN RUN --out DIR --titles alone HMKD --images 4
 """
 HEADER = ["run", "network", "parameters", "distillation", "iterations", "seed", "best val mIoU (step)", "last"]
-ON_PAGE = ["mIoU now", "boundary IoU", "ms an image", "state", "time", "cost", "device"]
 
 
 @dataclass
@@ -138,40 +137,30 @@ def measure_networks(group: Group) -> None:
             group.levels.setdefault(subject.teacher, 100 * group.scores[subject.teacher].metrics.miou)
 
 
-def table_rows(group: Group) -> list[list[Any]]:
-    """A row of ``HEADER`` and ``ON_PAGE`` for each teacher and each run."""
-    networks = [(name, run, run.config.teacher) for name, run in group.teachers.items()]
+def table_rows(group: Group) -> list[list[str]]:
+    """A row of ``HEADER`` for each teacher and each run."""
     rows = []
-    for name, run, settings in [*networks, *((run.title, run, run.config.student) for run in group.runs)]:
-        size = f"{group.sizes[name]:.1f} M" if name in group.sizes else ""
-        row = [name, getattr(settings, "source", None) or f"{settings.backbone} {settings.head}", size]
-        if name in group.teachers:
+    for name, run in [*group.teachers.items(), *((run.title, run) for run in group.runs)]:
+        config, is_teacher = run.config, name in group.teachers
+        settings = config.teacher if is_teacher else config.student
+        network = getattr(settings, "source", None) or f"{settings.backbone} {settings.head}"
+        row = [name, network, f"{group.sizes[name]:.1f} M" if name in group.sizes else ""]
+        if is_teacher:
             row += ["", "", "", f"{group.levels[name]:.2f}" if name in group.levels else "not evaluated", ""]
         else:
-            teacher, best = run.config.teacher, max(run.curve, key=lambda point: point[1], default=None)
-            types = " + ".join(method.type for method in run.config.methods)
-            row.append(f"{types}, {teacher.backbone or teacher.origin}" if teacher else "none")
-            row += [str(run.config.schedule.max_iters), str(run.config.train.seed)]
-            row.append(f"{best[1]:.2f} ({best[0]})" if best else "not measured")
+            types = " + ".join(method.type for method in config.methods)
+            taught = f"{types}, {config.teacher.backbone or config.teacher.origin}" if config.teacher else "none"
+            best = max(run.curve, key=lambda point: point[1], default=None)
             last = [f"{100 * line['miou']:.2f}" for line in run.log if line.get("miou") is not None]
-            row += last[-1:] or ["not measured"]
-        if scores := group.scores.get(name):
-            metrics = scores.metrics
-            row += [percent(metrics.miou), percent(metrics.boundary_miou), f"{scores.milliseconds:.1f}"]
-        else:
-            row += ["–", "–", "–"]
-        if name not in group.teachers:
-            kind = "GPU" if run.device == "cuda" else "CPU"
-            row += [run.state, f"{run.seconds / 60:.1f} min",
-                    f"{run.seconds * run.processes / 3600:.2f} {kind} h",
-                    f"{run.processes} × {run.facts.get('device', run.device)}"]  # fmt: skip
-        rows.append(row + [""] * (len(HEADER + ON_PAGE) - len(row)))
+            row += [taught, str(config.schedule.max_iters), str(config.train.seed)]
+            row += [f"{best[1]:.2f} ({best[0]})" if best else "not measured", *(last or ["not measured"])[-1:]]
+        rows.append(row)
     return rows
 
 
-def write_files(group: Group, rows: list[list[Any]], notes: list[str], out: Path, images: int) -> None:
+def write_files(group: Group, rows: list[list[str]], notes: list[str], out: Path, images: int) -> None:
     """Writes table.md, and where there is something to show, curves.png and panel.png."""
-    text = markdown_table(HEADER, [row[: len(HEADER)] for row in rows]) + "".join(f"\n{note}\n" for note in notes)
+    text = markdown_table(HEADER, rows) + "".join(f"\n{note}\n" for note in notes)
     write_atomically(out / "table.md", text.encode())
     say(text)
     if curves := {run.title: run.curve for run in group.runs if run.curve}:
@@ -214,7 +203,7 @@ def main(arguments: list[str] | None = None) -> None:
             parts.append({"rows": rows, "notes": notes, **values_of_part(group, len(groups))})
         time, file = f"{datetime.now():%Y-%m-%d %H:%M}", args.out / "index.html"
         size = write_page(
-            file, title=f"Report: {', '.join(titles)}", time=time, device=DEFAULT, header=HEADER + ON_PAGE, parts=parts
+            file, title=f"Report: {', '.join(titles)}", time=time, device=DEFAULT, header=HEADER, parts=parts
         )
         say(f"wrote {file} ({size / 2**20:.1f} MiB), table.md, curves.png and panel.png to {args.out}")
 

@@ -2,7 +2,9 @@
 
 import base64
 import json
+import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +79,7 @@ def comparison(run: Run) -> dict[str, Any]:
             if places := [value for row in rows for value in (*row["dots"], *row["ends"])] + [0.0] * (key == "gain"):
                 low, high = min(places), max(places)
                 plots.append({"what": f"{split} mIoU{what}", "rows": rows, "low": low, "high": high})
-        lost = {name: facts[name]["negative_transfer"] for name in others}
-        cells = {name: {label: points(found, signed=True) + " ▼" * (label in lost[name])
-                        for label, found in facts[name]["class_gains"].items()} for name in others}  # fmt: skip
-        classes.append({"what": f"{split} IoU, gain over {alone} (▼: negative transfer)", "cells": cells})
+        classes.append({"what": f"{split} IoU, gain over {alone}", "facts": {name: facts[name] for name in others}})
     return {"title": str(run.folder.parents[2]), "plots": plots, "classes": classes, "notes": notes(run.result)}
 
 
@@ -116,18 +115,14 @@ def images(group: Any, students: Sequence[str], before: str | None, limit: float
     mean = {name: sum(mious[student][name] for student in students) for name in mious[after]}
     worst = sorted((name for name in mean if mean[name] == mean[name]), key=mean.get)[:SHOWN]
     improved = sorted((name for name in gains if gains[name] > 0), key=gains.get, reverse=True)[:SHOWN]
-    pictures = {
-        name: make_pictures(group.dataset, places[name], group.subjects, PICTURE) for name in {*worst, *improved}
-    }
-    texts, size = {}, limit + 1
+    pictures, width, size = {}, PICTURE, math.inf
     while size > limit:
-        texts = {name: [(of, webp(image, 80 if of == "image" else 101)) for of, image in each]
-                 for name, each in pictures.items()}  # fmt: skip
-        size = sum(len(text) for name in worst + improved for _, text in texts[name])
-        pictures = {name: [(of, cv2.resize(image, None, fx=0.75, fy=0.75, interpolation=cv2.INTER_NEAREST))
-                           for of, image in each] for name, each in pictures.items()}  # fmt: skip
+        for name in {*worst, *improved}:
+            found = make_pictures(group.dataset, places[name], group.subjects, width)
+            pictures[name] = [(of, webp(image, 80 if of == "image" else 101)) for of, image in found]
+        size, width = sum(len(text) for name in worst + improved for _, text in pictures[name]), width * 3 // 4
     chosen = {"worst": worst, "most improved": improved}
-    return {"mious": mious, "gains": gains, "gain": f"{after} − {before}", "chosen": chosen, "pictures": texts}
+    return {"mious": mious, "gains": gains, "gain": f"{after} − {before}", "chosen": chosen, "pictures": pictures}
 
 
 def values_of_part(group: Any, parts: int) -> dict[str, Any]:
@@ -135,21 +130,13 @@ def values_of_part(group: Any, parts: int) -> dict[str, Any]:
     runs, students = group.runs, [run.title for run in group.runs if run.title in group.scores]
     styles = {run.title: style(number) for number, run in enumerate(runs)}
     before = students[0] if len(students) > 1 else group.subjects[students[0]].teacher if students else None
-    tiles = [("runs", f"{len(runs)}", f"{sum(run.state == 'finished' for run in runs)} finished")]
-    if students:
-        miou = {name: scores.metrics.miou for name, scores in group.scores.items()}
-        best = max(students, key=miou.get)
-        tiles.append(("best student", f"{percent(miou[best])} %", best))
-        if before not in (None, best):
-            tiles.append(("gain", percent(miou[best] - miou[before], signed=True), f"points over {before}"))
-    tiles += [("teacher", f"{level:.2f} %", name) for name, level in group.levels.items()]
-    spent = sum(run.seconds * run.processes for run in runs) / 3600
+    miou = {name: scores.metrics.miou for name, scores in group.scores.items()}
+    configs, environments = [flat(run.config.model_dump()) for run in runs], [run.facts for run in runs]
     return {
-        "data": runs[0].config.data, "dataset": group.dataset, "unreadable": group.unreadable, "styles": styles,
-        "tiles": [*tiles, ("cost of all runs", f"{spent:.2f} h", "time of work × processes")],
+        "group": group, "styles": styles, "miou": miou, "before": before,
+        "best": max(students, key=miou.get, default=None),
         "curves": curves(runs, styles, group.levels), "comparisons": [comparison(run) for run in runs if run.result],
-        "settings": {"config": by_key([flat(run.config.model_dump()) for run in runs]),
-                     "environment": by_key([run.facts for run in runs])},
+        "settings": {"config": by_key(configs), "environment": by_key(environments)},
         "figures": figures(group, styles, before) if students else None,
         "images": images(group, students, before, LIMIT / parts) if students else None,
     }  # fmt: skip
@@ -159,8 +146,8 @@ def write_page(path: Path, **values: Any) -> int:
     """Fills page.html; returns the bytes of the page."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     frame = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    frame.filters |= {"percent": percent, "json": lambda value: json.dumps(value, separators=(",", ":")),
-                      "largest": lambda values: max((abs(v) for v in values if v == v), default=0) or 1}  # fmt: skip
+    frame.filters |= {"percent": percent, "points": points, "json": partial(json.dumps, separators=(",", ":"))}
+    frame.filters["largest"] = lambda values: max((abs(value) for value in values if value == value), default=0) or 1
     page = frame.get_template("page.html").render(width=WIDTH, height=HEIGHT, kinds=KINDS, **values).encode()
     write_atomically(path, page)
     return len(page)
