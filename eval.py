@@ -63,11 +63,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def read_config(path: str, schema: type[Experiment], options: list[str]) -> Experiment:
-    """The config in a config file or in a checkpoint.
-
-    Raises:
-        FileNotFoundError, ValueError: as ``load_config``, or the checkpoint holds no config.
-    """
+    """As ``load_config``, also of a checkpoint; ConfigError if it holds no config."""
     if path.endswith(".py"):
         return load_config(path, schema, options)
     values = read_weights(path).metadata.get("config")

@@ -27,7 +27,7 @@ def launch(
         command: takes the config, ``args`` and this process; returns the exit code.
         args: with ``config``, the path of a file, and ``cfg_options``.
         work_dir: folder of a run that can be resumed; the crash dump is written there. None: no such run.
-        read_config: is called as ``load_config``.
+        read_config: reads the config, as ``load_config``.
     """
     try:
         config = read_config(args.config, Experiment, args.cfg_options)

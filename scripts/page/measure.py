@@ -18,6 +18,7 @@ from engine.boundary import BoundaryIoU
 from engine.metrics import ConfusionMatrix, SegMetrics
 from engine.teacher import Teacher
 from models.inference import predict
+from models.sizes import size_errors
 from utils.names import OUTSIDE
 from utils.visualize import VOID_COLOR, Color, colorize
 
@@ -95,8 +96,10 @@ def measure(dataset: SegDataset, subjects: Mapping[str, Subject]) -> tuple[dict[
             continue
         label, maps = sample["label"], {}
         for name, subject in subjects.items():
-            start, of = time.perf_counter(), scores[name]
-            maps[name] = prediction = subject.predict(sample["image"])
+            settings, start, of = subject.config.eval, time.perf_counter(), scores[name]
+            window = settings.crop_size if settings.mode == "slide" else None
+            with size_errors(subject.network, dataset.files[index][0], label.shape, settings.scales, window):
+                maps[name] = prediction = subject.predict(sample["image"])
             of.seconds.append(time.perf_counter() - start)
             single = ConfusionMatrix(K)
             single.update(prediction, label)

@@ -258,6 +258,16 @@ def test_a_picture_that_is_missing_or_damaged_is_left_out_and_named(runs, street
     assert (tmp_path / "gone" / "curves.png").is_file()
 
 
+def test_images_that_are_too_small_for_the_network_are_said(runs, tmp_path):
+    shutil.copytree(runs / "alone", tmp_path / "run")
+    config = tmp_path / "run" / "config.py"
+    config.write_text(config.read_text().replace("'scales': (1.0,)", "'scales': (0.25,)"))
+    text = report(tmp_path / "out", tmp_path / "run")
+    assert "nothing can be measured: " in text
+    assert "12 x 16 at scale 0.25; the network needs at least" in text
+    assert "No network was measured" in text
+
+
 def test_the_figures_are_those_of_eval(runs):
     source = str(runs / "distilled" / "config.py")
     config = load_config(source, Experiment)
