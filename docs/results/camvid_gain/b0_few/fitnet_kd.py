@@ -1,4 +1,4 @@
-# The best other method so far: FitNet on the same four pairs of stages, and plain KD (the method of ../methods/fitnet_kd.py).
+# The best other method so far: FitNet on the same four pairs of stages, and plain KD.
 _base_ = ["hmkd.py"]
 distill = dict(
     _delete_=True,
