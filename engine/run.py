@@ -140,9 +140,9 @@ class Run:
             self.calibrate()
 
     def announce(self, stage: str) -> None:
-        """Prints the stage that begins: some take seconds."""
+        """Prints the stage that begins. It is not in train.log, because a run that never starts leaves no file."""
         if self.world.is_main:
-            say(stage)
+            print(stage, flush=True)
 
     def positions(self, start: int, stop: int) -> PositionBatches:
         """Positions, in the training stream, of this rank's micro-batches from step ``start`` to ``stop``."""

@@ -82,11 +82,12 @@ class WandB:
         self.id, self.image = known or uuid4().hex, wandb.Image
         self.run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT), name=title(work_dir), dir=str(work_dir),
-            id=self.id, resume="allow", config=None if config is None else config.model_dump(mode="json"),
+            id=self.id, resume="allow", reinit="finish_previous",
+            config=None if config is None else config.model_dump(mode="json"),
             settings=wandb.Settings(silent=True, console="off", login_timeout=30, finish_timeout=60),
         )  # fmt: skip
         self.run.define_metric("*", step_metric="step")  # its own steps cannot be taken again by a resumed run
-        say(f"wandb: {self.run.url or self.run.dir}")
+        say(f"wandb: {self.run.dir if self.run.offline else self.run.url}")
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self.run.log({**values, "step": step})
@@ -178,8 +179,9 @@ class Trackers:
 
     def close(self, finished: bool) -> None:
         """Ends the tracked runs; ``finished``: as finished and not as stopped."""
+        lost = +self.lost
         self.send("close", finished)
-        for name, count in (+self.lost).items():
+        for name, count in lost.items():
             say(f"WARNING: {name} failed to take {count} entries of this run; metrics.jsonl has all its figures")
 
     def _lose(self, name: str, error: Exception) -> None:

@@ -33,7 +33,9 @@ examples:
 
 
 def read_metrics(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    """The whole lines of ``metrics.jsonl``: a run that writes, or was killed, may leave half of one at the end."""
+    text = (run / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def last_protocol(log: list[dict]) -> tuple[list[dict], list[tuple[int, float]]]:
