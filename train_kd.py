@@ -76,7 +76,7 @@ def train(config: Experiment, args: argparse.Namespace, world: World) -> int:
     first = trainer.step
     log = RunLog(
         args.work_dir, trainer.step, run.validated, total, config.train.images, active=world.is_main,
-        tolerate_errors=run.tolerate_errors, trackers=log_config.trackers, config=run.config,
+        tolerate_errors=run.tolerate_errors, trackers=log_config.trackers, config=run.config.model_dump(mode="json"),
         interval=config.eval.interval, epoch=run.steps_per_epoch, best=run.best["miou"],
     )  # fmt: skip
     if world.is_main:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from configs.schema import Experiment
 from engine.metrics import SegMetrics
 from engine.trackers import Trackers
 from utils.console import peak_memory_mib, progress_bar, say
@@ -32,7 +31,7 @@ class RunLog:
         active: True on rank 0 only; the other ranks write and print nothing.
         tolerate_errors: if an entry cannot be written (a full disk), print a warning instead of raising OSError.
         trackers: where else the run is logged (``engine.trackers``).
-        config: of the run, for the trackers.
+        config: of the run, in values of JSON, for the trackers.
         interval: steps between two validations; 0: there is one, at the end.
         epoch: steps of an epoch; None: not shown.
         best: mIoU of the best student so far; negative if there is none.
@@ -40,7 +39,7 @@ class RunLog:
 
     def __init__(
         self, work_dir: str | Path, step: int, validated: int, total: int, images: int, active: bool = True,
-        tolerate_errors: bool = False, trackers: Sequence[str] = ("tensorboard",), config: Experiment | None = None,
+        tolerate_errors: bool = False, trackers: Sequence[str] = ("tensorboard",), config: Mapping[str, Any] = {},
         interval: int = 0, epoch: float | None = None, best: float = -1.0,
     ):  # fmt: skip
         self.total, self.images, self.active = total, images, active

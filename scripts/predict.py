@@ -9,8 +9,7 @@ upright first. An image that does not fit into memory is predicted in windows (-
 
 import argparse
 import time
-from collections.abc import Callable
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 
 import cv2
@@ -49,8 +48,6 @@ EXAMPLES = """examples:
   python scripts/predict.py student.safetensors street.mp4 --out overlays --side-by-side --legend
   python scripts/predict.py student.safetensors city.tif --out overlays --window 2048
 """
-SMALLEST_WINDOW = 64
-Draw = Callable[[np.ndarray, np.ndarray], np.ndarray]  # an image H W 3 and its class map H W -> the picture
 
 
 def read_image(path: Path, image_range: tuple[float, float] | None = None) -> np.ndarray:
@@ -166,6 +163,14 @@ class Predictor:
                 classes[top + y : top + side, left + x : left + side] = found[y:, x:]
         return classes
 
+    @cached_property
+    def legend(self) -> np.ndarray:
+        """Numbers, names and colours of the classes as a picture."""
+        entries = enumerate(zip(self.metadata["class_names"], self.metadata["palette"], strict=True))
+        colors = {f"{number} {name}": tuple(color) for number, (name, color) in entries}
+        blank = np.full((1, 1248, 3), 255, np.uint8)  # a panel of nothing: its title and its legend remain
+        return panel([[("classes", blank)]], colors, width=1280)
+
     def predict(self, image: np.ndarray) -> np.ndarray:
         """An image, or a window of it, at once."""
         dtype = autocast_dtype(self.settings.precision or self.train.precision)
@@ -178,38 +183,29 @@ class Predictor:
             return predict(self.model, pixels, **self.settings.protocol)[0].cpu().numpy()
 
 
-def legend(metadata: dict) -> np.ndarray:
-    """Numbers, names and colours of the classes as a picture."""
-    entries = enumerate(zip(metadata["class_names"], metadata["palette"], strict=True))
-    colors = {f"{number} {name}": tuple(color) for number, (name, color) in entries}
-    blank = np.full((1, 1248, 3), 255, np.uint8)  # a panel of nothing: its title and its legend remain
-    return panel([[("classes", blank)]], colors, width=1280)
-
-
-def draw(
-    image: np.ndarray, classes: np.ndarray, metadata: dict, alpha: float, side_by_side: bool, below: np.ndarray | None
-) -> np.ndarray:
-    """The image under the colours of its classes; if asked, the image itself to the left, and a legend ``below``."""
+def draw(image: np.ndarray, classes: np.ndarray, predictor: Predictor, args: argparse.Namespace) -> np.ndarray:
+    """The image under the colours of its classes; if asked, the image itself to the left, and the legend below."""
+    palette = predictor.metadata["palette"]
     bands = [slice(start, start + 1024) for start in range(0, len(image), 1024)]  # blending takes much memory
-    picture = np.concatenate([overlay(image[rows], classes[rows], metadata["palette"], alpha) for rows in bands])
-    if side_by_side:
+    picture = np.concatenate([overlay(image[rows], classes[rows], palette, args.alpha) for rows in bands])
+    if args.side_by_side:
         picture = np.concatenate([image, picture], axis=1)
-    if below is None:
-        return picture
-    width = picture.shape[1]
-    size = width, max(1, round(len(below) * width / below.shape[1]))
-    return np.concatenate([picture, cv2.resize(below, size, interpolation=cv2.INTER_AREA)])
+    if args.legend:
+        width, (height, whole) = picture.shape[1], predictor.legend.shape[:2]
+        size = width, max(1, round(height * width / whole))
+        picture = np.concatenate([picture, cv2.resize(predictor.legend, size, interpolation=cv2.INTER_AREA)])
+    return picture
 
 
-def predict_image(job: Job, predictor: Predictor, draw: Draw, save_pred: bool) -> None:
+def predict_image(job: Job, predictor: Predictor, args: argparse.Namespace) -> None:
     image = read_image(job.source, predictor.image_range)
     classes = predictor(image)
-    write_png(job.overlay, draw(image, classes))
-    if save_pred:
+    write_png(job.overlay, draw(image, classes, predictor, args))
+    if args.save_pred:
         write_png(job.classes, classes)
 
 
-def predict_video(job: Job, predictor: Predictor, draw: Draw, save_pred: bool) -> int:
+def predict_video(job: Job, predictor: Predictor, args: argparse.Namespace) -> int:
     """Writes the overlays of a video; prints and returns the number of its frames."""
     video = Video(job.source)
 
@@ -217,9 +213,9 @@ def predict_video(job: Job, predictor: Predictor, draw: Draw, save_pred: bool) -
         bar = tqdm(video, job.source.name, video.announced or None, leave=False, disable=None, unit="frame")
         for number, frame in enumerate(bar):
             classes = predictor(frame)
-            if save_pred:
+            if args.save_pred:
                 write_png(job.classes / f"{number:06d}.png", classes)
-            yield draw(frame, classes)
+            yield draw(frame, classes, predictor, args)
 
     count = write_video(job.overlay, overlays(), video.fps)
     early = f"; its header says {video.announced}: is it truncated?" if count < video.announced else ""
@@ -236,18 +232,15 @@ def run(args: argparse.Namespace) -> None:
     say(f"{args.checkpoint}: {predictor}")
     if encoder() == "OpenCV" and any(job.is_video for job in jobs):
         say("videos are written as MPEG-4, which browsers do not play; for H.264: pip install av, or install ffmpeg")
-    names = legend(predictor.metadata)
-    write_png(args.out / "legend.png", names)
-    options = {"alpha": args.alpha, "side_by_side": args.side_by_side, "below": names if args.legend else None}
-    drawing = partial(draw, metadata=predictor.metadata, **options)
+    write_png(args.out / "legend.png", predictor.legend)
 
     start, images, frames = time.perf_counter(), 0, []
     for job in tqdm(jobs, leave=False, disable=None, unit="file"):
         try:
             if job.is_video:
-                frames.append(predict_video(job, predictor, drawing, args.save_pred))
+                frames.append(predict_video(job, predictor, args))
             else:
-                predict_image(job, predictor, drawing, args.save_pred)
+                predict_image(job, predictor, args)
                 images += 1
         except (ValueError, OSError, torch.OutOfMemoryError) as error:
             done = images + len(frames)
@@ -288,8 +281,8 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--alpha {args.alpha}: expected 0..1")
     if args.scales and not all(0 < scale <= LARGEST_SCALE for scale in args.scales):
         parser.error(f"--scales {args.scales}: expected factors above 0 and at most {LARGEST_SCALE:g}")
-    if args.window is not None and args.window < SMALLEST_WINDOW:
-        parser.error(f"--window {args.window}: expected {SMALLEST_WINDOW} or more")
+    if args.window is not None and args.window < 64:
+        parser.error(f"--window {args.window}: expected 64 or more")
     with one_line_errors(f"interrupted: the finished files are in {args.out}"):
         run(args)
 

@@ -5,13 +5,13 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from tqdm import tqdm
 
-from utils.console import progress_bar, say
+from utils.console import say
 from utils.files import LOCK, open_locked
 
 
@@ -26,40 +26,6 @@ class Job(NamedTuple):
     result: Path
     log: Path
     look: Callable[[], tuple[float, str]] = lambda: (0.0, "")
-
-
-class JobBar:
-    """A bar over jobs: how many have ended, the time left and what the last one found."""
-
-    def __init__(self, jobs: Sequence[Job]):
-        self.open, self.total, self.last, self.drawn = list(jobs), len(jobs), "", 0.0
-        self.start, self.before = time.perf_counter(), self.share()
-        self.bar = progress_bar(len(jobs), 0, "runs", active=len(jobs) > 0)
-
-    def share(self) -> float:
-        """How many jobs are done, with the parts of those that still run."""
-        return self.total - len(self.open) + sum(job.look()[0] for job in self.open)
-
-    def left(self) -> str:
-        """Time for the rest, if it takes as long as what was done since the start; empty while that is nothing."""
-        share = self.share()
-        if not self.before < share < self.total:
-            return ""
-        seconds = (self.total - share) / (share - self.before) * (time.perf_counter() - self.start)
-        return f", {timedelta(seconds=round(seconds))} left"
-
-    def end(self, job: Job, found: str) -> str:
-        """Counts a job that has ended; gives what to print after its name."""
-        self.open.remove(job)
-        self.last = f", {job.name}: {found}"
-        self.bar.update()
-        return f"{found}{self.left()}"
-
-    def draw(self) -> None:
-        """Shows the time left, at most once a second."""
-        if not self.bar.disable and time.perf_counter() > self.drawn + 1:
-            self.bar.set_postfix_str((self.last + self.left()).removeprefix(", "))
-            self.drawn = time.perf_counter()
 
 
 @contextmanager
@@ -98,7 +64,17 @@ def run_jobs(jobs: Sequence[Job], at_once: int, lock: int) -> None:
         ValueError: some failed; the message has the last line of each.
     """
     waiting, running, failed, gpus = [job for job in jobs if not job.result.is_file()], {}, [], visible_gpus()
-    free, total, bar = list(range(at_once)), len(waiting), JobBar(waiting)
+    free, total, looked = list(range(at_once)), len(waiting), 0.0
+
+    def share() -> float:
+        """How many jobs are done, with the parts of those that are not."""
+        unfinished = [*waiting, *(job for job, _ in running.values())]
+        return total - len(unfinished) + sum(job.look()[0] for job in unfinished)
+
+    bar = tqdm(
+        desc="runs", total=total, initial=share(), smoothing=0, leave=False, disable=None if waiting else True,
+        bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total_fmt} [{elapsed}, {remaining} left{postfix}]",
+    )  # fmt: skip
     try:
         while waiting or running:
             while waiting and free:
@@ -113,7 +89,9 @@ def run_jobs(jobs: Sequence[Job], at_once: int, lock: int) -> None:
                     )
                 running[process] = job, slot
             time.sleep(0.1)
-            bar.draw()
+            if not bar.disable and time.monotonic() > looked + 1:
+                looked = time.monotonic()
+                bar.update(share() - bar.n)
             for process in [each for each in running if each.poll() is not None]:
                 job, slot = running.pop(process)
                 free.append(slot)
@@ -122,12 +100,13 @@ def run_jobs(jobs: Sequence[Job], at_once: int, lock: int) -> None:
                     failed.append(
                         f"{job.name}: {lines[-1] if lines else f'exit code {process.returncode}'} ({job.log})"
                     )
-                    bar.end(job, "failed")
                     say(f"failed: {failed[-1]}")
                 else:
-                    say(f"{job.name}: {bar.end(job, f'done{job.look()[1]}')}")
+                    found = f"{job.name}: done{job.look()[1]}"
+                    bar.set_postfix_str(found)
+                    say(found)
     finally:
-        bar.bar.close()
+        bar.close()
         if running:
             say(f"stopping {len(running)} run(s); those in training save first")
         for process in running:

@@ -71,7 +71,7 @@ def test_pauses_do_not_count_in_the_rate_and_the_time_left_includes_them(tmp_pat
     monkeypatch.setattr("engine.log.time.perf_counter", lambda: now[0])
     log = RunLog(tmp_path, step=0, validated=0, total=20, images=4, interval=5, epoch=4)
     rates = []
-    monkeypatch.setattr(log.trackers, "send", lambda *entry: rates.append(entry[2]["train/images_per_s"]))
+    log.trackers.trackers["tensorboard"].board.add_scalar = lambda *entry: rates.append(entry)
     now[0] = 4.0
     training(log, 5)
     with log.paused():
@@ -79,7 +79,8 @@ def test_pauses_do_not_count_in_the_rate_and_the_time_left_includes_them(tmp_pat
     log.validated = 5
     now[0] = 106.0
     training(log, 10)
-    assert rates == [pytest.approx(5 * 4 / 4)] * 2
+    log.close()
+    assert [value for name, value, _ in rates if name == "train/images_per_s"] == [pytest.approx(5 * 4 / 4)] * 2
     first, second = capsys.readouterr().out.splitlines()
     assert first.endswith(" 5.0 images/s epoch 1.25/5.00, at least 0:00:12 left")  # 15 steps
     assert second.endswith(" 5.0 images/s epoch 2.50/5.00, 0:05:02 left")  # 10 steps and 3 validations

@@ -1,8 +1,8 @@
-import io
+import re
 import subprocess
+import sys
 
 import pytest
-from tqdm import tqdm
 
 from scripts.comparison import jobs
 from scripts.comparison.jobs import Job, alone_in, run_jobs
@@ -24,22 +24,22 @@ def test_what_is_done_is_not_repeated_and_a_failure_stops_no_other(tmp_path):
     assert (tmp_path / "good.result").is_file()
 
 
-def test_a_bar_shows_the_time_left_and_what_was_found(tmp_path, monkeypatch):
-    """Of four jobs, the first was half done before."""
-    now, share = [0.0], {"a": 0.5, "b": 0.0, "c": 0.0, "d": 0.0}
-    monkeypatch.setattr(jobs.time, "perf_counter", lambda: now[0])
-    four = [Job(name, [], tmp_path, tmp_path, lambda name=name: (share[name], ", mIoU 50.00%")) for name in share]
-    monkeypatch.setattr(jobs, "progress_bar", lambda *_, active: tqdm(total=4, file=io.StringIO()))
-    bar = jobs.JobBar(four)
-    assert bar.left() == ""
-    now[0] = 30.0
-    assert bar.end(four[0], "done, mIoU 50.00%") == "done, mIoU 50.00%, 0:03:00 left"  # 3 of 0.5 in 30 s
-    share["b"] = 0.5
-    bar.draw()
-    assert bar.bar.postfix == "a: done, mIoU 50.00%, 0:01:15 left"  # 2.5 of 1 in 30 s
-    for job in four[1:]:
-        text = bar.end(job, "failed")
-    assert (text, bar.bar.n) == ("failed", 4)
+def test_a_bar_shows_what_is_done_the_time_left_and_what_was_found(tmp_path, monkeypatch, capsys):
+    """The second job is half done while it runs, so that 1.5 of 2 are done."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    one, two = (shell(tmp_path, name, f"sleep {wait}") for name, wait in (("one", 0), ("two", 3)))
+    share = [0.0]
+    two = two._replace(look=lambda: (share[0], ""))
+
+    def found():
+        share[0] = 0.5
+        return 0.0, ", mIoU 50.00%"
+
+    with alone_in(tmp_path) as lock:
+        run_jobs([one._replace(look=found), two], 1, lock)
+    said = capsys.readouterr()
+    assert "one: done, mIoU 50.00%\n" in said.out
+    assert re.search(r"runs:  75%\|.*\| 1.5/2 \[\d\d:\d\d, 00:0\d left, one: done, mIoU 50.00%\]", said.err)
 
 
 def test_as_many_at_a_time_as_asked_each_on_its_gpu(tmp_path, monkeypatch):
