@@ -45,20 +45,22 @@ class RunLog:
         self.total, self.images, self.active = total, images, active
         self.tolerate_errors, self.validated, self.interval = tolerate_errors, validated, interval or total
         self.epoch, self.best = epoch, best
-        self.clock, self.counted = time.perf_counter(), step  # start of the interval for images per second
-        self.began = self.clock, step
         self.validation_seconds: float | None = None  # that the last one took
         self.bar = progress_bar(total, step, Path(work_dir).name, active)
-        if not active:
-            return
-        path, kept = Path(work_dir) / "metrics.jsonl", []
+        if active:
+            self._open(Path(work_dir), step, trackers, config)
+        self.clock, self.counted = time.perf_counter(), step  # start of the interval for images per second
+        self.began = self.clock, step
+
+    def _open(self, work_dir: Path, step: int, trackers: Sequence[str], config: Mapping[str, Any]) -> None:
+        path, kept, validated = work_dir / "metrics.jsonl", [], self.validated
         if path.is_file():
             # A killed run may leave half of a line at the end of the file, without a newline.
             whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
             kept = [line for line in whole if _step_of(line, path) <= (validated if '"miou"' in line else step)]
         write_atomically(path, "".join(kept if step else []).encode())
         self.file = open(path, "ab", buffering=0)  # noqa: SIM115 - lives as long as the run
-        self.trackers = Trackers(trackers, Path(work_dir), step, config)
+        self.trackers = Trackers(trackers, work_dir, step, config)
 
     def progress(self, step: int, loss: float) -> None:
         """Moves the bar to ``step``, whose loss is shown."""
