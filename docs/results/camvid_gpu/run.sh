@@ -2,10 +2,10 @@
 # The study for six minutes of a GPU, from the repository's root: bash docs/results/camvid_gpu/run.sh. It needs data/camvid
 # (SegNet split) and pretrained/resnet18.pth. It trains a teacher, then all students with one seed more each time, JOBS at
 # once. When the MINUTES have passed it stops; started again, it resumes. The table: work_dirs/camvid_gpu/students/table.md.
-# OPTIONS go to every run, for a trial: ITERS=20 TEACHER_ITERS=20 SEEDS=1 OPTIONS="train.batch_size=1 data.workers=0".
+# OPTIONS go to every run, for a trial: ITERS=20 TEACHER_ITERS=20 SEEDS=1 OPTIONS="train.batch_size=1 schedule.warmup_iters=0".
 set -euo pipefail
 HERE=docs/results/camvid_gpu OUT=work_dirs/camvid_gpu
-ITERS=${ITERS:-1000} TEACHER_ITERS=${TEACHER_ITERS:-1500} SEEDS=${SEEDS:-5} JOBS=${JOBS:-4} MINUTES=${MINUTES:-6}
+ITERS=${ITERS:-2000} TEACHER_ITERS=${TEACHER_ITERS:-1500} SEEDS=${SEEDS:-5} JOBS=${JOBS:-5} MINUTES=${MINUTES:-6}
 read -ra OPTIONS <<< "${OPTIONS:-}"
 limited() {  # COMMAND: stops it, and this script, when the time is up
     local left=$((60 * MINUTES - SECONDS))
