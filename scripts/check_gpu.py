@@ -27,7 +27,7 @@ if not __package__:  # run as a file: the repository's root is not on the import
 
 from engine.report import table
 from scripts._command import command_parser, one_line_errors
-from scripts._device import DEFAULT, usable_device
+from scripts._device import usable_device
 from scripts.benchmarks.checks import CHECKS, Setting
 from scripts.street.scene import write_synthetic
 from utils.console import say
@@ -45,7 +45,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = command_parser(__doc__, EXAMPLES)
     parser.add_argument("--minutes", type=float, default=8, help="for all checks together (default: 8)")
     parser.add_argument("--data", type=user_path, metavar="ROOT", help="CamVid's folder (default: painted streets)")
-    parser.add_argument("--device", default=DEFAULT, choices=["cuda", "cpu"], help=f"default here: {DEFAULT}")
+    parser.add_argument("--device", type=usable_device, default="cuda", help="cuda (default), or cpu: the small form")
     parser.add_argument("--checks", nargs="+", choices=CHECKS, default=list(CHECKS), help="default: all")
     parser.add_argument("--out", type=user_path, metavar="FILE.json", help="write every result here")
     return parser.parse_args(arguments)
@@ -88,16 +88,16 @@ def run_check(context: BaseContext, check: str, setting: Setting) -> Iterator[di
 
 
 def run_all(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    device, rows, end = usable_device(args.device), [], time.monotonic() + 60 * args.minutes
+    on_gpu, rows, end = args.device.type == "cuda", [], time.monotonic() + 60 * args.minutes
     if args.data is None:
-        write_synthetic(folder / "streets", train=16, val=4, size=(360, 480) if device.type == "cuda" else (64, 96))
+        write_synthetic(folder / "streets", train=16, val=4, size=(360, 480) if on_gpu else (64, 96))
     # The modules are imported once; a process that is forked afterwards starts CUDA for itself.
     context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
     if sys.platform == "linux":
         context.set_forkserver_preload(["scripts.benchmarks.checks"])
     for check in args.checks:
-        limit = min(end, time.monotonic() + CHECKS[check][1]) if device.type == "cuda" else end
-        for row in run_check(context, check, Setting(device, str(args.data or folder / "streets"), folder, limit)):
+        limit = min(end, time.monotonic() + CHECKS[check][1]) if on_gpu else end
+        for row in run_check(context, check, Setting(args.device, str(args.data or folder / "streets"), folder, limit)):
             rows.append(row)
             say(f"{MARKS[row['ok']]:6} {row['took']:5.1f} s  {check}: {row['what']}: {row['result']}")
             if args.out:

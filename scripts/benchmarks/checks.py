@@ -245,13 +245,12 @@ def timed(s: Setting, file: str, *options: str, batch: int = 0, search: bool = F
 
 
 def variants(s: Setting) -> Cases:
-    for file in s.pairs[:2]:
-        yield f"{Path(file).stem}, default", partial(timed, s, file)
-        yield f"{Path(file).stem}, cudnn.benchmark", partial(timed, s, file, search=True)
-        for option in ("channels_last=False", "compile=True")[
-            : 1 if s.tiny else 2
-        ]:  # on a CPU compiling takes a minute
-            yield f"{Path(file).stem}, train.{option}", partial(timed, s, file, f"train.{option}")
+    # On a CPU compiling takes a minute; tests/engine/test_blocks.py shows there that it changes nothing.
+    compiled = [] if s.tiny else ["train.compile=True"]
+    for option in ("default", "cudnn.benchmark", "train.channels_last=False", *compiled):
+        for file in s.pairs[:2]:
+            given = [option] if "=" in option else []
+            yield f"{Path(file).stem}, {option}", partial(timed, s, file, *given, search=option == "cudnn.benchmark")
 
 
 def beside(first: Callable[[], Any], second: Callable[[], Any], device: torch.device) -> Any:
@@ -293,7 +292,7 @@ def gains(s: Setting) -> Cases:
             trainer.optimizer.zero_grad(set_to_none=True)
 
         expected, graph, both = teacher().logits.clone(), graphed(teacher, s.device), partial(beside, student, teacher)
-        same = all(torch.equal(each.logits, expected) for each in (graph(), both(s.device)[1]))
+        same = all(torch.allclose(each.logits, expected, 1e-2, 1e-2) for each in (graph(), both(s.device)[1]))
         t = s.time(step=run, copy=partial(trainer.inputs, data), teacher=teacher, graph=graph, student=student,
                    both=partial(both, s.device))  # fmt: skip
         saved = {"teacher beside the student": t["teacher"] + t["student"] - t["both"],
@@ -333,6 +332,6 @@ def largest(s: Setting) -> Cases:
 CHECKS: dict[str, tuple[Callable[[Setting], Cases], float]] = {
     "facts": (facts, 30), "pairs": (pairs, 120), "agreement": (agreement, 60), "deterministic": (deterministic, 60),
     "runs": (runs, 150), "step": (steps, 90), "methods": (methods, 90), "evaluation": (evaluations, 60),
-    "loader": (loading, 60), "variants": (variants, 120), "gains": (gains, 40), "onnx": (onnx, 60),
+    "loader": (loading, 60), "gains": (gains, 40), "variants": (variants, 150), "onnx": (onnx, 60),
     "largest": (largest, 80),
 }  # fmt: skip
