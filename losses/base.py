@@ -89,7 +89,7 @@ class Method(nn.Module):
         count / global count, so that the same images give the same loss however they are split.
         Here: the batch size, right for every term whose samples all have the same weight.
         """
-        batch = torch.tensor(float(len(labels)), device=labels.ids.device)
+        batch = torch.full((), float(len(labels)), device=labels.ids.device)
         return dict.fromkeys(self.weights, batch)
 
 
