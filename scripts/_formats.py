@@ -1,8 +1,10 @@
 """The files that scripts/export.py writes: how a network becomes one, and how it runs."""
 
 import json
+import math
 import warnings
 from collections.abc import Callable
+from operator import floordiv, neg
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.export import Dim
+from torch.fx import GraphModule, Node
 
 from models.deploy import Deployable
 from models.inference import Size
@@ -45,11 +48,10 @@ def save(form: str, network: Deployable, size: Size, dynamic: bool, folder: Path
         try:
             with torch.no_grad():
                 program = torch.export.export(network, (images,), dynamic_shapes=shapes)
+            _round_up_by_floordiv(program.graph_module)
             torch.export.save(program, file, extra_files={ABOUT: json.dumps(metadata)})
         except Exception as error:  # torch.export's types have no common base
-            raise ValueError(
-                f"torch.export of PyTorch {torch.__version__} cannot export this network: {error}"
-            ) from error
+            raise _unsupported(f"torch.export of PyTorch {torch.__version__}", error) from error
         return file
     onnx = folder / "onnx" / "network.onnx" if form == "openvino" else file
     onnx.parent.mkdir(exist_ok=True)
@@ -59,13 +61,38 @@ def save(form: str, network: Deployable, size: Size, dynamic: bool, folder: Path
         try:
             model = openvino.convert_model(onnx)
         except Exception as error:  # its types have no common base
-            raise ValueError(f"OpenVINO {openvino.__version__} cannot convert this network: {error}") from error
+            raise _unsupported(f"OpenVINO {openvino.__version__}", error) from error
         for operation in model.get_ops():  # what is read as linear_onnx ignores the attribute
             if operation.get_type_name() == "Interpolate" and operation.get_attributes()["antialias"]:
                 operation.set_attribute("mode", "bilinear_pillow")
         openvino.save_model(model, file, compress_to_fp16=False)
     write_metadata(file, metadata)
     return file
+
+
+def _unsupported(converter: str, error: BaseException) -> ValueError:
+    """The error of a converter in one paragraph: its first cause names the operation."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return ValueError(f"{converter} cannot export this network: {' '.join(str(error).split())}")
+
+
+def _round_up_by_floordiv(module: GraphModule) -> None:
+    """Writes ceil(a / b) of sizes, as in the "same" padding of timm, as -(-a // b): a .pt2 file can hold no ceil."""
+    for node in module.graph.find_nodes(op="call_function", target=math.ceil):
+        length, step = node.args[0].args
+        with module.graph.inserting_before(node):
+            value = _call(module, neg, length)
+            value = _call(module, floordiv, value, step)
+            value = _call(module, neg, value)
+        node.replace_all_uses_with(value)
+    module.graph.eliminate_dead_code()
+
+
+def _call(module: GraphModule, function: Callable, *arguments: Node | int) -> Node:
+    node = module.graph.call_function(function, arguments)
+    node.meta["val"] = function(*(each.meta["val"] if isinstance(each, Node) else each for each in arguments))
+    return node
 
 
 def example(network: Deployable, size: Size, dynamic: bool) -> Tensor:
@@ -89,7 +116,7 @@ def export_onnx(network: Deployable, size: Size, dynamic: bool, file: Path) -> N
                 input_names=["images"], output_names=list(network.outputs),
             )  # fmt: skip
     except torch.onnx.OnnxExporterError as error:
-        raise ValueError(f"PyTorch {torch.__version__} cannot export this network: {error}") from error
+        raise _unsupported(f"torch.onnx of PyTorch {torch.__version__}", error) from error
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # they contain stack traces with paths of this machine
     program.save(file, external_data=False)

@@ -166,14 +166,17 @@ def check(
     """
     (runtime, run), same, pixels, shapes, seconds = exported, Counter(), 0, Counter(), defaultdict(list)
     for images in batches:
-        start = time.perf_counter()
+        shape, start = " x ".join(map(str, images.shape)), time.perf_counter()
         truth = predict(model, images, scales=(metadata["scale"],)).numpy()
         middle = time.perf_counter()
-        outputs = run(images)
+        try:
+            outputs = run(images)
+        except Exception as error:  # the runtimes' types have no common base
+            raise ValueError(f"{runtime} fails on images of {shape}: {error}; nothing was written{hint}") from error
         seconds["PyTorch"].append(middle - start)
         seconds[runtime].append(time.perf_counter() - middle)
         pixels += truth.size
-        shapes[" x ".join(map(str, images.shape))] += 1
+        shapes[shape] += 1
         for name, output in outputs.items():
             same[name] += int((class_map({name: output}) == truth).sum())
     checked = ", ".join(f"{count} of {shape}" for shape, count in shapes.items())
@@ -250,7 +253,7 @@ def run(args: argparse.Namespace) -> None:
         network, input_scale = (model.network, model.scale) if args.teacher else (model, Fraction(1))
         deployed = Deployable(network, args.outputs, args.half, metadata["scale"], input_scale)
         file = save(args.to, deployed, traced, args.dynamic, Path(folder), metadata)
-        hint = "; the exporter lost track of a size: use --size instead of --dynamic" if args.dynamic else ""
+        hint = "; it does not work for every size: use --size instead of --dynamic" if args.dynamic else ""
         exported = open_exported(file)
         check(exported, model, spread(dataset, CHECKED_IMAGES, size), metadata, hint)
         if args.dynamic:

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,10 +24,10 @@ from models.deploy import Deployable
 from models.inference import predict, predict_logits, resize
 from models.onnx import OnnxModel
 from scripts import export
-from scripts._formats import SUFFIXES, write_metadata
+from scripts._formats import PACKAGES, SUFFIXES, write_metadata
 from utils.config import dump_config, load_config
 
-HALF_SCALE = ["eval.scales=(0.5,)"]
+SMALLER, LARGER = ["eval.scales=(0.85,)"], ["eval.scales=(1.5,)"]
 NETWORKS = {
     "resnet": {"backbone": "test_resnet", "head": "deeplabv3", "output_stride": 16, "width": 8},
     "pspnet": {"backbone": "test_resnet", "head": "pspnet", "output_stride": 16, "width": 8},
@@ -197,7 +198,7 @@ assert not {"models", "engine", "scripts", "timm"} & sys.modules.keys()
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_pt2_file_runs_without_this_repository_on_any_batch_and_size(name, students, tmp_path, capsys):
     config, weights, model = students[name]
-    run(config, weights, "--to", "torch", "--dynamic", "--out", tmp_path / "net.pt2", "--cfg-options", *HALF_SCALE)
+    run(config, weights, "--to", "torch", "--dynamic", "--out", tmp_path / "net.pt2", "--cfg-options", *LARGER)
     assert "torch.export and PyTorch agree on 100.000% of pixels (1 of 3 x 3 x 37 x 49)" in capsys.readouterr().out
     for shape in ((1, 3, 96, 128), (3, 3, 100, 154)):
         images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -206,10 +207,10 @@ def test_a_pt2_file_runs_without_this_repository_on_any_batch_and_size(name, stu
         subprocess.run([sys.executable, "-c", RUN_PT2, *files], cwd=tmp_path, check=True)
         classes = np.load(files[-1])
         assert classes.dtype == np.uint8
-        assert (classes == predict(model, images, scales=(0.5,)).numpy()).mean() > 0.999
+        assert (classes == predict(model, images, scales=(1.5,)).numpy()).mean() > 0.999
     about = {"metadata.json": ""}
     torch.export.load(tmp_path / "net.pt2", extra_files=about)
-    assert json.loads(about["metadata.json"])["scale"] == 0.5
+    assert json.loads(about["metadata.json"])["scale"] == 1.5
 
 
 @pytest.mark.slow
@@ -218,7 +219,7 @@ def test_openvino_gives_the_networks_classes(name, students, validation, tmp_pat
     openvino = pytest.importorskip("openvino", reason='needs pip install ".[openvino]"')
     pytest.importorskip("nncf", reason='needs pip install ".[openvino]"')
     config, weights, model = students[name]
-    run(config, weights, "--to", "openvino", "--dynamic", "--out", tmp_path / "net.xml", "--cfg-options", *HALF_SCALE)
+    run(config, weights, "--to", "openvino", "--dynamic", "--out", tmp_path / "net.xml", "--cfg-options", *SMALLER)
     assert "OpenVINO and PyTorch agree on" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["net.bin", "net.xml"]
     read = openvino.Core().read_model(tmp_path / "net.xml")
@@ -226,7 +227,7 @@ def test_openvino_gives_the_networks_classes(name, students, validation, tmp_pat
     compiled = openvino.Core().compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     for i in range(len(validation)):
         images = validation[i]["image"].unsqueeze(0)
-        assert (compiled(images.numpy())["classes"] == predict(model, images, scales=(0.5,)).numpy()).mean() > 0.999
+        assert (compiled(images.numpy())["classes"] == predict(model, images, scales=(0.85,)).numpy()).mean() > 0.999
 
 
 @pytest.mark.slow
@@ -244,26 +245,23 @@ def test_openvino_int8_says_what_it_costs(students, tmp_path, capsys):
     )
 
 
-@pytest.mark.parametrize("form", ["onnx", "openvino", "torch"])
-def test_a_network_that_cannot_be_converted_is_named_by_its_operation_and_leaves_nothing(
-    form, students, tmp_path, monkeypatch
-):
-    if form == "openvino":
-        pytest.importorskip("openvino", reason='needs pip install ".[openvino]"')
-    config, weights, _ = students["resnet"]
+@pytest.mark.parametrize(
+    ("form", "operation"), [("onnx", "aten.linalg_eig"), ("openvino", "aten.linalg_eig"), ("torch", "data-dependent")]
+)
+def test_a_network_that_cannot_be_converted_leaves_nothing(form, operation, students, tmp_path, monkeypatch):
+    """The message names the operation that the converter does not have, or says what it cannot know."""
+    for package in PACKAGES[form]:
+        pytest.importorskip(package, reason=f'needs pip install ".[{form}]"')
 
     def unusual(self, images):
-        logits = torch.linalg.eigvals(images[:, 0, :8, :8].double()).real.float()  # no converter has it
-        if form == "torch":
-            logits = logits[logits > logits.mean().item()]  # its shape depends on values
-        return (logits,)
+        if form == "torch":  # a loop over a number of pixels that no trace can know
+            return (sum(images[0, 0].nonzero()),)
+        return (torch.linalg.eigvals(images[:, 0, :8, :8].double()).real,)
 
     monkeypatch.setattr(Deployable, "forward", unusual)
-    out = tmp_path / f"net{SUFFIXES[form]}"
-    message = refused(config, weights, "--to", form, "--out", out)
-    assert "cannot export this network" in message
-    print(message[-1500:])
-    assert ("eigvals" in message) or form == "torch"
+    message = refused(*students["resnet"][:2], "--to", form, "--out", tmp_path / f"net{SUFFIXES[form]}")
+    assert re.match(r"error: torch\.(onnx|export) of PyTorch \S+ cannot export this network: ", message)
+    assert operation in message
     assert not list(tmp_path.iterdir())
 
 
