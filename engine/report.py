@@ -29,6 +29,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 def multiply_adds(model: nn.Module, size: tuple[int, int]) -> dict[str, int]:
     """Multiply-adds for one image of ``size`` (H, W) in evaluation: of the 'backbone', the 'head', and their 'total'.
 

@@ -37,8 +37,8 @@ from models.weights.hugging_face import read_json
 from scripts._command import add_config_options, command_parser, one_line_errors
 from scripts._device import DEFAULT, usable_device
 from scripts._formats import compile_onnx, compile_openvino, export_onnx
+from scripts._runs import last_protocol, read_metrics
 from scripts.benchmarks.timing import seconds_of_each
-from scripts.report import last_protocol, read_metrics
 from utils.config import load_config
 from utils.console import environment, say
 from utils.files import user_path, write_atomically

@@ -17,9 +17,9 @@ from configs.schema import Experiment
 from engine.build import build_distiller, build_student
 from engine.data import build_split, build_train_stream
 from engine.teacher import build_teacher
+from scripts._runs import best_miou, read_metrics
 from scripts.comparison.jobs import Job, run_jobs
 from scripts.comparison.report import report_text, summarize, write_pictures
-from scripts.report import best_miou, read_metrics
 from utils.config import ConfigError, changed_values, config_errors, dump_config, load_config, load_section, validate
 from utils.console import environment, say
 from utils.files import write_atomically
