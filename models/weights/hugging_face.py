@@ -12,6 +12,7 @@ from models.mit import HEADS, MLP_RATIO, REDUCTIONS, VARIANTS
 from models.weights.metadata import check_metadata
 from models.weights.tensors import Weights, first_line, read_tensors
 
+STUDENT = "student.safetensors"  # of a run, and in what scripts/publish.py writes
 HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
 PROCESSOR = "preprocessor_config.json"
 HUGGING_FACE_SETTINGS = ("config.json", PROCESSOR)
@@ -67,6 +68,24 @@ def download(source: str) -> dict[str, Path]:
     if not {"config.json", "weights"} <= found.keys():
         raise FileNotFoundError(f"{source!r} has no config.json or none of {', '.join(HUGGING_FACE_FILES)}")
     return found
+
+
+def student_file(source: str | Path) -> Path:
+    """The file of a student: of a folder or ``hf:NAME`` that scripts/publish.py has made; else ``source`` itself.
+
+    Raises:
+        FileNotFoundError: it cannot be downloaded.
+    """
+    if not str(source).startswith("hf:"):
+        return Path(source) / STUDENT if Path(source).is_dir() else Path(source)
+    name = str(source).removeprefix("hf:")
+    try:
+        return Path(hf_hub_download(name, STUDENT))
+    except Exception as error:  # the hub's client, and the network below it, raise many types
+        raise FileNotFoundError(
+            f"'hf:{name}': {STUDENT} cannot be downloaded ({first_line(error)}). By hand: save it from "
+            f"https://huggingface.co/{name} and give its path"
+        ) from error
 
 
 def read_hugging_face(source: str, files: Mapping[str, Path]) -> Weights:

@@ -15,7 +15,7 @@ import eval as evaluation
 import train_kd
 from engine.checkpoint import save_student
 from models import build_model
-from scripts import _video, export_onnx, predict
+from scripts import _video, export, predict
 from scripts._video import Video, write_video
 from scripts.street.scene import render_scene
 from utils.visualize import overlay
@@ -282,7 +282,7 @@ def test_onnx_agrees_with_torch(experiments, student, streets, tmp_path):
         f"val_list={str(tmp_path / 'list.txt')!r}, class_names=['a', 'b', 'c'], id_table={{0: 0, 1: 1, 2: 2}})\n"
         f"student = dict(_delete_=True, **{NETWORK!r})\n"
     )
-    export_onnx.main([str(config), str(weights), "--dynamic", "--outputs", "classes", "logits", "--out", str(both)])
+    export.main([str(config), str(weights), "--dynamic", "--outputs", "classes", "logits", "--out", str(both)])
     graph = onnx.load(both)
     del graph.graph.output[1]
     onnx.save(graph, classes)
