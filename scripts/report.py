@@ -204,10 +204,8 @@ def main(arguments: list[str] | None = None) -> None:
             notes = [*group.notes, *(f"{run.title}: {note}" for run in group.runs for note in run.notes)]
             write_files(group, rows, notes, out, args.images)
             parts.append({"rows": rows, "notes": notes, **values_of_part(group, len(groups))})
-        time, file = f"{datetime.now():%Y-%m-%d %H:%M}", args.out / "index.html"
-        size = write_page(
-            file, title=f"Report: {', '.join(titles)}", time=time, device=DEFAULT, header=HEADER, parts=parts
-        )
+        file, title, time = args.out / "index.html", f"Report: {', '.join(titles)}", f"{datetime.now():%Y-%m-%d %H:%M}"
+        size = write_page(file, title=title, time=time, device=DEFAULT, header=HEADER, parts=parts)
         say(f"wrote {file} ({size / 2**20:.1f} MiB), table.md, curves.png and panel.png to {args.out}")
 
 
