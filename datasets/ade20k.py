@@ -45,7 +45,6 @@ class ADE20K(SegDataset):
 
     Args:
         root: folder with ``ADEChallengeData2016``.
-        list_file: list of ``image label`` lines.
     """
 
     def __init__(self, root: str | Path, list_file: str | Path):

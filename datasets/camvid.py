@@ -54,7 +54,6 @@ class CamVid(SegDataset):
 
     Args:
         root: folder of the data set.
-        list_file: list of ``image label`` lines.
     """
 
     def __init__(self, root: str | Path, list_file: str | Path):

@@ -37,7 +37,6 @@ class COCOStuff(SegDataset):
 
     Args:
         root: folder with ``train2017``, ``val2017`` and ``stuffthingmaps_trainval2017``.
-        list_file: list of ``image label`` lines.
     """
 
     def __init__(self, root: str | Path, list_file: str | Path):

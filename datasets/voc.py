@@ -20,7 +20,6 @@ class VOC(SegDataset):
 
     Args:
         root: folder with ``VOCdevkit``.
-        list_file: list of ``image label`` lines.
     """
 
     def __init__(self, root: str | Path, list_file: str | Path):

@@ -21,10 +21,11 @@ INSIDE = "with pixels='inside' reads the teacher's logits"  # where a pixel has 
 class Method(nn.Module):
     """One distillation method. It owns its projectors; it owns neither network.
 
+    A method is made of what the two networks declare (``student`` and ``teacher``, each a ``ModelSpec``), and of
+    arguments of its own. Terms that learn from the labels are always means over labelled pixels.
+
     Args:
-        pixels: the pixels that the terms between teacher and student compare: those with a label (``'labelled'``), or
-            all inside the image (``'inside'``), which excludes padding only. Terms that learn from the labels are
-            always means over labelled pixels.
+        pixels: compare pixels with a label (``'labelled'``) or all inside the image (``'inside'``).
 
     Attributes:
         weights: weight of each term in the total. Its keys are exactly the keys of what ``forward`` returns:
@@ -147,14 +148,12 @@ class FeatureMethod(Method):
     """A method with one term for each pair of taps, named by ``pair_terms``.
 
     Args:
-        student, teacher: what the two networks declare.
         term: name.
         weight: of all pairs together; no term is built where it is 0.
         pairs: (teacher's tap, student's tap) of each term.
-        pixels: see ``Method``.
 
     Raises:
-        ValueError: if a tap is unknown, or a pair is repeated or missing.
+        ValueError: if a weight or another value makes no sense, a tap is unknown, or a pair is repeated or missing.
     """
 
     def __init__(
@@ -175,7 +174,6 @@ class FeatureMethod(Method):
         self.weights = {name: weight / len(pairs) for name in self.pairs}
 
     def forward(self, student: SegOutput, teacher: SegOutput, labels: Labels) -> dict[str, Tensor]:
-        """Unweighted terms (see ``Method.forward``)."""
         terms = {}
         for name, (t, s) in self.pairs.items():
             with full_precision(student.taps[s]):
@@ -210,10 +208,8 @@ class LogitMethod(Method):
     gradient.
 
     Args:
-        student, teacher: what the two networks declare.
         weights: of each of ``comparisons``, 0 or more.
         temperature: T.
-        pixels: see ``Method``.
 
     Raises:
         ValueError: if the teacher gives no logits or other classes, or a value makes no sense.
@@ -240,7 +236,6 @@ class LogitMethod(Method):
         self.temperature = temperature
 
     def forward(self, student: SegOutput, teacher: SegOutput, labels: Labels) -> dict[str, Tensor]:
-        """Unweighted terms (see ``Method.forward``)."""
         s, t = student.logits, teacher.logits.detach()
         check_maps(s, t, (self.logits, self.logits), labels, "logits")
         cells = class_ids(labels.at(self.logits.stride), t, self.pixels)

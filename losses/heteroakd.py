@@ -111,13 +111,11 @@ class HeteroAKD(FeatureMethod):
       an error.
 
     Args:
-        student, teacher: what the two networks declare.
         feature, logit: weights of the terms ``'heteroakd_feature'`` and ``'heteroakd_logit'``, 0 or more.
         anchor: weight of ``'heteroakd_anchor'``, the exits' own term; positive.
         pairs: (teacher's tap, student's tap) of each alignment. With several, each has its own terms, named by
             ``losses.base.pair_terms``.
         temperature: T of L_feature and L_logit.
-        pixels: compare pixels with a label (``'labelled'``) or all inside the image (``'inside'``).
 
     Raises:
         ValueError: if the teacher gives no logits or other classes and ``logit`` is on or ``pixels`` is 'inside'; if
@@ -177,5 +175,7 @@ class HeteroAKD(FeatureMethod):
     def counts(self, labels: Labels) -> dict[str, Tensor]:
         """Compared cells of the student's tap (for an anchor the labelled ones), and of its logits."""
         counts = super().counts(labels)
-        counts |= {anchor: labels.at(self.taps[name][0].stride).labelled_count for name, anchor in self.anchors.items()}
+        counts |= {
+            anchor: labels.at(self.taps[name][0].stride).count("labelled") for name, anchor in self.anchors.items()
+        }
         return counts | ({LOGIT: self.alignments[LOGIT].count(labels, self.pixels)} if LOGIT in self.weights else {})

@@ -55,15 +55,13 @@ def key_comments(section: type[BaseModel]) -> dict[str, str]:
 
 
 def argument_docs(component: Any) -> dict[str, str]:
-    """The meaning of each argument, from the Args section of the docstring; "see ``Base``." is replaced by Base's."""
-    text = inspect.cleandoc(component.__doc__ or "") + "\n"
-    section = re.search(r"^Args:\n((?: .*\n)*)", text, re.M)
-    entries = re.findall(r"^    ([\w, ]+): (.*\n(?:     .*\n)*)", section[1] if section else "", re.M)
-    found = {name: " ".join(meaning.split()) for names, meaning in entries for name in names.split(", ")}
-    for name, meaning in found.items():
-        if other := re.fullmatch(r"see ``(\w+)``\.?", meaning):
-            bases = {base.__name__: base for base in component.__mro__[1:]}
-            found[name] = argument_docs(bases[other[1]])[name]
+    """The meaning of each argument, from the Args section of the docstring, or else from that of a base class."""
+    found: dict[str, str] = {}
+    for owner in reversed(getattr(component, "__mro__", [component])):
+        text = inspect.cleandoc(owner.__doc__ or "") + "\n"
+        section = re.search(r"^Args:\n((?: .*\n)*)", text, re.M)
+        entries = re.findall(r"^    ([\w, ]+): (.*\n(?:     .*\n)*)", section[1] if section else "", re.M)
+        found |= {name: " ".join(meaning.split()) for names, meaning in entries for name in names.split(", ")}
     return found
 
 
