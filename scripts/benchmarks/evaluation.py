@@ -1,6 +1,5 @@
 """Evaluation of whole images of Cityscapes' size: the field's loop against ``engine.evaluation.evaluate``."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from models.inference import class_map
 from models.placement import place
 from scripts.benchmarks.metric import CLASSES, SIZE, PublishedMetric, random_maps, without_void
 from scripts.benchmarks.published import as_published
-from scripts.benchmarks.timing import peak_memory, time_each
+from scripts.benchmarks.timing import compare
 
 NETWORKS = (("mit_b0", "segformer"), ("resnet18", "deeplabv3"))
 
@@ -64,20 +63,6 @@ def published_evaluate(model: nn.Module, image: Tensor, label: Tensor, images: i
     return miou
 
 
-def compare(
-    what: str, alternatives: dict[str, Callable[[], object]], device: torch.device, rounds: int, images: int, note: str
-) -> dict[str, Any]:
-    """Seconds an image of ``'ours'`` and ``'published'``, and the peak memory of each."""
-    times = time_each(alternatives, device, rounds, warmup=1)
-    memory = {name: peak_memory(call, device) for name, call in alternatives.items()}
-    return {
-        "what": what, "ours": times["ours"].median / images, "published": times["published"].median / images,
-        "ratio": times["published"].median / times["ours"].median, "spread": times["ours"].spread,
-        "memory": memory["ours"], "memory_published": memory["published"],
-        "note": f"{note}; peak {memory['ours'] / 2**20:.0f} MiB against {memory['published'] / 2**20:.0f}",
-    }  # fmt: skip
-
-
 def counting_row(stride: int, quick: bool, device: torch.device) -> dict[str, Any]:
     """All that follows the network: from its logits to the counts."""
     logits = torch.randn(1, CLASSES, SIZE[0] // stride, SIZE[1] // stride, device=device)
@@ -89,7 +74,7 @@ def counting_row(stride: int, quick: bool, device: torch.device) -> dict[str, An
         "published": lambda: published_counts(logits, longs, theirs),
     }
     what = f"logits to counts {SIZE[0]}x{SIZE[1]}"
-    return compare(what, alternatives, device, 1 if quick else 10, 1, f"{CLASSES} classes, logits at stride {stride}")
+    return compare(what, alternatives, device, 1 if quick else 10, f"{CLASSES} classes, logits at stride {stride}")
 
 
 def network_row(backbone: str, head: str, quick: bool, device: torch.device) -> dict[str, Any]:
@@ -109,7 +94,7 @@ def network_row(backbone: str, head: str, quick: bool, device: torch.device) -> 
         "published": lambda: published_evaluate(model, image, label, images, device),
     }
     what = f"whole-image evaluation {size[0]}x{size[1]}, {backbone} {head}"
-    return compare(what, alternatives, device, rounds, images, "ours bf16 channels last, published float32 NCHW")
+    return compare(what, alternatives, device, rounds, "ours bf16 channels last, published float32 NCHW", images)
 
 
 def run(quick: bool, device: torch.device) -> list[dict[str, Any]]:
