@@ -77,6 +77,18 @@ def read_list(root: str | Path, list_file: str | Path) -> list[tuple[str, str | 
     return pairs
 
 
+def read_classes(name: str) -> tuple[list[str], list[Color], dict[int, int]]:
+    """The classes of a published data set in train id order, from ``datasets/classes``.
+
+    Returns:
+        Names, RGB colours, and the id in a label file -> train id.
+    """
+    lines = (Path(__file__).parent / f"classes/{name}.txt").read_text(encoding="utf-8").splitlines()
+    rows = [line.split(maxsplit=4) for line in lines if not line.startswith("#")]
+    colors = [(int(red), int(green), int(blue)) for _, red, green, blue, _ in rows]
+    return [row[4] for row in rows], colors, {int(row[0]): train for train, row in enumerate(rows)}
+
+
 class SegDataset(Dataset):
     """Images with one class a pixel, from a list file.
 

@@ -2,16 +2,8 @@
 
 from pathlib import Path
 
-from datasets.base import DATASETS, SegDataset
-from datasets.listed import distinct_colours
+from datasets.base import DATASETS, SegDataset, read_classes
 from utils.names import VOID
-
-NAMES = """\
-background, aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, diningtable, dog, horse, motorbike,
-person, pottedplant, sheep, sofa, train, tvmonitor
-"""
-CLASSES = tuple(" ".join(name.split()) for name in NAMES.split(","))
-IDS = {train: train for train in range(len(CLASSES))} | {VOID: VOID}
 
 
 @DATASETS.register("voc")
@@ -23,4 +15,5 @@ class VOC(SegDataset):
     """
 
     def __init__(self, root: str | Path, list_file: str | Path):
-        super().__init__(root, list_file, CLASSES, distinct_colours(len(CLASSES)), IDS)
+        names, palette, ids = read_classes("voc")
+        super().__init__(root, list_file, names, palette, {**ids, VOID: VOID})

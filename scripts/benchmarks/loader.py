@@ -12,8 +12,7 @@ import torch
 from PIL import Image
 
 from datasets import build_dataset
-from datasets.base import SegDataset
-from datasets.cityscapes import CLASSES, LABEL_IDS
+from datasets.base import SegDataset, read_classes
 from datasets.mixing import Mixing
 from datasets.packed import PackedDataset
 from datasets.stream import Pool, TrainStream
@@ -40,6 +39,7 @@ class PublishedLoader:
 
     def __init__(self, dataset: SegDataset, crop_first: bool):
         self.files, self.crop_first = dataset.files, crop_first
+        self.ids = dict.fromkeys(range(34), VOID) | read_classes("cityscapes")[2]
 
     def __call__(self, position: int) -> tuple[torch.Tensor, torch.Tensor]:
         """3 h w float32 and h w float32."""
@@ -48,7 +48,7 @@ class PublishedLoader:
         image = cv2.imread(str(image_file), cv2.IMREAD_COLOR)
         raw = cv2.imread(str(label_file), cv2.IMREAD_GRAYSCALE)
         label = raw.astype(np.int32)
-        for value, train in LABEL_IDS.items():
+        for value, train in self.ids.items():
             label[raw == value] = train
         scale = rng.uniform(*SCALES)
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
@@ -78,7 +78,8 @@ def write_streets(root: Path, number: int) -> int:
     write_synthetic(root / "painted", train=number, val=1, size=SIZE)
     painted = build_dataset("camvid", root / "painted", "train.txt")
     table = np.zeros(256, np.uint8)  # CamVid's void becomes label id 0, which Cityscapes ignores
-    table[: len(CLASSES)] = [raw for _, raw, _ in CLASSES]
+    label_ids = list(read_classes("cityscapes")[2])
+    table[: len(label_ids)] = label_ids
     lines, sizes = [], []
     for index, name in enumerate(painted.names):
         image, label = painted.load(index)

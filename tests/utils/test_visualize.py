@@ -2,8 +2,8 @@ import cv2
 import numpy as np
 import pytest
 
+from datasets.base import read_classes
 from datasets.camvid import GROUPS
-from datasets.cityscapes import CLASSES
 from utils.names import OUTSIDE, VOID
 from utils.visualize import ERROR_COLORS, GAP, LINE, colorize, error_map, overlay, panel, plot_curves, write_png
 
@@ -90,7 +90,7 @@ def test_panel_legend_shows_every_colour_with_a_name():
 
 
 CAMVID = [next(iter(members.values())) for members in GROUPS.values()]
-CITYSCAPES = [palette for _, _, palette in CLASSES]
+CITYSCAPES = read_classes("cityscapes")[1]
 
 
 @pytest.mark.parametrize("palette", [CAMVID, CITYSCAPES], ids=["camvid", "cityscapes"])
