@@ -112,7 +112,6 @@ def class_ids(cells: Grid, teacher_logits: Tensor | None, pixels: Pixels) -> Ten
     Args:
         cells: the labels on the grid.
         teacher_logits: B K h' w', resized bilinearly to the grid; read with ``'inside'`` only.
-        pixels: what is compared.
     """
     if pixels == "labelled":
         return cells.ids.masked_fill(~cells.labelled, VOID)
@@ -128,9 +127,7 @@ def on_student_grid(
     Args:
         student: B C_s h w.
         teacher: B C_t h' w', on any grid; detached, and resized bilinearly.
-        labels: of the batch.
         taps: the student's and the teacher's, as declared.
-        pixels: what is compared.
 
     Returns:
         B C_s h w, B C_t h w, and the cells that are compared, B h w bool.

@@ -66,15 +66,7 @@ class HybridAlignment(nn.Module):
         pixels: Pixels = "labelled",
         teacher_logits: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Distillation loss and anchor loss.
-
-        Args:
-            student: B C_s h w.
-            teacher: B C_t h' w'; detached.
-            labels: of the batch.
-            pixels: what the distillation loss compares.
-            teacher_logits: see ``losses.base.class_ids``.
-        """
+        """Distillation loss and anchor loss of B C_s h w and B C_t h' w' (detached); logits for ``class_ids``."""
         with full_precision(student):
             *maps, valid = on_student_grid(student, teacher, labels, self.taps, pixels)
             grid = labels.at(self.taps[0].stride)

@@ -91,8 +91,9 @@ class Backbone(nn.Module):
 # Called with output_stride and drop_path; what models.backbones.build_backbone adds to it are timm's networks.
 BACKBONES: Registry[Callable[[int, float], Backbone]] = Registry("backbone")
 
-# Called with the backbone's ``tap_info``, the number of classes, dropout= and, where the config sets it, width=. It is
-# a module as ``SegModel`` describes it, with ``default_output_stride``: the output stride that it asks a backbone for.
+# Called with the backbone's ``tap_info`` (taps), the number of classes, dropout= (probability before the classifier)
+# and, where the config sets it, width=. It is a module as ``SegModel`` describes it, with ``default_output_stride``:
+# the output stride that it asks a backbone for.
 HEADS: Registry[Callable[..., nn.Module]] = Registry("head")
 
 

@@ -16,10 +16,7 @@ class PSPHead(nn.Module):
     Each of the four averages is projected to a quarter of the channels of stage 4, as in the paper.
 
     Args:
-        taps: the backbone's ``tap_info``.
-        num_classes: K.
         width: channels of the 3x3 convolution, and of the 'head' tap.
-        dropout: probability before the classifier.
     """
 
     default_output_stride = 8

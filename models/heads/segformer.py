@@ -21,8 +21,6 @@ class SegFormerHead(nn.Module):
     on the finest grid, half of the operations of SegFormer-B0, by a smaller one on each stage's own grid.
 
     Args:
-        taps: the backbone's ``tap_info``.
-        num_classes: K.
         width: channels of each projection and of the 'head' tap; the paper has 256 for B0 and B1, 768 for B2 to B5.
         dropout: probability that a channel is dropped before the classifier.
     """
