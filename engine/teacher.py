@@ -85,9 +85,7 @@ class Teacher(nn.Module):
         """Moves the network, in place, to the device where it will run.
 
         Args:
-            world: this process and its peers.
             autocast_dtype: of the autocast that it will run in; its weights are cast to it once, here.
-            channels_last: memory layout.
             shard: each rank holds a part of every weight (``engine.sharding``).
             compile_blocks: ``torch.compile`` of its repeated blocks (``engine.sharding``).
         """
@@ -142,9 +140,6 @@ def build_teacher(
     """The config's teacher on the host, or None where the config has none or the student teaches itself.
 
     Args:
-        config: the experiment.
-        source: the config file, which errors name.
-        class_names: the dataset's.
         pretrained: False: random weights; the file is read only if the config does not give the network.
 
     Raises:

@@ -133,14 +133,7 @@ class FeatureAlignment(nn.Module):
     def forward(
         self, student: Tensor, teacher: Tensor, labels: Labels, pixels: Pixels = "labelled"
     ) -> tuple[Tensor, Tensor | None]:
-        """Distillation loss and anchor loss (None in the released form).
-
-        Args:
-            student: B C_s h_s w_s.
-            teacher: B C_t h_t w_t; detached.
-            labels: of the batch.
-            pixels: what the distillation loss compares.
-        """
+        """Distillation and anchor loss (None in the released form) of B C_s h_s w_s and B C_t h_t w_t (detached)."""
         check_maps(student, teacher, (self.student, self.teacher), labels)
         S, T, _ = self.sides(student, teacher, labels, pixels)
         cells, anchor = labels.at(self.stride), None

@@ -53,7 +53,6 @@ class Method(nn.Module):
         Args:
             student: the student's output; gradients flow into it.
             teacher: the teacher's output; no gradient ever flows into it.
-            labels: of the batch.
 
         Returns:
             float32 scalars, each a mean over as many elements as ``counts`` returns. A mean over nothing is exactly 0.

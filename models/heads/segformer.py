@@ -47,13 +47,7 @@ class SegFormerHead(nn.Module):
         return self.classifier(self.dropout(features)), features
 
     def project_and_fuse(self, stage: str, maps: Tensor, weight: Tensor) -> Tensor:
-        """B C h w -> B width h w: the part of the fused map that comes from one stage.
-
-        Args:
-            stage: its name.
-            maps: its features.
-            weight: width width, of the fusing layer for this stage.
-        """
+        """B C h w -> B width h w: the part of the fused map from one stage; its fusing weights are width x width."""
         layer = self.project[stage]
         return F.conv2d(maps, (weight @ matrix(layer))[..., None, None], weight @ layer.bias)
 

@@ -17,7 +17,6 @@ class Layout(NamedTuple):
     """How one family of files names its tensors.
 
     Attributes:
-        name: for reports and errors.
         holds: ``'all'`` (a whole network) or ``'backbone'``.
         markers: a file that has all of these keys has this layout; the first match in ``LAYOUTS`` counts.
         expects: the arguments with which ``build_model`` builds these networks, for errors.

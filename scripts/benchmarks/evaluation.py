@@ -49,11 +49,9 @@ def published_evaluate(model: nn.Module, image: Tensor, label: Tensor, images: i
     """mIoU in float32, NCHW, one image at a time, with the figures read for the log after each.
 
     Args:
-        model: on the device.
         image: 1 3 H W float32, pinned for a GPU, as the loader gives it.
         label: 1 H W with -1 for void, likewise.
         images: how often it is evaluated.
-        device: where the network runs.
     """
     metric, miou = PublishedMetric(CLASSES), 0.0
     for _ in range(images):

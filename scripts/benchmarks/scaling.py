@@ -19,11 +19,7 @@ JOBS: dict[str, Callable[[], object]] = {}  # what a process of a team does, by 
 class Team:
     """Processes with the environment variables of torchrun, one thread each, that execute jobs together.
 
-    All teams are started first, so that their steps can be timed in turns.
-
-    Args:
-        size: number of processes.
-        arguments: of ``start``.
+    All teams are started first, so that their steps can be timed in turns. ``arguments`` are those of ``start``.
     """
 
     def __init__(self, size: int, arguments: Sequence[Any]):

@@ -40,15 +40,8 @@ def seconds_of_each(
 ) -> dict[str, list[float]]:
     """Runs every alternative once a round and measures its time, with the device idle before and after.
 
-    Args:
-        alternatives: by name.
-        device: waited for before the clock is read.
-        rounds: timed calls of each.
-        warmup: calls of each before these.
-        clock: gives seconds; None: ``time.perf_counter``.
-
     Returns:
-        The seconds of every timed call.
+        The seconds of every timed call after ``warmup`` calls, by ``clock`` or else ``time.perf_counter``.
     """
     clock = clock or time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in alternatives}

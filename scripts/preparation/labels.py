@@ -103,7 +103,6 @@ def decide_classes(
     """Decides the classes from what the masks hold and what the user says.
 
     Args:
-        samples: what the pairs hold.
         names: of the classes, in the order of their values; None: those in ``colors``, or class_0, class_1, ...
         colors: as ``read_colors`` returns.
         ignore: values or names without a class: ``'255'``, ``'0,0,0'``, ``'Void'``.

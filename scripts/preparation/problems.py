@@ -7,11 +7,7 @@ SHOWN = 20
 
 
 class DataError(ValueError):
-    """A folder cannot be prepared.
-
-    Args:
-        problems: one sentence each.
-    """
+    """A folder cannot be prepared; ``problems`` are one sentence each."""
 
     def __init__(self, problems: Sequence[str]):
         super().__init__("\n".join(problems))

@@ -91,7 +91,6 @@ def write_configs(
         recipe: as ``choose_recipe`` returns.
         data: the keys of the data section that say which data.
         name: of the data, and of the folder in work_dirs where hmkd.py finds the teacher's weights.
-        folder: of the configs.
         unlabelled: list of images without labels, from which hmkd.py learns too.
     """
     data = {**data, "crop_size": recipe["crop_size"]}
