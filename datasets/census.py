@@ -17,19 +17,12 @@ Value = int | Color  # of a pixel in a label file
 
 
 class Census(NamedTuple):
-    """What the labels of one split hold.
+    """What the labels of one split hold."""
 
-    Attributes:
-        images: labelled images that could be read.
-        pixels: K int64, pixels of each class.
-        occurs: K int64, images in which each class occurs.
-        void: pixels without a class.
-    """
-
-    images: int
-    pixels: np.ndarray
-    occurs: np.ndarray
-    void: int
+    images: int  # labelled images that could be read
+    pixels: np.ndarray  # K int64, of each class
+    occurs: np.ndarray  # K int64, images in which each class occurs
+    void: int  # pixels without a class
 
     @property
     def absent(self) -> list[int]:

@@ -21,34 +21,20 @@ class Tap(NamedTuple):
 
 
 class SegOutput(NamedTuple):
-    """What a forward pass gives.
+    """What a forward pass gives."""
 
-    Attributes:
-        logits: B K h w on the head's own grid (the grid of ``taps['head']``), not upsampled; None for a teacher that
-            has features only.
-        taps: ``'stage1'``..``'stage4'`` and ``'head'``, or a teacher's own names, each B C h w.
-        aux: B K h w logits of the auxiliary head, or None where there is none.
-    """
-
-    logits: Tensor | None
-    taps: dict[str, Tensor]
-    aux: Tensor | None
+    logits: Tensor | None  # B K h w on the grid of taps['head'], not upsampled; None: a teacher with features only
+    taps: dict[str, Tensor]  # 'stage1'..'stage4' and 'head', or a teacher's own names, each B C h w
+    aux: Tensor | None  # B K h w logits of the auxiliary head
 
 
 class ModelSpec(NamedTuple):
-    """All that a distillation method knows of a network: it builds its projectors from this alone.
-
-    Attributes:
-        taps: the network's ``tap_info``.
-        num_classes: channels of its logits; None for a teacher that has features only.
-        family: ``'cnn'`` or ``'transformer'``.
-        logit_stride: of the logits; None: that of the tap 'head', or there are no logits.
-    """
+    """All that a distillation method knows of a network: it builds its projectors from this alone."""
 
     taps: dict[str, Tap]
-    num_classes: int | None
-    family: str
-    logit_stride: int | float | None = None
+    num_classes: int | None  # channels of its logits; None for a teacher that has features only
+    family: str  # 'cnn' or 'transformer'
+    logit_stride: int | float | None = None  # None: that of the tap 'head', or there are no logits
 
 
 class Normalization(NamedTuple):

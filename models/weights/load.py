@@ -19,31 +19,18 @@ CLASSIFIERS = ("head.classifier.", "aux_head.classifier.")  # the last layers of
 
 
 class LoadReport(NamedTuple):
-    """What was loaded.
+    """What was loaded."""
 
-    Attributes:
-        source: the file, folder, package or hub.
-        path: the file with the tensors; None where timm downloaded them.
-        layout: name of its layout.
-        part: ``'all'``, ``'backbone'`` or ``'body'``, see ``load_weights``.
-        loaded: number of tensors copied into the network.
-        skipped: keys of the file that were not loaded, by an exception that ``load_weights`` lists.
-        widened: ``'float16'`` or ``'bfloat16'`` where the file has tensors in half precision, or None.
-        metadata: of the source (``class_names``, ``normalization``, ``taps``, ...), see ``Weights``.
-        notes: on how it was read, see ``Weights``.
-        sha256: of the tensors where there is no file.
-    """
-
-    source: str
-    path: Path | None
+    source: str  # the file, folder, package or hub
+    path: Path | None  # the file with the tensors; None where timm downloaded them
     layout: str
-    part: str
-    loaded: int
-    skipped: tuple[str, ...]
-    widened: str | None
-    metadata: Mapping[str, Any]
-    notes: tuple[str, ...]
-    sha256: str | None = None
+    part: str  # 'all', 'backbone' or 'body', see ``load_weights``
+    loaded: int  # number of tensors copied into the network
+    skipped: tuple[str, ...]  # keys of the file that were not loaded, by an exception that ``load_weights`` lists
+    widened: str | None  # 'float16' or 'bfloat16' where the file has tensors in half precision
+    metadata: Mapping[str, Any]  # of the source, see ``Weights``
+    notes: tuple[str, ...]  # on how it was read, see ``Weights``
+    sha256: str | None = None  # of the tensors where there is no file
 
     def digest(self) -> str | None:
         """sha256 of the file, of the weight files of a folder one after another, or of the tensors; None: not known."""
