@@ -14,6 +14,7 @@ from datasets import ade20k, camvid, cityscapes, coco_stuff, listed, voc  # noqa
 from datasets.base import DATASETS, SegDataset
 from datasets.packed import PackedDataset
 from datasets.stream import JointStream
+from utils.names import name_some
 
 GRACE = 30  # seconds from SIGTERM to the end of a worker
 
@@ -46,10 +47,10 @@ def build_dataset(
     dataset = DATASETS[type](root, list_file, **options)
     dataset.image_range = image_range
     if check_files and (missing := dataset.missing_files()):
-        named = ", ".join(str(path.relative_to(dataset.root)) for path in missing[:10])
+        named = name_some([str(path.relative_to(dataset.root)) for path in missing], 10)
         raise FileNotFoundError(
             f"{len(missing)} of the files in {dataset.root / list_file} are missing under {dataset.root}, or are "
-            f"broken links: {named}{' ...' if len(missing) > 10 else ''}; put them there or remove their lines "
+            f"broken links: {named}; put them there or remove their lines "
             "(scripts/prepare_lists.py --config names each)"
         )
     return dataset if packed is None else PackedDataset(dataset, packed)
@@ -73,12 +74,7 @@ def make_loader(
         pin_memory: page-locked tensors, for asynchronous copies to a GPU.
         timeout: seconds to wait for a worker's batch before an error; 0: no limit.
     """
-    return DataLoader(
-        stream,
-        batch_sampler=batches,
-        pin_memory=pin_memory,
-        **worker_options(workers, timeout),
-    )
+    return DataLoader(stream, batch_sampler=batches, pin_memory=pin_memory, **worker_options(workers, timeout))
 
 
 def worker_options(workers: int, timeout: float) -> dict[str, Any]:

@@ -77,16 +77,17 @@ def read_list(root: str | Path, list_file: str | Path) -> list[tuple[str, str | 
     return pairs
 
 
-def read_classes(name: str) -> tuple[list[str], list[Color], dict[int, int]]:
-    """The classes of a published data set in train id order, from ``datasets/classes``.
-
-    Returns:
-        Names, RGB colours, and the id in a label file -> train id.
-    """
+def read_table(name: str) -> list[tuple[int, Color, str]]:
+    """The id in a label file, RGB colour and name of each class, from the lines of ``datasets/classes/NAME.txt``."""
     lines = (Path(__file__).parent / f"classes/{name}.txt").read_text(encoding="utf-8").splitlines()
     rows = [line.split(maxsplit=4) for line in lines if not line.startswith("#")]
-    colors = [(int(red), int(green), int(blue)) for _, red, green, blue, _ in rows]
-    return [row[4] for row in rows], colors, {int(row[0]): train for train, row in enumerate(rows)}
+    return [(int(raw), (int(red), int(green), int(blue)), title) for raw, red, green, blue, title in rows]
+
+
+def read_classes(name: str) -> tuple[list[str], list[Color], dict[int, int]]:
+    """The classes of a published data set in train id order: names, RGB colours, id in a label file -> train id."""
+    ids, colors, names = zip(*read_table(name), strict=True)
+    return list(names), list(colors), {raw: train for train, raw in enumerate(ids)}
 
 
 class SegDataset(Dataset):

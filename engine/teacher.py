@@ -270,4 +270,4 @@ def build_teacher_cache(
     }
     dtype = config.train.autocast_dtype or torch.float32
     with config_errors(source, "teacher.cache"):
-        return TeacherCache(config.teacher.cache, facts, stream.period, shapes, SegOutput, dtype, world)
+        return TeacherCache(config.teacher.cache, facts, stream.period, shapes, dtype, world)

@@ -217,10 +217,7 @@ class CIRKD(Method):
         self.align = LogitAlignment(K, student.taps["head"].stride, temperature)
         width = self.taps[1].channels
         self.memories = nn.ModuleDict()  # term -> its memory
-        for term, size, keys in (
-            ("cirkd_pixel", pixel_queue, pixel_keys),
-            ("cirkd_region", region_queue, region_keys),
-        ):
+        for term, size, keys in (("cirkd_pixel", pixel_queue, pixel_keys), ("cirkd_region", region_queue, region_keys)):
             if term in self.weights:
                 self.memories[term] = ClassMemory(K, size, width, keys)
         if self.memories:

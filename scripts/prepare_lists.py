@@ -32,9 +32,9 @@ from engine.data import build_split, check_leaks
 from engine.report import census_table, value_table
 from scripts._command import add_config_options, command_parser
 from scripts.preparation.layouts import COUNTS, LAYOUTS, find_lists, relocate_list
-from scripts.preparation.problems import name_some, report_problems
+from scripts.preparation.problems import report_problems
 from utils.config import load_config
-from utils.names import VOID
+from utils.names import VOID, name_some
 
 EXAMPLES = f"""\
 examples:

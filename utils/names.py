@@ -30,6 +30,13 @@ def unknown_name(kind: str, name: str, choices: Iterable[str], shown: Iterable[s
     return ValueError(f"unknown {kind} {name!r}; {did_you_mean(name, choices, shown)}")
 
 
+def name_some(names: Iterable[str], shown: int = 5) -> str:
+    """``'a, b and 3 more'``"""
+    names = list(names)
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
+
+
 class Registry(dict[str, Component]):
     """Components by name. Each registers itself where it is defined; a name that is not there is a ValueError.
 

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from scripts._inputs import IMAGES, files_below
-from scripts.preparation.problems import DataError, name_some
+from scripts.preparation.problems import DataError
+from utils.names import name_some
 
 
 class Shape(NamedTuple):

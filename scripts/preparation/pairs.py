@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from datasets.pixels import ARRAYS
 from scripts._inputs import IMAGES, files_below
-from scripts.preparation.problems import DataError, name_some
+from scripts.preparation.problems import DataError
+from utils.names import name_some
 
 # Names of folders, in lower case.
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "leftimg8bit")

@@ -14,13 +14,6 @@ class DataError(ValueError):
         self.problems = list(problems)
 
 
-def name_some(names: Sequence[str], shown: int = 5) -> str:
-    """``'a, b and 3 more'``"""
-    names = list(names)
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
-
-
 def report_problems(problems: Sequence[str], consequence: str = "") -> int:
     """Prints the first problems and their number to standard error. Returns the exit status, 0 if there are none."""
     for problem in problems[:SHOWN]:

@@ -8,7 +8,7 @@ import torch
 import train_kd
 from configs.schema import Experiment, MethodSection
 from datasets import DATASETS, camvid
-from datasets.base import read_classes
+from datasets.base import read_classes, read_table
 from engine.build import build_distiller, build_student
 from engine.checkpoint import save_student
 from engine.teacher import build_teacher
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").glob("*/*.py") if path.parent.name != "_base_")
 METHOD_FOLDER = ROOT / "configs/_base_/methods"
 CLASSES = {name: read_classes(name)[0] for name in ("ade20k", "cityscapes", "coco_stuff", "voc")}
-CLASSES["camvid"] = list(camvid.GROUPS)
+CLASSES["camvid"] = camvid.NAMES.split()
 
 
 def load(path, *options):
@@ -261,7 +261,7 @@ def test_a_teacher_of_cityscapes_classes_on_camvid():
         "truck": "Truck_Bus", "bus": "Truck_Bus", "train": "Train", "motorcycle": "MotorcycleScooter",
         "bicycle": "Bicyclist",
     }  # fmt: skip
-    group = {member: name for name, members in camvid.GROUPS.items() for member in members}
+    group = {member: CLASSES["camvid"][train] for train, _, member in read_table("camvid")}
     config = load("configs/hmkd/cityscapes_to_camvid_b4_r18.py")
     assert config.teacher.class_map == tuple(group[original[name]] for name in CLASSES["cityscapes"])
     _, teacher, _ = build(config)
