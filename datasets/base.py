@@ -102,12 +102,9 @@ class SegDataset(Dataset):
         colors: (r, g, b) in a label file -> train id. All other colours are errors. None: labels in colour are errors.
 
     Attributes:
-        root: ``Path``.
-        class_names: K names.
         num_classes: K.
         palette: K x 3 uint8 RGB.
         id_table: 256 or 65536 uint8, raw id -> train id; 255 is void, 254 marks a raw id that is an error.
-        colors: as the argument.
         image_range: (low, high), the values that are black and white in images with 16 bits a channel; None: such
             images are errors. ``build_dataset`` sets it.
         files: the (image, label or None) paths of each sample.

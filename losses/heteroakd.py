@@ -45,11 +45,6 @@ class HybridAlignment(nn.Module):
     and classified by a 1x1 convolution. Z_h and W are constants. The anchor is the error H of both classifiers, mean
     over labelled cells and classes. It trains the classifiers and reaches neither network; the teacher-side classifier
     learns from nothing else.
-
-    Args:
-        student, teacher: the declared taps.
-        num_classes: K.
-        temperature: T > 0.
     """
 
     def __init__(self, student: Tap, teacher: Tap, num_classes: int, temperature: float):

@@ -64,14 +64,10 @@ class Backbone(nn.Module):
     """The encoder of a network: an image in, four feature maps out.
 
     ``forward`` takes B 3 H W float and returns ``stage1``..``stage4``, each B C h w exactly as ``tap_info`` declares.
-
-    Attributes:
-        tap_info: ``stage1``..``stage4``.
-        family: ``'cnn'`` or ``'transformer'``.
     """
 
-    tap_info: dict[str, Tap]
-    family: str
+    tap_info: dict[str, Tap]  # 'stage1'..'stage4'
+    family: str  # 'cnn' or 'transformer'
 
 
 # Called with output_stride and drop_path; what models.backbones.build_backbone adds to it are timm's networks.
@@ -106,16 +102,9 @@ def freeze(network: nn.Module, parts: Sequence[str]) -> None:
 
 
 class NormalizedModel(nn.Module):
-    """A network that owns its input normalisation.
+    """A network that owns its input normalisation."""
 
-    Args:
-        normalization: statistics that :meth:`normalize` subtracts and divides by.
-
-    Attributes:
-        dtype: of the images that :meth:`normalize` gives.
-    """
-
-    dtype = torch.float32
+    dtype = torch.float32  # of the images that ``normalize`` gives
 
     def __init__(self, normalization: Normalization):
         super().__init__()

@@ -49,11 +49,7 @@ class GlobalContext(nn.Module):
 
 
 class RegionAverage(nn.Module):
-    """``nn.AdaptiveAvgPool2d`` as two matrix products; the export of PyTorch's layer is valid for one size only.
-
-    Args:
-        bins: rows and columns of the result.
-    """
+    """``nn.AdaptiveAvgPool2d`` as two matrix products; the export of PyTorch's layer is valid for one size only."""
 
     def __init__(self, bins: int | tuple[int, int]):
         super().__init__()

@@ -32,9 +32,7 @@ class PublishedLoader:
     The whole image and label are decoded; each id is mapped by a mask; both are resized; the mean is subtracted from
     the whole image, which NumPy does in float64; both are padded, cropped, mirrored and copied as float32.
 
-    Args:
-        dataset: of which the files are read.
-        crop_first: normalise only the crop, in float32, as some releases do.
+    With ``crop_first`` it normalises only the crop, in float32, as some releases do.
     """
 
     def __init__(self, dataset: SegDataset, crop_first: bool):

@@ -17,9 +17,6 @@ class PublishedMetric:
     """Pixel accuracy and IoU as in the field's releases, rebuilt from their description.
 
     Every image copies two numbers from the device and makes three float32 histograms on the CPU. Void is -1.
-
-    Args:
-        num_classes: K.
     """
 
     def __init__(self, num_classes: int):
