@@ -57,9 +57,6 @@ def parameter_groups(
     Args:
         backbone: its parameters have the learning rate ``lr``.
         trained: all that is trained; its parameters outside the backbone have ``lr * head_lr_mult``.
-        lr: learning rate of the backbone.
-        head_lr_mult: factor for the other parameters.
-        weight_decay: L2 coefficient.
         decay_norm_bias: whether one-dimensional parameters (norms, biases) have weight decay too.
     """
     in_backbone = {id(parameter) for parameter in backbone.parameters()}

@@ -50,12 +50,10 @@ class TeacherCache:
     are kept exactly. In the tests, HMKD's terms over float32 maps differ by less than a relative 1e-3.
 
     Args:
-        folder: created if it does not exist.
         facts: everything that the outputs depend on, in the types of JSON.
         length: L.
         shapes: (C, h, w) of the maps of one sample, by name: taps, and ``'logits'`` unless the teacher has none.
         dtype: of the maps that are read.
-        world: this process, its device and its peers.
 
     Raises:
         ValueError: the folder holds the outputs of another experiment or is damaged, or the disk has too little room.

@@ -13,9 +13,8 @@ from PIL import Image
 
 from datasets import build_dataset
 from datasets.base import SegDataset, read_classes
-from datasets.mixing import Mixing
 from datasets.packed import PackedDataset
-from datasets.stream import Pool, TrainStream
+from datasets.stream import TrainStream
 from datasets.transforms import TrainTransform
 from scripts.benchmarks.timing import Timing, time_each
 from scripts.pack_dataset import Packer
@@ -100,20 +99,6 @@ def batches_of(load: Callable[[int], Any], number: int) -> Callable[[], None]:
     return run
 
 
-def mixed_pairs(load: Callable[[int], dict]) -> Callable[[int], None]:
-    """Loads a sample; after every second one, mixes the two as the trainer does."""
-    mixing, pair = Mixing("cutmix", 1.0, "labelled", seed=0), []
-
-    def run(position: int) -> None:
-        pair.append(load(position))
-        if len(pair) == 2:
-            images, ids = (torch.stack([sample[key] for sample in pair]) for key in ("image", "label"))
-            mixing(images, ids, torch.tensor([sample["position"] for sample in pair]), lambda _: None)
-            pair.clear()
-
-    return run
-
-
 def run(quick: bool, device: torch.device) -> list[dict[str, Any]]:
     """Seconds a training sample in this process, files in the page cache: 2048 x 1024 to a crop of 1024 x 512."""
     number, rounds = (4, 4) if quick else (12, 15)
@@ -131,10 +116,7 @@ def run(quick: bool, device: torch.device) -> list[dict[str, Any]]:
             }
             packed = PackedDataset(files, root / "packed")
             for name, dataset in (("PNG", files), ("packed", packed)):
-                for kind, labels in (("", True), (", unlabelled", False)):
-                    pool = Pool([(dataset, range(len(dataset)))], labels)
-                    loaders[name + kind] = TrainStream(pool, TrainTransform(CROP, SCALES), seed=0).__getitem__
-            loaders["PNG, mixed"] = mixed_pairs(loaders["PNG"])
+                loaders[name] = TrainStream(dataset, TrainTransform(CROP, SCALES), seed=0).__getitem__
             alternatives = {name: batches_of(load, number) for name, load in loaders.items()}
             times = time_each(alternatives, device, rounds)
     finally:
