@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 from torch.utils.data import DataLoader
 
-from datasets import ade20k, camvid, cityscapes, coco_stuff, listed, voc  # noqa: F401  (each registers its data set)
+from datasets import camvid, cityscapes, field, listed  # noqa: F401  (each registers its data set)
 from datasets.base import DATASETS, SegDataset
 from datasets.packed import PackedDataset
 from datasets.stream import JointStream
@@ -32,7 +32,6 @@ def build_dataset(
 
     Args:
         type: a name in ``DATASETS``.
-        root: folder of the data set.
         list_file: list of ``image label`` lines, relative to ``root`` or absolute.
         packed: folder of the packed data set, from which the pixels are read instead.
         check_files: raise an error if a listed file is missing.
@@ -67,12 +66,8 @@ def make_loader(
     """Loads micro-batches: dicts of ``image`` B 3 h w uint8, ``label`` B h w uint8, ``position`` B int64 (negative
     for a sample without a label), ``name`` and ``skipped``, lists of B.
 
-    Args:
-        stream: the samples by position.
-        batches: lists of positions, from ``PositionBatches``.
-        workers: processes that load ahead; 0: this process loads.
-        pin_memory: page-locked tensors, for asynchronous copies to a GPU.
-        timeout: seconds to wait for a worker's batch before an error; 0: no limit.
+    ``batches`` are lists of positions, from ``PositionBatches``. ``workers`` processes load ahead, and have ``timeout``
+    seconds for a batch (0: no limit).
     """
     return DataLoader(stream, batch_sampler=batches, pin_memory=pin_memory, **worker_options(workers, timeout))
 

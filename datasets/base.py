@@ -24,10 +24,6 @@ def read_list(root: str | Path, list_file: str | Path) -> list[tuple[str, str | 
     separated by white space, or by one tab where a name contains spaces. The text is UTF-8, with or without a byte
     order mark. Links under ``root`` may lead anywhere.
 
-    Args:
-        root: folder of the data set.
-        list_file: the list, relative to ``root`` or absolute.
-
     Raises:
         FileNotFoundError: ``root`` or the list is missing, or the pattern matches no file.
         ValueError: the list is not UTF-8 text, a line has more than two fields, a path is absolute or leads out of

@@ -27,19 +27,14 @@ class Method(nn.Module):
     Args:
         pixels: compare pixels with a label (``'labelled'``) or all inside the image (``'inside'``).
 
-    Attributes:
-        weights: weight of each term in the total. Its keys are exactly the keys of what ``forward`` returns:
-            a term of weight 0 is never built.
-        needs_calibration: whether ``calibrate`` must be called before the first step of a new run.
-        pairs: term -> (teacher's tap, student's tap), of the terms that compare features.
-
     Raises:
         ValueError: if ``pixels`` is neither.
     """
 
+    # Of each term in the total. Its keys are exactly those of what ``forward`` returns: one of weight 0 is never built.
     weights: dict[str, float]
-    needs_calibration = False
-    pairs: Mapping[str, tuple[str, str]] = {}
+    needs_calibration = False  # whether ``calibrate`` must be called before the first step of a new run
+    pairs: Mapping[str, tuple[str, str]] = {}  # (teacher's tap, student's tap) of each term that compares features
 
     def __init__(self, pixels: Pixels = "labelled"):
         super().__init__()

@@ -99,11 +99,6 @@ def with_bounds(name: str, bounds: Iterable[Any]) -> str:
     return f"{name} {' and '.join(text for text in texts if text != f'< {2**63}')}".strip()
 
 
-def row(key: str, type_: str, default: str, meaning: str) -> str:
-    cells = (f"`{key}`", type_, default, meaning.replace("``", "`"))
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-
-
 def table(section: type[BaseModel], keys: Iterable[str], meanings: Mapping[str, str], owner: str) -> str:
     """One line for each key.
 
@@ -118,7 +113,8 @@ def table(section: type[BaseModel], keys: Iterable[str], meanings: Mapping[str, 
         default = "required" if field.is_required() else f"`{field.default!r}`"
         if isinstance(field.default, BaseModel):
             default = "its defaults"
-        rows.append(row(key, type_text(field.annotation, field.metadata), default, meanings[key]))
+        cells = f"`{key}`", type_text(field.annotation, field.metadata), default, meanings[key].replace("``", "`")
+        rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join(rows)
 
 

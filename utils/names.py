@@ -45,9 +45,6 @@ class Registry(dict[str, Component]):
     ... class MyHead: ...
     >>> HEADS["mine"] is MyHead
     True
-
-    Args:
-        kind: the word for one component, for errors: ``'head'``.
     """
 
     def __init__(self, kind: str):

@@ -62,7 +62,6 @@ def load_weights(model: SegModel, source: str | Path, part: str = "all") -> Load
     ``num_batches_tracked`` may be missing.
 
     Args:
-        model: the network.
         source: what :func:`models.weights.sources.read_weights` accepts (torch file, read with ``weights_only=True``,
             ``.safetensors``, folder of Hugging Face, ``hf:NAME``, ``package:NAME``), or ``'timm'`` for timm's
             ImageNet weights of the backbone.
