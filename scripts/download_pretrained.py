@@ -126,14 +126,8 @@ class _Redirects(HTTPRedirectHandler):
 def fetch(url: str, part: Path, digits: str, page: str) -> str:
     """Downloads ``url`` into ``part``, and resumes where ``part`` already has a beginning of it.
 
-    Args:
-        url: of the file.
-        part: the unfinished file: its final path followed by ``.part``.
-        digits: first ones of its sha256, or ''.
-        page: where a browser finds the file.
-
-    Returns:
-        The sha256 that the server states, or ''.
+    ``part`` is the final path and ``.part``, ``digits`` are the first ones of the sha256 or empty, and a browser finds
+    the file on ``page``. Returns the sha256 that the server states, or ''.
 
     Raises:
         ValueError: the server cannot be reached, has no such file, sends a web page or stops early; or the file

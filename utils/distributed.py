@@ -92,10 +92,7 @@ def fresh_store(store: dist.Store, rank: int, size: int, timeout: float) -> dist
     counts only its own restarts.) So each rank writes a new random token. Rank 0 answers every token with its own,
     which names the part of the store, and every rank confirms it.
 
-    Args:
-        store: shared by all ranks.
-        rank, size: of this process, and the number of processes.
-        timeout: seconds that rank 0 waits; the other ranks wait as long as the store does.
+    Rank 0 waits ``timeout`` seconds; the other ranks wait as long as the store does.
 
     Raises:
         torch.distributed.DistError: the other ranks do not join in time.
