@@ -14,9 +14,6 @@ class CamVid(SegDataset):
     """Images with either SegNet's label files (0..10, void 11) or the original ones in 32 colours.
 
     The pixel format decides: one channel or a palette is SegNet's, RGB is the original.
-
-    Args:
-        root: folder of the data set.
     """
 
     def __init__(self, root: str | Path, list_file: str | Path):

@@ -127,10 +127,6 @@ class JointStream(Dataset):
     the unlabelled stream. As an index, a wrapped position is a different place for each sample in an array as long as
     both periods together.
 
-    Args:
-        labelled: None: no sample has a label.
-        unlabelled: None: every sample has a label.
-
     Attributes:
         streams: those that there are, labelled first.
         skip_bad: whether samples that cannot be read are replaced.

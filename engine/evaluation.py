@@ -68,6 +68,7 @@ def evaluate(
     if len(dataset) == 0:
         raise ValueError("the dataset is empty; expected one sample or more")
     device = torch.device(device)
+    views = {"mode": mode, "scales": scales, "flip": flip, "crop_size": crop_size, "stride": stride}
     loader = DataLoader(
         Subset(dataset, range(rank, len(dataset), world_size)),
         batch_size=None,
@@ -90,15 +91,7 @@ def evaluate(
                 size_errors(model, file, label.shape, scales, crop_size if mode == "slide" else None),
                 torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None),
             ):
-                prediction = predict(
-                    model,
-                    image.to(device, non_blocking=True),
-                    mode=mode,
-                    scales=scales,
-                    flip=flip,
-                    crop_size=crop_size,
-                    stride=stride,
-                )[0]
+                prediction = predict(model, image.to(device, non_blocking=True), **views)[0]
             confusion.update(prediction, label.to(device, non_blocking=True))
             if on_sample is not None:
                 on_sample(name, image, prediction.cpu(), label)

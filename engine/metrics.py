@@ -87,10 +87,6 @@ class ConfusionMatrix:
     range and a column for predictions out of range. Void is counted but enters no metric. Counts out of range are
     reported by :meth:`compute`, so that :meth:`update` never waits for the device.
 
-    Args:
-        num_classes: K.
-        device: of the maps given to :meth:`update`.
-
     Raises:
         ValueError: K is not in 1..254 (labels are uint8, 254 is padding and 255 is void).
     """

@@ -41,9 +41,6 @@ def keep_gathering(model: nn.Module | None, world: World, autocast_dtype: torch.
     A forward pass needs all ranks, because it gathers their parts of the weights. So each pass first tells the other
     ranks that it starts, and the ranks that have finished join it with a dummy image. Without a sharded module,
     nothing happens.
-
-    Args:
-        model: sharded, with a sharded module inside, neither, or None.
     """
     network = sharded_part(model)
     if network is None:

@@ -257,10 +257,8 @@ def build_teacher_cache(
     elsewhere = {"root", "unlabelled_root", "packed", "workers", "val_list", "test_list", "on_bad_sample"}
     pools = [each.dataset for each in stream.streams]
     samples = json.dumps([describe_sample(*sample) for pool in pools for sample in pool.samples])
-    found = {
-        "weights": teacher.loaded.digest(),
-        "normalization": teacher.network.normalization,
-    }  # instead of the config's names
+    # Instead of the config's names.
+    found = {"weights": teacher.loaded.digest(), "normalization": teacher.network.normalization}
     facts = {
         "teacher": {**config.teacher.model_dump(exclude={"cache", "cache_taps", "shard"}), **found},
         "data": {**config.data.model_dump(mode="json", exclude=elsewhere), "seed": stream.streams[0].seed},

@@ -209,13 +209,7 @@ class StageLogitAlignment(nn.Module):
 
 
 class PatchRelation(nn.Module):
-    """How much each patch of a map attends to each other: softmax(Q K^T / sqrt(d)) over embedded P x P patches.
-
-    Args:
-        channels: C of the map.
-        dim: d, width of the tokens.
-        patch: P.
-    """
+    """How much each patch of a map attends to each other: softmax(Q K^T / sqrt(d)) over embedded P x P patches."""
 
     def __init__(self, channels: int, dim: int, patch: int):
         super().__init__()

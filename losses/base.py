@@ -57,8 +57,7 @@ class Method(nn.Module):
     def calibrate(self, outputs: Callable[[], Iterable[tuple[SegOutput, Labels]]]) -> None:
         """Measures the teacher before the first step, and keeps what it finds in buffers.
 
-        Args:
-            outputs: runs the teacher on some training batches and returns what it gives, with the images' labels.
+        ``outputs`` runs the teacher on some training batches and returns what it gives, with the images' labels.
         """
 
     def targets(self, student: SegOutput, teacher: SegOutput, labels: Labels) -> dict[str, dict[str, Tensor]]:
@@ -104,7 +103,6 @@ def class_ids(cells: Grid, teacher_logits: Tensor | None, pixels: Pixels) -> Ten
     class.
 
     Args:
-        cells: the labels on the grid.
         teacher_logits: B K h' w', resized bilinearly to the grid; read with ``'inside'`` only.
     """
     if pixels == "labelled":

@@ -127,11 +127,8 @@ class SegModel(NormalizedModel):
     It is a backbone (image -> four stages) and a head (stages -> logits and the 'head' tap).
 
     Args:
-        backbone: image -> stages.
         head: module with ``tap: Tap`` and ``forward(dict[str, Tensor]) -> (logits B K h w, features B C h w)``.
-        num_classes: K.
         aux_head: module ``B C h w -> B K h w`` on ``stage3``, or None. It runs in training mode only.
-        normalization: statistics subtracted and divided before the backbone.
     """
 
     def __init__(

@@ -89,14 +89,9 @@ def type_text(annotation: Any, bounds: Iterable[Any] = ()) -> str:
         return "None"
     if issubclass(annotation, BaseModel):
         return "section"
-    return with_bounds(annotation.__name__, bounds)
-
-
-def with_bounds(name: str, bounds: Iterable[Any]) -> str:
-    """``'int'`` and its bounds -> ``'int > 0 and <= 65536'``."""
     flat = [each for bound in bounds for each in (bound.metadata if isinstance(bound, FieldInfo) else [bound])]
     texts = [f"{sign} {getattr(bound, key)}" for bound in flat for key, sign in SIGNS.items() if hasattr(bound, key)]
-    return f"{name} {' and '.join(text for text in texts if text != f'< {2**63}')}".strip()
+    return f"{annotation.__name__} {' and '.join(text for text in texts if text != f'< {2**63}')}".strip()
 
 
 def table(section: type[BaseModel], keys: Iterable[str], meanings: Mapping[str, str], owner: str) -> str:

@@ -48,10 +48,8 @@ def init_world(timeout: float = 1800.0) -> World:
     """Joins the process group that torchrun's environment variables describe; without them, there is one process.
 
     With GPUs, each rank takes the GPU of its local rank. NCCL then communicates GPU tensors, and gloo CPU tensors, so
-    that messages between hosts do not wait for the GPUs. Without GPUs, gloo does everything.
-
-    Args:
-        timeout: seconds that a rank waits for the others.
+    that messages between hosts do not wait for the GPUs. Without GPUs, gloo does everything. A rank waits ``timeout``
+    seconds for the others.
 
     Raises:
         ValueError: this node has GPUs, but fewer than processes.

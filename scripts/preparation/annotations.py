@@ -42,7 +42,6 @@ def read_annotations(root: Path, classes: Sequence[str] | None = None) -> Annota
     """Finds and reads the annotation files below a folder.
 
     Args:
-        root: the folder.
         classes: names of the classes, which YOLO's numbers need; None: YOLO's ``classes.txt``.
 
     Raises:

@@ -62,7 +62,6 @@ def find_pairs(
     """Finds the images below a folder and the mask of each.
 
     Args:
-        root: the folder.
         images: pattern of the images, as ``img/**/*.jpg``; None: the usual layouts are tried.
         labels: pattern of an image's mask, where ``{stem}`` is the image's name without suffix and ``{folder}`` its
             folder below the part of ``images`` that comes before the first ``*``.
