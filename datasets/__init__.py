@@ -56,12 +56,7 @@ def build_dataset(
 
 
 def make_loader(
-    stream: JointStream,
-    batches: Iterable[list[int]],
-    *,
-    workers: int = 0,
-    pin_memory: bool = False,
-    timeout: float = 0,
+    stream: JointStream, batches: Iterable[list[int]], *, workers: int = 0, pin_memory: bool = False, timeout: float = 0
 ) -> DataLoader:
     """Loads micro-batches: dicts of ``image`` B 3 h w uint8, ``label`` B h w uint8, ``position`` B int64 (negative
     for a sample without a label), ``name`` and ``skipped``, lists of B.

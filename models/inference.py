@@ -93,11 +93,7 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
 
 
 def view_logits(
-    model: nn.Module,
-    images: Tensor,
-    mode: str = "whole",
-    crop_size: Size | None = None,
-    stride: Size | None = None,
+    model: nn.Module, images: Tensor, mode: str = "whole", crop_size: Size | None = None, stride: Size | None = None
 ) -> Tensor:
     """Logits of B 3 H W images as they are, on the grid of the network (``'whole'``) or of the images (``'slide'``).
 
