@@ -124,6 +124,7 @@ def decide_classes(
     void = _values_of(ignore, colors if by_file else dict.fromkeys(found, ""))
     assumptions = []
     if by_file:
+        _refuse_unknown_colors(masks, colors)
         by_name = {color: name for color, name in colors.items() if name.lower() in VOID_NAMES}
         void |= by_name.keys()
         assumptions += [f"{name!r} is void by its name; the --colors file changes it" for name in by_name.values()]
@@ -144,6 +145,18 @@ def decide_classes(
     first = {name: value for value, name in reversed(classes.items())}
     palette = [first[name] for name in order] if in_color else list(map(tuple, distinct_colours(len(order)).tolist()))
     return {"class_names": order, "palette": palette, key: table}, assumptions
+
+
+def _refuse_unknown_colors(masks: Mapping[str, Mapping[Value, int]], colors: Mapping[Color, str]) -> None:
+    unknown = {mask: {color: n for color, n in values.items() if color not in colors} for mask, values in masks.items()}
+    problems = [
+        f"{mask}: {sum(counts.values())} pixels have {len(counts)} colours that --colors does not name, most of them "
+        f"RGB {max(counts, key=counts.get)}; add a line for the colour, or paint the pixels anew"
+        for mask, counts in unknown.items()
+        if counts
+    ]
+    if problems:
+        raise DataError(problems)
 
 
 def _name_values(
