@@ -137,7 +137,6 @@ class FeatureMethod(Method):
     """A method with one term for each pair of taps, named by ``pair_terms``.
 
     Args:
-        term: name.
         weight: of all pairs together; no term is built where it is 0.
         pairs: (teacher's tap, student's tap) of each term.
 

@@ -55,8 +55,6 @@ def check_maps(student: Tensor, teacher: Tensor, taps: tuple[Tap, Tap], labels: 
     Args:
         student, teacher: B C_s h w and B C_t h' w'.
         taps: the student's and the teacher's, as declared.
-        labels: of the same batch.
-        what: the maps' name in errors.
     """
     (channels, stride), (teacher_channels, _) = taps
     expected = (len(labels), channels, *labels.size(stride))

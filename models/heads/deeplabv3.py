@@ -11,8 +11,6 @@ class ASPP(nn.Module):
     """Five parallel branches, concatenated and projected: a 1x1, three dilated 3x3 convolutions, the mean feature.
 
     Args:
-        inputs: C.
-        width: channels of each branch and of the result.
         rates: dilations of the 3x3 convolutions.
         kernel: size of the projection's kernel.
     """

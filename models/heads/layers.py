@@ -39,9 +39,7 @@ class GlobalContext(nn.Module):
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
         self.project = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 1, bias=False),
-            PooledBatchNorm2d(outputs),
-            nn.ReLU(inplace=True),
+            nn.Conv2d(inputs, outputs, 1, bias=False), PooledBatchNorm2d(outputs), nn.ReLU(inplace=True)
         )
 
     def forward(self, maps: Tensor) -> Tensor:

@@ -104,7 +104,6 @@ def decide_classes(
 
     Args:
         names: of the classes, in the order of their values; None: those in ``colors``, or class_0, class_1, ...
-        colors: as ``read_colors`` returns.
         ignore: values or names without a class: ``'255'``, ``'0,0,0'``, ``'Void'``.
 
     Returns:

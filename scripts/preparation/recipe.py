@@ -55,7 +55,6 @@ def write_configs(
     """Writes student.py, teacher.py and hmkd.py to a folder, which must be there.
 
     Args:
-        recipe: as ``choose_recipe`` returns.
         data: the keys of the data section that say which data.
         name: of the data, and of the folder in work_dirs where hmkd.py finds the teacher's weights.
         unlabelled: list of images without labels, from which hmkd.py learns too.
