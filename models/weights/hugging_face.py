@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
 
 from models.mit import HEADS, MLP_RATIO, REDUCTIONS, VARIANTS
 from models.weights.metadata import check_metadata
