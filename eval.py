@@ -1,6 +1,7 @@
 """Evaluates a network on a validation or test set: per-class IoU, mIoU, mAcc, pixel accuracy.
 
 python eval.py configs/demo/hmkd.py work_dirs/hmkd/student.safetensors
+python eval.py work_dirs/hmkd/student.safetensors                        with the config in the file
 python eval.py CONFIG work_dirs/RUN/best.pt --scales 0.5,1.0,1.5 --flip
 python eval.py CONFIG CHECKPOINT --mode slide --cfg-options "eval.crop_size=(512,512)" "eval.stride=(341,341)"
 python eval.py CONFIG --teacher --json teacher.json                      the config's teacher
@@ -26,7 +27,7 @@ from engine.metrics import ConfusionMatrix
 from engine.teacher import build_teacher
 from models import read_weights
 from models.placement import place
-from utils.config import ConfigError, validate
+from utils.config import ConfigError, load_config, validate
 from utils.console import environment, say
 from utils.distributed import World, barrier, gather_objects
 from utils.files import check_writable, remove_temporaries, user_path, write_atomically
@@ -40,7 +41,7 @@ def factors(text: str) -> list[float]:
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="Python config file")
+    parser.add_argument("config", help="Python config file; or a CHECKPOINT alone, which holds its own")
     parser.add_argument("checkpoint", nargs="?", help="last.pt, best.pt, step_*.pt or student.safetensors")
     parser.add_argument("--teacher", action="store_true", help="evaluate the config's teacher instead of a checkpoint")
     parser.add_argument("--split", choices=("val", "test"), default="val")
@@ -54,9 +55,21 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--save-vis", type=user_path, metavar="DIR", help="write overlays in the dataset's colours")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="a.b=c", help="override config values")
     args = parser.parse_args(arguments)
+    if args.checkpoint is None and not args.teacher and not args.config.endswith(".py"):
+        args.checkpoint = args.config
     if args.teacher == (args.checkpoint is not None):
         parser.error("give either a CHECKPOINT or --teacher")
     return args
+
+
+def read_config(path: str, schema: type[Experiment], options: list[str]) -> Experiment:
+    """As ``load_config``, also of a checkpoint; ConfigError if it holds no config."""
+    if path.endswith(".py"):
+        return load_config(path, schema, options)
+    values = read_weights(path).metadata.get("config")
+    if values is None:
+        raise ConfigError(f"{path} holds no config: give the config file before it")
+    return load_config(path, schema, options, values)
 
 
 def describe(settings: Eval) -> str:
@@ -152,7 +165,7 @@ def run_evaluation(config: Experiment, args: argparse.Namespace, world: World) -
 
 
 def main(arguments: list[str] | None = None) -> None:
-    launch(run_evaluation, parse_arguments(arguments))
+    launch(run_evaluation, parse_arguments(arguments), read_config=read_config)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,10 @@ from utils.distributed import World, close_world, init_world, lost_process_messa
 
 
 def launch(
-    command: Callable[[Experiment, Namespace, World], int], args: Namespace, work_dir: Path | None = None
+    command: Callable[[Experiment, Namespace, World], int],
+    args: Namespace,
+    work_dir: Path | None = None,
+    read_config: Callable[..., Experiment] = load_config,
 ) -> None:
     """Loads the config, joins the other ranks and runs the command; exits with its code or with an error message.
 
@@ -24,9 +27,10 @@ def launch(
         command: takes the config, ``args`` and this process; returns the exit code.
         args: with ``config``, the path of a file, and ``cfg_options``.
         work_dir: folder of a run that can be resumed; the crash dump is written there. None: no such run.
+        read_config: reads the config, as ``load_config``.
     """
     try:
-        config = load_config(args.config, Experiment, args.cfg_options)
+        config = read_config(args.config, Experiment, args.cfg_options)
         if config.train.deterministic:
             make_deterministic()
         outcome = command(config, args, init_world(config.train.timeout))

@@ -22,6 +22,7 @@ from models.base import (
 from models.class_map import MappedModel
 from models.heads import deeplabv3, fpn, linear, pspnet, segformer  # noqa: F401  (each registers its heads)
 from models.heads.fcn import FCNHead
+from models.weights.hugging_face import student_file
 from models.weights.load import LoadReport, count_classes, load_read_weights, load_weights, source_settings
 from models.weights.sources import read_weights
 from models.weights.tensors import Weights
@@ -107,7 +108,8 @@ def load_student(path: str | Path, source: str | None = None) -> tuple[SegModel 
     """Rebuilds a trained network from its file alone. No code that only the file names is imported or run.
 
     Args:
-        path: ``student.safetensors``, or a checkpoint (``best.pt``, ``last.pt``, ...) of a run.
+        path: ``student.safetensors``, or a checkpoint (``best.pt``, ``last.pt``, ...) of a run; or a folder that
+            scripts/publish.py has made, or ``hf:NAME`` for such a one on Hugging Face's hub.
         source: ``student.source`` of the run, if it is a function of yours (``'python:...'``): this allows its call.
 
     Returns:
@@ -116,11 +118,12 @@ def load_student(path: str | Path, source: str | None = None) -> tuple[SegModel 
         ``step``, ``miou`` (0..1, of the best validation), ``config`` and ``environment`` of the run.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file, or it cannot be downloaded.
         ValueError: it is damaged, has no metadata of its network, its tensors do not fit its metadata, or it names a
             function that ``source`` does not.
     """
-    if not Path(path).is_file():
+    path = student_file(path)
+    if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; expected student.safetensors or a checkpoint of a run")
     weights = read_weights(path)
     metadata = weights.metadata

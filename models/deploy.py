@@ -1,6 +1,5 @@
 """A network as it is deployed: uint8 images in, class maps or logits of the same size out."""
 
-import math
 from collections.abc import Sequence
 from copy import deepcopy
 from fractions import Fraction
@@ -65,7 +64,7 @@ class Deployable(nn.Module):
         """B 3 H W uint8 RGB -> ``classes`` B H W uint8, ``logits`` B K H W float32 (bilinearly upsampled), or both."""
         size = images.shape[-2:]
         if self.scale != 1:
-            scaled = [max(1, math.floor(length * self.scale + 0.5)) for length in size]
+            scaled = [max(1, torch.sym_int(length * self.scale + 0.5)) for length in size]
             images = F.interpolate(images.float(), scaled, mode="bilinear", antialias=self.scale < 1)
         if self.input_scale != 1:
             seen = scaled_size(images.shape[-2:], self.input_scale)

@@ -1,4 +1,4 @@
-"""Runs the ONNX files that ``scripts/export_onnx.py`` writes, with ONNX Runtime.
+"""Runs the ONNX files that ``scripts/export.py`` writes, with ONNX Runtime.
 
 Such a file has the input ``images`` (B 3 H W uint8 RGB), the outputs ``classes`` (B H W uint8), ``logits``
 (B K H W float32) or both, and metadata (``class_names``, ``palette``, ...), each value as JSON.
@@ -18,8 +18,8 @@ from models.weights.metadata import check_metadata
 REQUIRED = ("class_names", "palette", "outputs")  # without these nobody knows what a file predicts
 
 
-def require_extra(name: str) -> ModuleType:
-    """Imports an optional package.
+def require_extra(name: str, extra: str = "onnx") -> ModuleType:
+    """Imports an optional package, which ``extra`` of pyproject.toml installs.
 
     Raises:
         ValueError: it is not installed; the message says how to install it.
@@ -27,14 +27,14 @@ def require_extra(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ValueError(f'{name} cannot be imported ({error}): pip install ".[onnx]"') from error
+        raise ValueError(f'{name} cannot be imported ({error}): pip install ".[{extra}]"') from error
 
 
 class OnnxModel:
     """An exported network in ONNX Runtime, on the CPU.
 
     Args:
-        path: file written by ``scripts/export_onnx.py``.
+        path: file written by ``scripts/export.py``.
 
     Attributes:
         metadata: of the file, decoded: ``class_names``, ``palette``, ``network``, ``normalization``, ``step``,
@@ -43,7 +43,7 @@ class OnnxModel:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not an ONNX file, is damaged, or was not written by ``scripts/export_onnx.py``; or ONNX
+        ValueError: it is not an ONNX file, is damaged, or was not written by ``scripts/export.py``; or ONNX
             Runtime is not installed.
     """
 
@@ -64,7 +64,7 @@ class OnnxModel:
         if not (self.metadata.keys() >= set(REQUIRED) and {"classes", "logits"}.issuperset(outputs)):
             raise ValueError(
                 f"{self.path} has the outputs {', '.join(outputs)} and the metadata {', '.join(self.metadata) or '-'}; "
-                f"expected classes, logits or both, and {', '.join(REQUIRED)}, as scripts/export_onnx.py writes them"
+                f"expected classes, logits or both, and {', '.join(REQUIRED)}, as scripts/export.py writes them"
             )
         # Not ``network``, from which nothing is built here: the settings of an exported teacher have further keys.
         check_metadata({name: self.metadata[name] for name in self.metadata.keys() - {"network"}}, str(self.path))

@@ -14,7 +14,6 @@ from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,9 +36,9 @@ from models.placement import place
 from models.weights.hugging_face import read_json
 from scripts._command import add_config_options, command_parser, one_line_errors
 from scripts._device import DEFAULT, usable_device
+from scripts._formats import compile_onnx, compile_openvino, export_onnx
+from scripts._runs import last_protocol, read_metrics
 from scripts.benchmarks.timing import seconds_of_each
-from scripts.export_onnx import export
-from scripts.report import last_protocol, read_metrics
 from utils.config import load_config
 from utils.console import environment, say
 from utils.files import user_path, write_atomically
@@ -58,6 +57,7 @@ MEANING = {
     "convolutions, linear layers and the products of attention count",
     "latency_ms": "from one uint8 image on the device to its class map, normalisation and upsampling included",
 }
+RUNTIMES = {"ONNX Runtime": ("onnxruntime", compile_onnx), "OpenVINO": ("openvino", compile_openvino)}
 Size = tuple[int, int]
 Milliseconds = dict[str, list[float]]  # of every run, by network
 
@@ -121,7 +121,7 @@ def measure_latency(
     Args:
         models: by name.
         size: (H, W) of the image.
-        device: of PyTorch; ONNX Runtime computes on the CPU, with as many threads as PyTorch.
+        device: of PyTorch; ONNX Runtime and OpenVINO compute on the CPU, with as many threads as PyTorch.
         runs: timed runs in each runtime.
 
     Yields:
@@ -145,28 +145,20 @@ def measure_latency(
     yield "channels_last fp32", time_pytorch()
     yield "channels_last bf16", time_pytorch(torch.bfloat16)
 
-    try:
-        sessions = {name: open_in_onnxruntime(module.cpu(), size) for name, module in modules.items()}
-    except ValueError as error:
-        yield "ONNX Runtime", str(error)
-        return
-    calls = {name: partial(session.run, None, {"images": image.numpy()}) for name, session in sessions.items()}
-    yield f"ONNX Runtime {require_extra('onnxruntime').__version__} CPU", milliseconds(calls, runs, torch.device("cpu"))
-
-
-def open_in_onnxruntime(network: Deployable, size: Size) -> Any:
-    """An ``onnxruntime.InferenceSession`` of the exported network, with as many threads as PyTorch has.
-
-    Raises:
-        ValueError: the optional packages are not installed, or PyTorch cannot export this network.
-    """
-    onnxruntime, _, _ = map(require_extra, ("onnxruntime", "onnx", "onnxscript"))
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
     with TemporaryDirectory() as folder:
-        file = Path(folder) / "network.onnx"
-        export(network, size, dynamic=False, file=file)
-        return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        files = {name: Path(folder) / f"{number}.onnx" for number, name in enumerate(modules)}
+        for runtime, (package, compiled) in RUNTIMES.items():
+            extra = "onnx" if package == "onnxruntime" else package
+            try:
+                version, *_ = [require_extra(name, extra).__version__ for name in (package, "onnx", "onnxscript")]
+                for name, file in files.items():
+                    if not file.is_file():
+                        export_onnx(modules[name].cpu(), size, False, file)
+                calls = {name: partial(compiled(file), image.numpy()) for name, file in files.items()}
+            except ValueError as error:
+                yield runtime, str(error)
+            else:
+                yield f"{runtime} {version.partition('-')[0]} CPU", milliseconds(calls, runs, torch.device("cpu"))
 
 
 def device_name(device: torch.device) -> str:

@@ -14,7 +14,7 @@ from datasets import build_dataset
 from models import load_student
 from models.inference import predict
 from models.onnx import OnnxModel
-from scripts import export_onnx
+from scripts import export
 from scripts.street.scene import write_synthetic
 from tests.runs import assert_same, losses, weights
 
@@ -64,7 +64,7 @@ def assert_trains_resumes_evaluates_and_exports(config, folder, source=None):
     assert json.loads((folder / "result.json").read_text())["miou"] == pytest.approx(metadata["miou"], abs=1e-9)
 
     pytest.importorskip("onnxruntime", reason='needs pip install ".[onnx]"')
-    export_onnx.main([config, str(file), "--out", str(folder / "student.onnx")])
+    export.main([config, str(file), "--out", str(folder / "student.onnx")])
     images = torch.randint(256, (1, 3, 96, 128), dtype=torch.uint8)
     same = torch.from_numpy(OnnxModel(folder / "student.onnx")(images)) == predict(model, images)
     assert same.float().mean() > 0.999

@@ -15,10 +15,12 @@ import torch
 from PIL import Image
 
 import eval as evaluation
+from configs.schema import Experiment
 from datasets import build_dataset
 from engine.checkpoint import save_student
 from models import build_model
 from utils import files
+from utils.config import load_config
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +141,29 @@ def test_teacher_of_the_config(experiments, tmp_path):
     result = json.loads((tmp_path / "t.json").read_text())
     assert result["checkpoint"].endswith("teacher.safetensors")
     assert result["eval"]["mode"] == "slide"
+
+
+def test_a_checkpoint_alone_is_evaluated_with_the_config_that_it_holds(experiments, teacher_weights, tmp_path):
+    config = load_config(experiments["alone"], Experiment, ["eval.scales=(0.75,)"])
+    weights, alone = tmp_path / "student.safetensors", tmp_path / "alone.json"
+    torch.manual_seed(1)
+    network = build_model("mit_b0", "segformer", 11, width=16)
+    about = {"network": config.student.network, "config": config.model_dump(mode="json")}
+    save_student(weights, network.state_dict(), about)
+    run(weights, "--json", alone)
+    run(experiments["alone"], weights, "--scales", "0.75", "--json", tmp_path / "given.json")
+    alone, given = (json.loads(path.read_text()) for path in (alone, tmp_path / "given.json"))
+    assert alone["config"] == config.model_dump(mode="json")
+    assert alone["eval"] == given["eval"]
+    assert alone["confusion_matrix"] == given["confusion_matrix"]
+    run(weights, "--json", tmp_path / "changed.json", "--cfg-options", "eval.scales=(1.0,)")
+    assert json.loads((tmp_path / "changed.json").read_text())["eval"]["scales"] == [1.0]
+    # A table's keys are numbers and colours again.
+    tables = ["data.type=list", f"data.class_names={tuple('abcdefghijk')}", "data.id_table={0: 0, 7: 255}"]
+    config = load_config(experiments["alone"], Experiment, [*tables, "data.color_table={(0, 0, 255): 10}"])
+    assert load_config("x", Experiment, (), json.loads(config.model_dump_json())) == config
+    assert refused(teacher_weights) == f"error: {teacher_weights} holds no config: give the config file before it"
+    assert refused(tmp_path / "no.pt").startswith("error: ")
 
 
 def test_refusals_name_what_is_wrong(experiments, student, teacher_weights, tmp_path):

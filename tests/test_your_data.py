@@ -11,13 +11,13 @@ from PIL import Image
 
 import train_kd
 from models import load_student
-from scripts import export_onnx, predict, prepare_data
+from scripts import export, predict, prepare_data
 from tests.scripts.preparation.folders import save, street
 
 PAGE = (Path(__file__).parents[1] / "docs/your_data.md").read_text()
 SCRIPTS = {
     "scripts/prepare_data.py": prepare_data.main, "train_kd.py": train_kd.main,
-    "scripts/export_onnx.py": export_onnx.main,
+    "scripts/export.py": export.main,
 }  # fmt: skip
 # Two steps of a small batch instead of hundreds, and no demand that the teacher is better than chance after them.
 TINY = """
@@ -99,7 +99,7 @@ def test_the_page_leads_from_a_folder_to_an_exported_student(data, make, classes
     root = data / f"mine_{make.__name__}"
     root.mkdir(parents=True)
     make(root)
-    assert follow(make.__name__)[-3:] == ["train_kd.py", "train_kd.py", "scripts/export_onnx.py"]
+    assert follow(make.__name__)[-3:] == ["train_kd.py", "train_kd.py", "scripts/export.py"]
     run = data.parent / f"work_dirs/{root.name}/hmkd"
     assert list(load_student(run / "student.safetensors")[1]["class_names"]) == classes
     photo = data.parent / "photo.png"

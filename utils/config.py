@@ -7,6 +7,7 @@ the key and the nearest valid choice. ``Section`` and ``Component`` are what a s
 import ast
 import inspect
 import os
+import re
 import sys
 from collections import UserDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -67,15 +68,19 @@ def parse_options(options: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def load_config(path: str | Path, schema: type[Schema], options: Sequence[str] = ()) -> Schema:
+def load_config(
+    path: str | Path, schema: type[Schema], options: Sequence[str] = (), values: Mapping[str, Any] | None = None
+) -> Schema:
     """Reads ``path`` with its ``_base_`` files, applies ``options`` and validates the result against ``schema``.
+
+    ``values`` are used instead of the file's content, where that is no config: those of JSON.
 
     Raises:
         FileNotFoundError: ``path`` does not exist; names the nearest config in its folder.
         ConfigError: the file cannot be read, one of its ``custom_imports`` cannot be imported, or keys, types or
             values are wrong; lists all of these.
     """
-    config = _read(Path(path))
+    config = _read(Path(path)) if values is None else Config(_tables(_from_json(values)))
     try:
         config.merge_from_dict(_tables(parse_options(options)))
     except (TypeError, KeyError, AttributeError, AssertionError) as error:
@@ -149,6 +154,16 @@ def validate(values: dict[str, Any], schema: type[Schema], source: str | Path) -
     except ValidationError as error:
         problems = [f"{source}: {_explain(problem, schema, values)}" for problem in error.errors()]
         raise ConfigError("\n".join(problems)) from None
+
+
+def _from_json(value: Any) -> Any:
+    """Keys of tables, which are texts in JSON, become numbers (``'7'``) and colours (``'0,0,255'``) again."""
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        ast.literal_eval(name) if re.fullmatch(r"\d+(,\d+)*", str(name)) else name: _from_json(entry)
+        for name, entry in value.items()
+    }
 
 
 def _tables(value: Any) -> Any:

@@ -8,8 +8,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from engine.report import markdown_table
 from scripts.comparison.intervals import Interval, mean_interval
-from scripts.report import markdown_table
 from utils.visualize import CURVE_COLORS, dress_curves, save_figure
 
 # A class with a larger mean loss of IoU than this against the student alone is marked, unless it may be chance.

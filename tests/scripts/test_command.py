@@ -22,7 +22,7 @@ def test_help_shows_the_lines_of_the_docstring_and_examples(name, capsys):
 
 
 def test_all_commands_with_examples_are_known():
-    assert {"compare", "download_pretrained", "export_onnx", "model_info", "predict", "report"} < set(COMMANDS)
+    assert {"compare", "download_pretrained", "export", "model_info", "predict", "report"} < set(COMMANDS)
 
 
 @pytest.mark.parametrize(

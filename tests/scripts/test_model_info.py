@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,8 @@ ABSENT = ["data.root=nowhere", "teacher.weights=nowhere.safetensors"]
 def without_onnx(monkeypatch):
     """A machine without the optional packages, which is faster too."""
 
-    def refuse(name):
-        raise ValueError(f'{name} cannot be imported (it is not there): pip install ".[onnx]"')
+    def refuse(name, extra):
+        raise ValueError(f'{name} cannot be imported (it is not there): pip install ".[{extra}]"')
 
     monkeypatch.setattr(model_info, "require_extra", refuse)
 
@@ -123,8 +124,9 @@ def test_a_pair_without_weights_or_data(experiments, without_onnx, tmp_path, cap
     assert "image 32x48 (data.crop_size: nowhere/val.txt does not exist); medians of 2 on " in said
     parts = {line.split("  ")[0]: line.split()[-2:] for line in said.splitlines()[3:12]}
     assert list(parts)[-4:] == [f"stage{number}: channels, stride, grid" for number in (1, 2, 3, 4)]
-    onnx = result["latency_ms"].pop("ONNX Runtime")
-    assert onnx == 'onnxruntime cannot be imported (it is not there): pip install ".[onnx]"'
+    for runtime, package, extra in (("ONNX Runtime", "onnxruntime", "onnx"), ("OpenVINO", "openvino", "openvino")):
+        expected = f'{package} cannot be imported (it is not there): pip install ".[{extra}]"'
+        assert result["latency_ms"].pop(runtime) == expected
     assert list(result["latency_ms"]) == ["eager fp32", "channels_last fp32", "channels_last bf16"]
     for times in result["latency_ms"].values():
         assert [len(measured) for measured in times.values()] == [2, 2]
@@ -140,12 +142,15 @@ def test_a_pair_without_weights_or_data(experiments, without_onnx, tmp_path, cap
 
 
 @pytest.mark.slow
-def test_onnx_runtime_is_timed_too():
+def test_onnx_runtime_and_openvino_are_timed_too():
     pytest.importorskip("onnxruntime")
+    pytest.importorskip("openvino")
     networks = {"student": build_model("test_resnet", "deeplabv3", 2, output_stride=16, width=4)}
-    form, times = list(measure_latency(networks, (32, 48), torch.device("cpu"), runs=2))[-1]
-    assert form.startswith("ONNX Runtime 1.")
-    assert len(times["student"]) == 2
+    onnx, openvino = list(measure_latency(networks, (32, 48), torch.device("cpu"), runs=2))[-2:]
+    assert re.fullmatch(r"ONNX Runtime [\d.]+ CPU", onnx[0])
+    assert re.fullmatch(r"OpenVINO [\d.]+ CPU", openvino[0])
+    for _, times in (onnx, openvino):
+        assert len(times["student"]) == 2
 
 
 def test_a_student_alone_at_the_size_of_its_data(experiments, without_onnx, capsys):

@@ -1,29 +1,19 @@
 import json
 import shutil
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
-import train_kd
 from datasets.listed import ListedDataset
 from engine import report
 from models.base import SegOutput
-from scripts.report import check_same_data, last_protocol, main
+from scripts._runs import last_protocol
+from scripts.report import facts, main
 from utils.visualize import GAP, LINE, WIDTH
 
 KINDS = [["correct", "wrong"], ["correct", "void"]]
-
-
-@pytest.fixture(scope="module")
-def runs(experiments, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    for name, config in (("alone", "alone"), ("distilled", "hmkd")):
-        options = ["--cfg-options", "schedule.max_iters=2", "eval.interval=1", "log.panel_images=0"]
-        train_kd.main([experiments[config], "--work-dir", str(folder / name), *options])
-    return folder
 
 
 def test_runs_side_by_side(runs, tmp_path, capsys):
@@ -113,14 +103,20 @@ def test_each_error_map_of_the_panel_is_titled_with_the_miou_of_its_image(monkey
     assert below[0][1][1, 1].tolist() == list(legend["void"])
 
 
-def test_runs_that_were_validated_on_other_data_are_refused(runs, streets, tmp_path):
+def test_runs_that_were_validated_on_other_data_have_their_own_part_and_files(runs, streets, tmp_path):
     shutil.copytree(streets, tmp_path / "moved")
     shutil.copytree(runs / "alone", tmp_path / "other")
     config = tmp_path / "other" / "config.py"
     config.write_text(config.read_text().replace(str(streets), str(tmp_path / "moved")))
-    with pytest.raises(SystemExit, match=r"alone and .*other were validated on other data: .* data\.root or"):
-        main([str(runs / "alone"), str(tmp_path / "other"), "--out", str(tmp_path / "out")])
-    assert not (tmp_path / "out").exists()
+    out = tmp_path / "out"
+    main([str(runs / "alone"), str(tmp_path / "other"), "--out", str(out)])
+    for folder, name, absent in ((out, "alone", "other"), (out / "data_2", "other", "alone")):
+        assert {file.name for file in folder.iterdir()} >= {"table.md", "curves.png", "panel.png"}
+        table = (folder / "table.md").read_text()
+        assert f"\n| {name} |" in table
+        assert f"\n| {absent} |" not in table
+    assert "they differ in data.root or data.val_list" in (out / "data_2" / "table.md").read_text()
+    assert (out / "index.html").read_text().count('<article class="part">') == 2
 
 
 @pytest.mark.parametrize(
@@ -138,10 +134,9 @@ def test_other_classes_colours_ids_or_files_are_other_data(tmp_path, change, key
         for file in (f"{name}.png", f"{name}_label.png"):
             cv2.imwrite(str(tmp_path / file), np.zeros((4, 4), np.uint8))
     given = {"root": tmp_path, "list_file": "a.txt", "class_names": ["cat", "dog"]}
-    first, other, names = ListedDataset(**given), ListedDataset(**given | change), (Path("x"), Path("y"))
-    check_same_data(first, ListedDataset(**given), names)
-    with pytest.raises(ValueError, match=rf"x and y were validated on other data: they differ in data\.{key}, so"):
-        check_same_data(first, other, names)
+    first, same, other = (facts(ListedDataset(**each)) for each in (given, given, given | change))
+    assert first == same
+    assert [name for name in first if first[name] != other[name]] == [f"data.{key}"]
 
 
 def test_a_folder_without_a_run_is_named(tmp_path):

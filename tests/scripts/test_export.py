@@ -4,8 +4,11 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -17,11 +20,14 @@ from datasets import build_dataset
 from engine.checkpoint import save_student
 from engine.teacher import build_teacher
 from models import build_model
-from models.inference import predict, predict_logits, resize
+from models.deploy import Deployable
+from models.inference import predict, resize, view_logits
 from models.onnx import OnnxModel
-from scripts import export_onnx
+from scripts import export
+from scripts._formats import PACKAGES, SUFFIXES, write_metadata
 from utils.config import dump_config, load_config
 
+SMALLER = ["eval.scales=(0.85,)"]
 NETWORKS = {
     "resnet": {"backbone": "test_resnet", "head": "deeplabv3", "output_stride": 16, "width": 8},
     "pspnet": {"backbone": "test_resnet", "head": "pspnet", "output_stride": 16, "width": 8},
@@ -63,11 +69,16 @@ def exported(students, tmp_path_factory):
 @pytest.fixture
 def ready(exported, monkeypatch):
     """The export itself is skipped: the network is the one already exported."""
-    monkeypatch.setattr(export_onnx, "export", lambda network, size, dynamic, file: shutil.copy(exported, file))
+
+    def copy(form, network, size, dynamic, folder, metadata):
+        write_metadata(copied := Path(shutil.copy(exported, folder)), metadata)
+        return copied
+
+    monkeypatch.setattr(export, "save", copy)
 
 
 def run(*arguments):
-    export_onnx.main([str(argument) for argument in arguments])
+    export.main([str(argument) for argument in arguments])
 
 
 def refused(*arguments):
@@ -82,7 +93,7 @@ def test_every_validation_image_gives_the_networks_classes_and_logits(exported, 
         images = validation[i]["image"].unsqueeze(0)
         outputs = onnx_model.run(images)
         with torch.inference_mode():
-            logits = predict_logits(model, images)
+            logits = resize(view_logits(model, images), images.shape[-2:])
         np.testing.assert_allclose(outputs["logits"], logits, rtol=1e-3, atol=1e-4)
         assert outputs["classes"].dtype == np.uint8
         assert (outputs["classes"] == predict(model, images).numpy()).mean() > 0.999
@@ -114,7 +125,7 @@ def test_one_file_that_says_what_it_is(exported, students, validation, tmp_path)
     proto = onnx.load(exported)
     onnx.checker.check_model(proto)
     assert all(tensor.data_location == onnx.TensorProto.DEFAULT for tensor in proto.graph.initializer)
-    assert os.path.dirname(export_onnx.__file__).encode() not in exported.read_bytes()  # no path of this machine
+    assert os.path.dirname(export.__file__).encode() not in exported.read_bytes()  # no path of this machine
 
 
 @pytest.mark.slow
@@ -157,7 +168,7 @@ def test_the_teacher(experiments, teacher_weights, validation, tmp_path):
     exported, images = OnnxModel(tmp_path / "teacher.onnx"), validation[1]["image"].unsqueeze(0)
     assert exported.metadata["network"]["backbone"] == "test_resnet"
     model = build_model("test_resnet", "deeplabv3", 11, output_stride=16, width=8)
-    export_onnx.load_trained(model, export_onnx.read_weights(teacher_weights), validation.class_names)
+    export.load_trained(model, export.read_weights(teacher_weights), validation.class_names)
     assert (exported(images) == predict(model, images).numpy()).mean() > 0.999
 
 
@@ -172,6 +183,117 @@ def test_the_input_scale_of_a_teacher_is_in_its_file(experiments, validation, tm
     teacher = build_teacher(config, "x.py", validation.class_names)
     expected = resize(teacher(resize(images, (24, 32))).logits, (48, 64))  # 48 x 64 pixels, first at eval's scale
     torch.testing.assert_close(torch.from_numpy(exported.run(images)["logits"]), expected, rtol=1e-4, atol=1e-5)
+
+
+RUN_PT2 = """
+import sys, numpy, torch
+network = torch.export.load(sys.argv[1]).module()
+images = torch.from_numpy(numpy.load(sys.argv[2]))
+numpy.save(sys.argv[3], network(images)[0].numpy())
+assert not {"models", "engine", "scripts", "timm"} & sys.modules.keys()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_pt2_file_runs_without_this_repository(name, students, tmp_path, capsys):
+    """On any batch and size; a MiT needs larger images for that than these, so it is exported for one size."""
+    config, weights, model = students[name]
+    shapes = [(1, 3, 48, 64)] if name == "mit" else [(1, 3, 96, 128), (3, 3, 100, 154)]
+    options = ["--cfg-options", *SMALLER] if name == "mit" else ["--dynamic", "--cfg-options", *SMALLER]
+    run(config, weights, "--to", "torch", "--out", tmp_path / "net.pt2", *options)
+    assert "torch.export and PyTorch agree on 100.000% of pixels" in capsys.readouterr().out
+    for shape in shapes:
+        images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        np.save(tmp_path / "images.npy", images.numpy())
+        files = [str(tmp_path / name) for name in ("net.pt2", "images.npy", "classes.npy")]
+        subprocess.run([sys.executable, "-c", RUN_PT2, *files], cwd=tmp_path, check=True)
+        classes = np.load(files[-1])
+        assert classes.dtype == np.uint8
+        assert (classes == predict(model, images, scales=(0.85,)).numpy()).mean() > 0.999
+    about = {"metadata.json": ""}
+    torch.export.load(tmp_path / "net.pt2", extra_files=about)
+    assert json.loads(about["metadata.json"])["scale"] == 0.85
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet", "mit"])
+def test_openvino_gives_the_networks_classes(name, students, validation, tmp_path, capsys):
+    openvino = pytest.importorskip("openvino", reason='needs pip install ".[openvino]"')
+    pytest.importorskip("nncf", reason='needs pip install ".[openvino]"')
+    config, weights, model = students[name]
+    run(config, weights, "--to", "openvino", "--dynamic", "--out", tmp_path / "net.xml", "--cfg-options", *SMALLER)
+    assert "OpenVINO and PyTorch agree on" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.bin", "net.xml"]
+    read = openvino.Core().read_model(tmp_path / "net.xml")
+    assert json.loads(read.get_rt_info(["hmkd", "class_names"]).astype(str)) == list(validation.class_names)
+    compiled = openvino.Core().compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for i in range(len(validation)):
+        images = validation[i]["image"].unsqueeze(0)
+        assert (compiled(images.numpy())["classes"] == predict(model, images, scales=(0.85,)).numpy()).mean() > 0.999
+
+
+@pytest.mark.slow
+def test_openvino_int8_says_what_it_costs(students, tmp_path, capsys):
+    openvino = pytest.importorskip("openvino", reason='needs pip install ".[openvino]"')
+    pytest.importorskip("nncf", reason='needs pip install ".[openvino]"')
+    run(*students["resnet"][:2], "--to", "openvino", "--int8", "static", "--out", tmp_path / "net.xml")
+    read = openvino.Core().read_model(tmp_path / "net.xml")
+    assert any(operation.get_type_name() == "FakeQuantize" for operation in read.get_ops())
+    figures = json.loads(read.get_rt_info(["hmkd", "quantization"]).astype(str))
+    assert figures["calibration_images"] == 8  # all that there are
+    assert (
+        f"changes the mIoU by {100 * (figures['miou_int8'] - figures['miou_float']):+.2f} points"
+        in capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(
+    ("form", "operation"), [("onnx", "aten.linalg_eig"), ("openvino", "aten.linalg_eig"), ("torch", "data-dependent")]
+)
+def test_a_network_that_cannot_be_converted_leaves_nothing(form, operation, students, tmp_path, monkeypatch):
+    """The message names the operation that the converter does not have, or says what it cannot know."""
+    for package in PACKAGES[form]:
+        pytest.importorskip(package, reason=f'needs pip install ".[{form}]"')
+
+    def unusual(self, images):
+        if form == "torch":  # a loop over a number of pixels that no trace can know
+            return (sum(images[0, 0].nonzero()),)
+        return (torch.linalg.eigvals(images[:, 0, :8, :8].double()).real,)
+
+    monkeypatch.setattr(Deployable, "forward", unusual)
+    message = refused(*students["resnet"][:2], "--to", form, "--out", tmp_path / f"net{SUFFIXES[form]}")
+    assert re.match(r"error: torch\.(onnx|export) of PyTorch \S+ cannot export this network: ", message)
+    assert operation in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_openvinos_old_pair_whole(tmp_path, monkeypatch):
+    made = tmp_path / "made"
+    made.mkdir()
+    for folder, text in ((made, b"new"), (tmp_path, b"old")):
+        for suffix in (".xml", ".bin"):
+            (folder / f"net{suffix}").write_bytes(text)
+    write, written = os.replace, []
+
+    def full(source, target):
+        written.append(target)
+        if str(target).endswith(".bin"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match=r"cannot write .*net\.bin"):
+        export.write_parts(made / "net.xml", tmp_path / "net.xml")
+    assert len(written) == 2  # the new .xml was complete beside its place
+    assert (tmp_path / "net.xml").read_bytes() == (tmp_path / "net.bin").read_bytes() == b"old"
+    assert {path.name for path in tmp_path.iterdir()} == {"made", "net.xml", "net.bin"}
+
+
+def test_the_earlier_command_still_exports(launch, students, tmp_path):
+    done = launch("scripts/export_onnx.py", *students["resnet"][:2], "--out", tmp_path / "net.onnx")
+    assert f"wrote {tmp_path / 'net.onnx'}" in done.stdout, done.stderr
+    assert OnnxModel(tmp_path / "net.onnx").shape == (1, 3, 48, 64)
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
@@ -240,7 +362,7 @@ def test_a_full_disk_leaves_the_old_file_whole(ready, students, tmp_path, monkey
 def test_a_file_that_disagrees_is_not_written(ready, students, tmp_path, monkeypatch):
     old = tmp_path / "net.onnx"
     old.write_bytes(b"the old file")
-    monkeypatch.setattr(export_onnx, "predict", lambda model, images, scales: (predict(model, images) + 1) % 11)
+    monkeypatch.setattr(export, "predict", lambda model, images, scales: (predict(model, images) + 1) % 11)
     message = refused(*students["resnet"][:2], "--out", old)
     assert "agree on 0.000% of pixels (5 of 1 x 3 x 48 x 64); expected 99.9% or more: nothing was written" in message
     assert old.read_bytes() == b"the old file"
@@ -272,6 +394,9 @@ def test_contradicting_arguments_are_refused(capsys):
         ("c.py x.pt --size 8 8 --dynamic", "not allowed with argument --size"),
         ("c.py x.pt --half --int8 static", "not allowed with argument --half"),
         ("c.py x.pt --outputs labels", "invalid choice: 'labels'"),
+        ("c.py x.pt --to torch --out x.onnx", "--out x.onnx: expected a name that ends in .pt2"),
+        ("c.py x.pt --to torch --int8 static", "--int8 static: --to torch has none"),
+        ("c.py x.pt --to openvino --int8 dynamic", "openvino has static"),
     ):
         assert refused(*arguments.split()) == "2"
         assert complaint in capsys.readouterr().err
