@@ -33,7 +33,7 @@ def rows_of(check, tmp_path, monkeypatch, seconds=30.0):
 
 @pytest.mark.slow
 def test_the_small_form_passes_on_a_cpu(tmp_path, capsys):
-    code, rows = run(tmp_path, "--device", "cpu", "--minutes", "8")
+    code, rows = run(tmp_path, "--device", "cpu", "--minutes", "30")  # more than it needs on a busy machine
     assert [f"{row['check']}, {row['what']}: {row['result']}" for row in rows if not row["ok"]] == []
     assert code == 0
     assert list(dict.fromkeys(row["check"] for row in rows)) == list(CHECKS)
