@@ -22,7 +22,7 @@ import torch
 from engine.checkpoint import save_student
 from engine.metrics import ConfusionMatrix
 from models import build_model
-from scripts import export_onnx
+from scripts import export
 from scripts.benchmarks import evaluation, loader, metric, step
 from scripts.benchmarks.timing import peak_memory, time_each
 from utils.console import environment
@@ -306,13 +306,13 @@ def gains(s: Setting) -> Cases:
 
 
 def onnx(s: Setting) -> Cases:
-    def export() -> Row:
+    def compare() -> Row:
         student = str(s.folder / "first" / "student.safetensors")
         with contextlib.redirect_stdout(io.StringIO()) as printed:
-            export_onnx.main([SMALL[1], student, "--cfg-options", f"data.root={s.data}"])
+            export.main([SMALL[1], student, "--cfg-options", f"data.root={s.data}"])
         return {"result": next(line for line in printed.getvalue().splitlines() if "agree on" in line)}
 
-    yield "ONNX Runtime on the CPU against PyTorch", export
+    yield "ONNX Runtime on the CPU against PyTorch", compare
 
 
 def largest(s: Setting) -> Cases:
