@@ -9,19 +9,24 @@ python train_kd.py CONFIG --cfg-options train.batch_size=8 data.root=/data/camvi
 
 import argparse
 import os
+import sys
 from pathlib import Path
+
+if __name__ == "__main__" and sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
+    print("loading PyTorch ...", file=sys.stderr)  # before its import, which takes seconds
 
 from configs.schema import Experiment
 from engine.checkpoint import load_checkpoint, save_student
 from engine.launch import launch
 from engine.log import RunLog, SkippedSamples
 from engine.metrics import SegMetrics
-from engine.report import prediction_panel, table, term_table
+from engine.report import batch_panel, prediction_panel, table, term_table
 from engine.resume import find_checkpoint
 from engine.run import Run
 from engine.sharding import keep_gathering
+from engine.trackers import check_trackers
 from utils.config import dump_config
-from utils.console import log_to_file, peak_memory_mib, progress_bar, say
+from utils.console import log_to_file, peak_memory_mib, say
 from utils.distributed import StopSignals, World
 from utils.files import lock_work_dir, user_path, write_atomically
 
@@ -48,6 +53,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def run_experiment(config: Experiment, args: argparse.Namespace, world: World) -> int:
     """A dry run or a training run; in a training run rank 0 locks the folder and logs what it prints there."""
+    check_trackers(config.log.trackers, args.config)
     if args.dry_run:
         dry_run(Run(config, args.config, args.work_dir, world, dry=True))
         return 0
@@ -67,22 +73,25 @@ def train(config: Experiment, args: argparse.Namespace, world: World) -> int:
     run = Run(config, args.config, args.work_dir, world, resume, args.force)
     del resume  # it needs as much memory as the networks
     trainer, total, log_config = run.trainer, run.config.schedule.max_iters, config.log
+    first = trainer.step
     log = RunLog(
         args.work_dir, trainer.step, run.validated, total, config.train.images, active=world.is_main,
-        tolerate_errors=run.tolerate_errors,
+        tolerate_errors=run.tolerate_errors, trackers=log_config.trackers, config=run.config.model_dump(mode="json"),
+        interval=config.eval.interval, epoch=run.steps_per_epoch, best=run.best["miou"],
     )  # fmt: skip
     if world.is_main:
         write_provenance(run)
     if run.best_is_outdated:
-        run.measure_best()
+        with log.paused():
+            run.measure_best()
     if run.protocol_changed:
         log.new_protocol(trainer.step, run.best)
     if run.has_unverified_teacher:
-        run.verify_teacher()
+        with log.paused():
+            run.verify_teacher()
         log.teacher(trainer.step, run.teacher_miou)
 
     signals = StopSignals()
-    bar = progress_bar(total, trainer.step, args.work_dir.name, active=world.is_main)
     batches = iter(run.loader(run.positions(trainer.step, total)))
     skipped = SkippedSamples(run.stream.num_samples, active=world.is_main)
     while True:
@@ -97,9 +106,13 @@ def train(config: Experiment, args: argparse.Namespace, world: World) -> int:
         weights = trainer.weights
         micro_batches = [next(batches) for _ in range(config.train.accumulate)]
         skipped.note(micro_batches)
+        if step == first and log_config.panel_images:
+            images, labels = trainer.inputs(micro_batches[0])  # on all ranks, because a sharded teacher may mix them
+            shown = (images[: log_config.panel_images], labels.ids[: log_config.panel_images])
+            log.picture(step, "train/batch", batch_panel(*shown, run.validation))
         terms, norms = trainer.train_step(micro_batches, measure)
         step = trainer.step
-        bar.update()
+        log.progress(step, terms["loss"])
         if step % log_config.interval == 0 or step == total or measure:
             log.training(step, terms, weights, norms, trainer.learning_rate, trainer.scaling())
             if run.stream.skip_bad:
@@ -111,15 +124,14 @@ def train(config: Experiment, args: argparse.Namespace, world: World) -> int:
             run.save(last=stopping > 0 or step == total)
         if stopping and step < total:
             skipped.report()
-            log.close()
+            log.close(finished=False)
             if world.is_main:
                 say(f"stopped at step {step}; to continue, add --resume auto to the same command")
             return 128 + stopping
-    bar.close()
-    log.close()
     run.save(last=True)
     if world.is_main:
         finish(run)
+    log.close()
     return 0
 
 

@@ -451,7 +451,8 @@ class Log(Section):
     interval: Positive = 50  # Steps between two log entries.
     # Steps between two measurements of each term's gradient norm, which cost one backward pass a term. 0: never.
     grad_norm_interval: Count = 0
-    panel_images: Count = 4  # Number of validation images shown in TensorBoard.
+    panel_images: Count = 4  # Images in the pictures of a training batch and of the validations.
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)  # What the run is followed with.
 
 
 class Experiment(Section):

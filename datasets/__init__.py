@@ -10,10 +10,11 @@ from typing import Any
 import cv2
 from torch.utils.data import DataLoader
 
-from datasets import ade20k, camvid, cityscapes, coco_stuff, listed, voc  # noqa: F401  (each registers its data set)
+from datasets import camvid, cityscapes, field, listed  # noqa: F401  (each registers its data set)
 from datasets.base import DATASETS, SegDataset
 from datasets.packed import PackedDataset
 from datasets.stream import JointStream
+from utils.names import name_some
 
 GRACE = 30  # seconds from SIGTERM to the end of a worker
 
@@ -31,7 +32,6 @@ def build_dataset(
 
     Args:
         type: a name in ``DATASETS``.
-        root: folder of the data set.
         list_file: list of ``image label`` lines, relative to ``root`` or absolute.
         packed: folder of the packed data set, from which the pixels are read instead.
         check_files: raise an error if a listed file is missing.
@@ -46,39 +46,25 @@ def build_dataset(
     dataset = DATASETS[type](root, list_file, **options)
     dataset.image_range = image_range
     if check_files and (missing := dataset.missing_files()):
-        named = ", ".join(str(path.relative_to(dataset.root)) for path in missing[:10])
+        named = name_some([str(path.relative_to(dataset.root)) for path in missing], 10)
         raise FileNotFoundError(
             f"{len(missing)} of the files in {dataset.root / list_file} are missing under {dataset.root}, or are "
-            f"broken links: {named}{' ...' if len(missing) > 10 else ''}; put them there or remove their lines "
+            f"broken links: {named}; put them there or remove their lines "
             "(scripts/prepare_lists.py --config names each)"
         )
     return dataset if packed is None else PackedDataset(dataset, packed)
 
 
 def make_loader(
-    stream: JointStream,
-    batches: Iterable[list[int]],
-    *,
-    workers: int = 0,
-    pin_memory: bool = False,
-    timeout: float = 0,
+    stream: JointStream, batches: Iterable[list[int]], *, workers: int = 0, pin_memory: bool = False, timeout: float = 0
 ) -> DataLoader:
     """Loads micro-batches: dicts of ``image`` B 3 h w uint8, ``label`` B h w uint8, ``position`` B int64 (negative
     for a sample without a label), ``name`` and ``skipped``, lists of B.
 
-    Args:
-        stream: the samples by position.
-        batches: lists of positions, from ``PositionBatches``.
-        workers: processes that load ahead; 0: this process loads.
-        pin_memory: page-locked tensors, for asynchronous copies to a GPU.
-        timeout: seconds to wait for a worker's batch before an error; 0: no limit.
+    ``batches`` are lists of positions, from ``PositionBatches``. ``workers`` processes load ahead, and have ``timeout``
+    seconds for a batch (0: no limit).
     """
-    return DataLoader(
-        stream,
-        batch_sampler=batches,
-        pin_memory=pin_memory,
-        **worker_options(workers, timeout),
-    )
+    return DataLoader(stream, batch_sampler=batches, pin_memory=pin_memory, **worker_options(workers, timeout))
 
 
 def worker_options(workers: int, timeout: float) -> dict[str, Any]:

@@ -24,10 +24,6 @@ def read_list(root: str | Path, list_file: str | Path) -> list[tuple[str, str | 
     separated by white space, or by one tab where a name contains spaces. The text is UTF-8, with or without a byte
     order mark. Links under ``root`` may lead anywhere.
 
-    Args:
-        root: folder of the data set.
-        list_file: the list, relative to ``root`` or absolute.
-
     Raises:
         FileNotFoundError: ``root`` or the list is missing, or the pattern matches no file.
         ValueError: the list is not UTF-8 text, a line has more than two fields, a path is absolute or leads out of
@@ -77,6 +73,19 @@ def read_list(root: str | Path, list_file: str | Path) -> list[tuple[str, str | 
     return pairs
 
 
+def read_table(name: str) -> list[tuple[int, Color, str]]:
+    """The id in a label file, RGB colour and name of each class, from the lines of ``datasets/classes/NAME.txt``."""
+    lines = (Path(__file__).parent / f"classes/{name}.txt").read_text(encoding="utf-8").splitlines()
+    rows = [line.split(maxsplit=4) for line in lines if not line.startswith("#")]
+    return [(int(raw), (int(red), int(green), int(blue)), title) for raw, red, green, blue, title in rows]
+
+
+def read_classes(name: str) -> tuple[list[str], list[Color], dict[int, int]]:
+    """The classes of a published data set in train id order: names, RGB colours, id in a label file -> train id."""
+    ids, colors, names = zip(*read_table(name), strict=True)
+    return list(names), list(colors), {raw: train for train, raw in enumerate(ids)}
+
+
 class SegDataset(Dataset):
     """Images with one class a pixel, from a list file.
 
@@ -89,12 +98,9 @@ class SegDataset(Dataset):
         colors: (r, g, b) in a label file -> train id. All other colours are errors. None: labels in colour are errors.
 
     Attributes:
-        root: ``Path``.
-        class_names: K names.
         num_classes: K.
         palette: K x 3 uint8 RGB.
         id_table: 256 or 65536 uint8, raw id -> train id; 255 is void, 254 marks a raw id that is an error.
-        colors: as the argument.
         image_range: (low, high), the values that are black and white in images with 16 bits a channel; None: such
             images are errors. ``build_dataset`` sets it.
         files: the (image, label or None) paths of each sample.

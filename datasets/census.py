@@ -17,19 +17,12 @@ Value = int | Color  # of a pixel in a label file
 
 
 class Census(NamedTuple):
-    """What the labels of one split hold.
+    """What the labels of one split hold."""
 
-    Attributes:
-        images: labelled images that could be read.
-        pixels: K int64, pixels of each class.
-        occurs: K int64, images in which each class occurs.
-        void: pixels without a class.
-    """
-
-    images: int
-    pixels: np.ndarray
-    occurs: np.ndarray
-    void: int
+    images: int  # labelled images that could be read
+    pixels: np.ndarray  # K int64, of each class
+    occurs: np.ndarray  # K int64, images in which each class occurs
+    void: int  # pixels without a class
 
     @property
     def absent(self) -> list[int]:
@@ -42,14 +35,10 @@ class Census(NamedTuple):
         return self.void / max(1, self.void + int(self.pixels.sum()))
 
 
-def count_labels(dataset: SegDataset, description: str, skip_bad: bool = False, threads: int = 8) -> Census:
+def count_labels(dataset: SegDataset, description: str, skip_bad: bool = False) -> Census:
     """Reads every label of a data set once; draws a bar on a terminal.
 
-    Args:
-        dataset: the split; samples without a label are left out.
-        description: text before the bar.
-        skip_bad: leave out labels that cannot be read, instead of an error.
-        threads: labels read at a time.
+    Samples without a label are left out, with ``skip_bad`` also labels that cannot be read.
 
     Raises:
         ValueError, OSError: a label cannot be read, or holds an id that the data set does not know.
@@ -64,7 +53,7 @@ def count_labels(dataset: SegDataset, description: str, skip_bad: bool = False, 
             raise
         return None if label is None else np.bincount(label.ravel(), minlength=256)
 
-    pool = ThreadPoolExecutor(threads)
+    pool = ThreadPoolExecutor(8)
     try:
         found = pool.map(histogram, range(len(dataset)))
         bar = tqdm(found, f"{description}: counting labels", len(dataset), leave=False, disable=None)
@@ -115,12 +104,9 @@ def count_values(raw: np.ndarray, label: np.ndarray) -> dict[tuple[Value, int], 
 
 
 def check_census(train: Census | None, val: Census, class_names: Sequence[str], default_table: bool) -> list[str]:
-    """What is odd about the labels of a training and a validation set, in sentences.
+    """What is odd about the labels of a training set (None: it has none) and a validation set, in sentences.
 
-    Args:
-        train, val: of the two splits; ``train`` is None if no training image has a label.
-        class_names: K names.
-        default_table: nobody said which raw id is which class.
+    ``default_table``: nobody said which raw id is which class.
 
     Raises:
         ValueError: nothing can be learned, or nothing can be measured.

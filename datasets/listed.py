@@ -15,8 +15,6 @@ class ListedDataset(SegDataset):
     """A data set that needs no code: its classes are values of the config.
 
     Args:
-        root: folder of the data set.
-        list_file: list of ``image label`` lines.
         class_names: K names, in train id order.
         palette: K RGB colours; None: generated.
         id_table: raw id -> train id (255 is void), as a dict, or as a list whose index is the raw id. Raw ids that it

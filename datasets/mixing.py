@@ -22,12 +22,6 @@ class Mixing:
 
     cutmix: a rectangle of the partner (French et al., BMVC 2020, section 3). classmix: all pixels of half of the
     partner's classes (Olsson et al., WACV 2021, section 3.1); the teacher decides the classes of an unlabelled image.
-
-    Args:
-        kind: ``'cutmix'`` or ``'classmix'``.
-        probability: of an image to be mixed.
-        domain: which images are mixed.
-        seed: of all draws.
     """
 
     def __init__(self, kind: Kind, probability: float, domain: Domain, seed: int):

@@ -102,12 +102,7 @@ class PackedDataset(SegDataset):
         return self._pixels(index)[3 * height * width :].reshape(height, width)
 
     def find_damage(self, index: int, sources: bool) -> str | None:
-        """Reads a sample completely; what is wrong with it, or None.
-
-        Args:
-            index: of the sample.
-            sources: also compare the files from which it was packed.
-        """
+        """Reads a sample completely, with ``sources`` also its files; what is wrong with it, or None."""
         sample = self._samples[index]
         if digest(self._pixels(index)) != sample["sha256"]:
             shard = self.folder / self._shards[sample["shard"]]["file"]

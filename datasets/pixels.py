@@ -20,7 +20,6 @@ def open_image(path: Path, image_range: tuple[float, float] | None = None) -> np
     Transparency is left out. An EXIF rotation is not applied, since labels know of none.
 
     Args:
-        path: the file.
         image_range: (low, high), for images of 16 bits a channel alone: a value v becomes
             round(255 (v - low) / (high - low)), and what is below low or above high becomes 0 or 255.
 

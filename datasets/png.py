@@ -23,7 +23,6 @@ class PngRows:
 
     Args:
         content: of a PNG file with three channels of 8 bits, not interlaced.
-        path: for errors.
 
     Attributes:
         shape: (H, W, 3).

@@ -14,11 +14,8 @@ class PositionBatches(Sampler[list[int]]):
     in the same way; they follow the labelled ones in each micro-batch.
 
     Args:
-        start_step: first step.
         stop_step: the step after the last.
         batch_size: global, over all ranks and accumulation steps.
-        world_size: number of ranks.
-        rank: of this process.
         accumulate: micro-batches of each rank in a step.
         unlabelled: as ``batch_size``, of the samples without labels.
 

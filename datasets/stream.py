@@ -15,11 +15,6 @@ class Pool:
     Args:
         parts: data sets, and the indices of the samples that belong to the pool.
         labels: False: no label is read; every pixel is void.
-
-    Attributes:
-        names: of the samples.
-        images: their files.
-        num_classes: K.
     """
 
     def __init__(self, parts: Sequence[tuple[SegDataset, Sequence[int]]], labels: bool = True):
@@ -56,10 +51,8 @@ class TrainStream(Dataset):
     output of a sample can be computed once and kept, but there are fewer different augmentations.
 
     Args:
-        dataset: where samples come from.
         transform: ``(image H W 3 uint8, label H W uint8, rng) -> (image, label)``, which reads the image by
             ``image[:n]``, its first n rows.
-        seed: of order and augmentation.
         number: of the stream; streams of one seed and different numbers are independent.
         epochs: different passes over the data, after which the stream repeats; None: it never repeats.
         skip_bad: replace a sample that cannot be read by the next readable one in the epoch's order; still a function
@@ -133,10 +126,6 @@ class JointStream(Dataset):
     Labelled samples have the positions 0, 1, 2, ... and unlabelled ones -1, -2, -3, ...: -1 - p is the position p of
     the unlabelled stream. As an index, a wrapped position is a different place for each sample in an array as long as
     both periods together.
-
-    Args:
-        labelled: None: no sample has a label.
-        unlabelled: None: every sample has a label.
 
     Attributes:
         streams: those that there are, labelled first.

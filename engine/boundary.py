@@ -29,9 +29,6 @@ class BoundaryIoU:
     Void pixels do not count, and a border with void is no boundary, in truth or prediction: nobody knows which class
     lies behind it. Two classes with a strip of void between them still have a boundary if they are at most d apart. So
     a perfect prediction scores 1. (The authors' program differs: there a border of the truth with void is a boundary.)
-
-    Args:
-        num_classes: K.
     """
 
     def __init__(self, num_classes: int):

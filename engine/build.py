@@ -74,9 +74,6 @@ def build_distiller(
     """Student, task loss and distillation method in the one module that is trained.
 
     Args:
-        config: the experiment.
-        source: the config file, which errors name.
-        student: the network to train.
         teacher: only its ``spec`` is read; None: the student is trained alone.
         counted_weights: what ``train.class_weights='auto'`` stands for (``check_labels``); None: all 1, where no labels
             are read.
@@ -114,8 +111,6 @@ def load_trained(model: SegModel, weights: Weights, class_names: Sequence[str] |
     """Loads a whole trained network.
 
     Args:
-        model: gets the weights.
-        weights: of all its tensors.
         class_names: the dataset's, which must be the network's; None: a class map follows, so they may differ.
 
     Raises:
@@ -140,11 +135,6 @@ def load_to_fine_tune(model: SegModel, weights: Weights, class_names: Sequence[s
     """Loads a whole trained network, without the last layer of its head if it has other classes.
 
     Its classes are compared by name, or by number where its metadata has no names.
-
-    Args:
-        model: gets the weights.
-        weights: of all its tensors.
-        class_names: the dataset's.
 
     Raises:
         ValueError: as ``load_weights``.

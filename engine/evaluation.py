@@ -50,16 +50,12 @@ def evaluate(
             (``engine.sharding``).
         dataset: has ``num_classes`` and ``len()``; ``[i]`` is a dict of ``image`` 3 H W uint8, ``label`` H W uint8 with
             255 = void, and ``name``.
-        device: where the network runs.
         autocast_dtype: bfloat16 or float16 for mixed precision; None for none.
-        rank: of this process.
         world_size: number of processes; all of them must call.
         mode, scales, flip, crop_size, stride: as in :func:`predict`.
-        workers: loader processes.
         timeout: seconds to wait for a worker's sample before an error is raised; 0 waits for ever.
         on_sample: called with (name, image, prediction, label) of this rank's samples, as uint8 tensors on the CPU.
         progress: draws a progress bar, on rank 0 and on a terminal only.
-        description: text before the bar.
 
     Raises:
         ValueError: the dataset is empty, ``world_size`` is not that of the process group, a label and its image differ
@@ -72,6 +68,7 @@ def evaluate(
     if len(dataset) == 0:
         raise ValueError("the dataset is empty; expected one sample or more")
     device = torch.device(device)
+    views = {"mode": mode, "scales": scales, "flip": flip, "crop_size": crop_size, "stride": stride}
     loader = DataLoader(
         Subset(dataset, range(rank, len(dataset), world_size)),
         batch_size=None,
@@ -94,15 +91,7 @@ def evaluate(
                 size_errors(model, file, label.shape, scales, crop_size if mode == "slide" else None),
                 torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None),
             ):
-                prediction = predict(
-                    model,
-                    image.to(device, non_blocking=True),
-                    mode=mode,
-                    scales=scales,
-                    flip=flip,
-                    crop_size=crop_size,
-                    stride=stride,
-                )[0]
+                prediction = predict(model, image.to(device, non_blocking=True), **views)[0]
             confusion.update(prediction, label.to(device, non_blocking=True))
             if on_sample is not None:
                 on_sample(name, image, prediction.cpu(), label)

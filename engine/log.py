@@ -1,25 +1,25 @@
-"""The log of a training run: ``metrics.jsonl``, TensorBoard events and lines on the terminal."""
+"""The log of a training run: ``metrics.jsonl``, its trackers, lines and a progress bar on the terminal."""
 
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch.utils.tensorboard import SummaryWriter
 
 from engine.metrics import SegMetrics
-from utils.console import peak_memory_mib, say
+from engine.trackers import Trackers
+from utils.console import peak_memory_mib, progress_bar, say
 from utils.distributed import gather_objects
 from utils.files import write_atomically
 
 
 class RunLog:
-    """The log of one training run: ``metrics.jsonl``, TensorBoard, and a line on the terminal for each entry.
+    """The log of one training run: ``metrics.jsonl``, its trackers, a progress bar, and a line for each entry.
 
     Args:
         work_dir: folder of the run.
@@ -30,25 +30,55 @@ class RunLog:
         images: in a step, over all ranks; for images per second.
         active: True on rank 0 only; the other ranks write and print nothing.
         tolerate_errors: if an entry cannot be written (a full disk), print a warning instead of raising OSError.
+        trackers: where else the run is logged (``engine.trackers``).
+        config: of the run, in values of JSON, for the trackers.
+        interval: steps between two validations; 0: there is one, at the end.
+        epoch: steps of an epoch; None: not shown.
+        best: mIoU of the best student so far; negative if there is none.
     """
 
     def __init__(
         self, work_dir: str | Path, step: int, validated: int, total: int, images: int, active: bool = True,
-        tolerate_errors: bool = False,
+        tolerate_errors: bool = False, trackers: Sequence[str] = ("tensorboard",), config: Mapping[str, Any] = {},
+        interval: int = 0, epoch: float | None = None, best: float = -1.0,
     ):  # fmt: skip
         self.total, self.images, self.active = total, images, active
-        self.tolerate_errors = tolerate_errors
+        self.tolerate_errors, self.validated, self.interval = tolerate_errors, validated, interval or total
+        self.epoch, self.best = epoch, best
+        self.validation_seconds: float | None = None  # that the last one took
+        self.bar = progress_bar(total, step, Path(work_dir).name, active)
+        if active:
+            self._open(Path(work_dir), step, trackers, config)
         self.clock, self.counted = time.perf_counter(), step  # start of the interval for images per second
-        if not active:
-            return
-        path, kept = Path(work_dir) / "metrics.jsonl", []
+        self.began = self.clock, step
+
+    def _open(self, work_dir: Path, step: int, trackers: Sequence[str], config: Mapping[str, Any]) -> None:
+        path, kept, validated = work_dir / "metrics.jsonl", [], self.validated
         if path.is_file():
             # A killed run may leave half of a line at the end of the file, without a newline.
             whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
             kept = [line for line in whole if _step_of(line, path) <= (validated if '"miou"' in line else step)]
         write_atomically(path, "".join(kept if step else []).encode())
         self.file = open(path, "ab", buffering=0)  # noqa: SIM115 - lives as long as the run
-        self.board: SummaryWriter | None = SummaryWriter(str(Path(work_dir) / "tensorboard"), purge_step=step + 1)
+        self.trackers = Trackers(trackers, work_dir, step, config)
+
+    def progress(self, step: int, loss: float) -> None:
+        """Moves the bar to ``step``, whose loss is shown."""
+        if not self.bar.disable:
+            miou = f"mIoU {self.best:.2%}, " if self.best >= 0 else ""
+            self.bar.set_postfix_str(f"{self._epoch(step)}loss {loss:.4f}, {miou}{self._left(step)}", refresh=False)
+            self.bar.update()
+
+    def _epoch(self, step: int) -> str:
+        return "" if self.epoch is None else f"epoch {step / self.epoch:.2f}/{self.total / self.epoch:.2f}, "
+
+    def _left(self, step: int) -> str:
+        """Time until the end of the run, if its steps and validations take as long as so far."""
+        clock, first = self.began
+        seconds = (self.total - step) * (time.perf_counter() - clock) / max(1, step - first)
+        to_come = -(-self.total // self.interval) - self.validated // self.interval
+        least = "at least " if to_come and self.validation_seconds is None else ""  # none was measured yet
+        return f"{least}{timedelta(seconds=round(seconds + to_come * (self.validation_seconds or 0)))} left"
 
     def training(
         self,
@@ -75,21 +105,18 @@ class RunLog:
         rate = (step - self.counted) * self.images / (now - self.clock)
         self.clock, self.counted = now, step
         self._write(step, **terms, lr=lr, **scaling, **({"grad_norm": norms} if norms else {}))
-        rates = {"images_per_s": rate, "peak_memory_mib": peak_memory_mib()}
-        self._scalars(step, "train", {**terms, "lr": lr, **scaling, **rates})
-        self._scalars(step, "weight", weights)
-        self._scalars(step, "grad_norm", norms)
-        self.board.flush()  # if the process is killed later, this entry is not lost
-        left = timedelta(seconds=round((self.total - step) * self.images / rate))
+        figures = {**terms, "lr": lr, **scaling, "images_per_s": rate, "peak_memory_mib": peak_memory_mib()}
+        self._track(step, train=figures, weight=weights, grad_norm=norms)
         shown = " ".join(f"{name} {value:.4f}" for name, value in terms.items())
         scaled = "".join(f" {name} {value:g}" for name, value in scaling.items())
-        say(f"step {step}/{self.total} {shown} lr {lr:.2e}{scaled} {rate:.1f} images/s {left} left")
+        speed = f"{rate:.1f} images/s {self._epoch(step)}{self._left(step)}"
+        say(f"step {step}/{self.total} {shown} lr {lr:.2e}{scaled} {speed}")
 
     def skipped(self, step: int, count: int) -> None:
         """Logs how many training samples could not be read and were replaced since the last entry."""
         if self.active and count:
             self._write(step, skipped_samples=count)
-            self._scalars(step, "train", {"skipped_samples": count})
+            self._track(step, train={"skipped_samples": count})
 
     def teacher(self, step: int, miou: float | None) -> None:
         """Logs the teacher's mIoU on the validation set; None: it has no logits."""
@@ -125,9 +152,9 @@ class RunLog:
             overall["averaged_miou"] = averaged_miou
         per_class = dict(zip(class_names, metrics.per_class_iou, strict=True))
         self._write(step, **overall, per_class_iou=per_class)
-        self._scalars(step, "val", overall)
-        self._scalars(step, "val_iou", per_class)
-        self.board.flush()
+        line = {} if teacher_miou is None else {"teacher_miou": teacher_miou}  # beside the student's curve
+        self._track(step, val={**overall, **line}, val_iou=per_class)
+        self.validated, self.best = step, best["miou"]
         teacher = f", teacher {teacher_miou:.2%}" if teacher_miou is not None else ""
         miou = f"{metrics.miou:.2%} {metrics.coverage}".strip()
         averaged = f", averaged weights {averaged_miou:.2%}" if averaged_miou is not None else ""
@@ -146,20 +173,24 @@ class RunLog:
             self._write(step, new_protocol=True, **measured)
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
-        """Adds a picture, H W 3 uint8, to TensorBoard."""
+        """Adds a picture, H W 3 uint8, to the trackers."""
         if self.active:
-            self._on_board(lambda board: board.add_image(name, image, step, dataformats="HWC"))
+            self.trackers.send("picture", step, name, image)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time spent inside does not count as training time."""
+        """For a validation: the time inside does not count as training time."""
         start = time.perf_counter()
         yield
-        self.clock += time.perf_counter() - start
+        self.validation_seconds = time.perf_counter() - start
+        self.clock += self.validation_seconds
+        self.began = self.began[0] + self.validation_seconds, self.began[1]
 
-    def close(self) -> None:
+    def close(self, finished: bool = True) -> None:
+        """Ends the log, of a run that is ``finished`` or was stopped."""
+        self.bar.close()
         if self.active:
-            self._on_board(SummaryWriter.close)
+            self.trackers.close(finished)
             self.file.close()
 
     def _write(self, step: int, **values: Any) -> None:
@@ -171,28 +202,14 @@ class RunLog:
                 rest = rest[self.file.write(rest) :]
         except OSError as error:
             os.truncate(self.file.fileno(), end)  # no half line before the next one
-            self._handle_error(f"cannot write step {step} to {self.file.name}", error)
+            what = f"cannot write step {step} to {self.file.name} ({error.strerror or error})"
+            if not self.tolerate_errors:
+                raise OSError(f"{what}; the earlier entries are unchanged") from error
+            say(f"WARNING: {what}; the run continues without it (checkpoint.on_save_error)")
 
-    def _scalars(self, step: int, prefix: str, values: Mapping[str, float]) -> None:
-        def add(board: SummaryWriter) -> None:
-            for name, value in values.items():
-                board.add_scalar(f"{prefix}/{name}", value, step)
-
-        self._on_board(add)
-
-    def _on_board(self, write: Callable[[SummaryWriter], None]) -> None:
-        if self.board is None:
-            return
-        try:
-            write(self.board)
-        except OSError as error:
-            folder, self.board = self.board.log_dir, None  # its thread has ended and cannot write again
-            self._handle_error(f"cannot write to {folder}; this run writes no more events", error)
-
-    def _handle_error(self, what: str, error: OSError) -> None:
-        if not self.tolerate_errors:
-            raise OSError(f"{what} ({error.strerror or error}); the earlier entries are unchanged") from error
-        say(f"WARNING: {what} ({error.strerror or error}); the run continues without it (checkpoint.on_save_error)")
+    def _track(self, step: int, **groups: Mapping[str, float]) -> None:
+        named = {f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()}
+        self.trackers.send("scalars", step, named)
 
 
 def _step_of(line: str, path: Path) -> int:

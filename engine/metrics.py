@@ -16,26 +16,16 @@ CHUNK = 2**17  # pixels counted at a time on a CPU: they stay in its cache
 
 @dataclass(frozen=True)
 class SegMetrics:
-    """Metrics of one evaluation, as fractions in 0..1; nan where there are no pixels.
+    """Metrics of one evaluation, as fractions in 0..1; nan where there are no pixels. Means are over values not nan."""
 
-    Attributes:
-        per_class_iou: K values, true positives / union; nan for a class that is neither in the truth nor predicted.
-        per_class_acc: K values, true positives / pixels in the truth; nan for a class that is not in the truth.
-        miou: mean of ``per_class_iou`` over the classes that are not nan.
-        macc: mean of ``per_class_acc`` over the classes that are not nan.
-        pixel_accuracy: share of the labelled pixels that are predicted correctly.
-        confusion_matrix: K x K numbers of pixels, truth in rows, predictions in columns, without void.
-        per_class_boundary_iou: K values (``engine.boundary``); None: not measured.
-        boundary_miou: mean of ``per_class_boundary_iou`` over the classes that are not nan; None: not measured.
-    """
-
-    per_class_iou: list[float]
-    per_class_acc: list[float]
+    per_class_iou: list[float]  # K, true positives / union; nan for a class that is neither in the truth nor predicted
+    per_class_acc: list[float]  # K, true positives / pixels in the truth; nan for a class that is not in the truth
     miou: float
     macc: float
-    pixel_accuracy: float
+    pixel_accuracy: float  # share of the labelled pixels that are predicted correctly
+    # K x K numbers of pixels, truth in rows, predictions in columns, without void.
     confusion_matrix: list[list[int]] = field(default_factory=list, repr=False)
-    per_class_boundary_iou: list[float] | None = None
+    per_class_boundary_iou: list[float] | None = None  # K (``engine.boundary``); None: not measured
     boundary_miou: float | None = None
 
     @property
@@ -96,10 +86,6 @@ class ConfusionMatrix:
     ``counts`` is (K + 2) x (K + 1), int64: K x K with the truth in rows, then a row for void, a row for labels out of
     range and a column for predictions out of range. Void is counted but enters no metric. Counts out of range are
     reported by :meth:`compute`, so that :meth:`update` never waits for the device.
-
-    Args:
-        num_classes: K.
-        device: of the maps given to :meth:`update`.
 
     Raises:
         ValueError: K is not in 1..254 (labels are uint8, 254 is padding and 255 is void).

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -57,9 +57,6 @@ def parameter_groups(
     Args:
         backbone: its parameters have the learning rate ``lr``.
         trained: all that is trained; its parameters outside the backbone have ``lr * head_lr_mult``.
-        lr: learning rate of the backbone.
-        head_lr_mult: factor for the other parameters.
-        weight_decay: L2 coefficient.
         decay_norm_bias: whether one-dimensional parameters (norms, biases) have weight decay too.
     """
     in_backbone = {id(parameter) for parameter in backbone.parameters()}
@@ -76,16 +73,14 @@ def parameter_groups(
 
 
 def build_optimizer(
-    type: str, groups: list[dict], *, momentum: float, betas: tuple[float, float]
+    type: Literal["sgd", "adamw"], groups: list[dict], *, momentum: float, betas: tuple[float, float]
 ) -> torch.optim.Optimizer:
     """Fused SGD with momentum or fused AdamW; ``groups`` have their own learning rates and weight decay."""
     if type == "sgd":
         optimizer = torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=True)
         _start_momentum(optimizer)
         return optimizer
-    if type == "adamw":
-        return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
-    raise ValueError(f"unknown optimizer {type!r}; choices: adamw, sgd")
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
 
 
 def _start_momentum(optimizer: torch.optim.Optimizer) -> None:
@@ -132,8 +127,6 @@ def update_average(average: nn.Module, network: nn.Module, decay: float, step: i
     initial weights.
 
     Args:
-        average: a copy of the network.
-        network: after its step.
         decay: largest d, in [0, 1).
         step: number of updates before this one.
     """

@@ -10,11 +10,12 @@ from torch import nn
 from torch.utils.data import Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
+from datasets.base import SegDataset
 from datasets.census import Census, Value
 from engine.metrics import ConfusionMatrix
 from models.inference import predict
 from utils.names import VOID
-from utils.visualize import ERROR_COLORS, colorize, error_map, panel
+from utils.visualize import ERROR_COLORS, Color, colorize, error_map, panel
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -149,5 +150,17 @@ def prediction_panel(
             above.append((name, colorize(prediction.numpy(), dataset.palette)))
             below.append((f"errors (mIoU {100 * miou:.1f})", error_map(prediction.numpy(), truth.numpy())))
         rows += [above, below]
-    legend = {name: tuple(map(int, color)) for name, color in zip(dataset.class_names, dataset.palette, strict=True)}
-    return panel(rows, legend | ERROR_COLORS)
+    return panel(rows, class_colors(dataset) | ERROR_COLORS)
+
+
+def class_colors(dataset: SegDataset) -> dict[str, Color]:
+    return {name: tuple(map(int, color)) for name, color in zip(dataset.class_names, dataset.palette, strict=True)}
+
+
+def batch_panel(images: torch.Tensor, labels: torch.Tensor, dataset: SegDataset) -> np.ndarray:
+    """Images of a training batch, B 3 H W uint8, each beside its label, B H W, in the colours of ``dataset``."""
+    rows = [
+        [("image", image.permute(1, 2, 0).numpy()), ("label", colorize(label.numpy(), dataset.palette))]
+        for image, label in zip(images.cpu(), labels.cpu(), strict=True)
+    ]
+    return panel(rows, class_colors(dataset))

@@ -38,7 +38,7 @@ class Run:
         world: this process and its peers.
         resume: path and state of the checkpoint to resume from; None: a new run.
         force: resume even if the config has changed.
-        dry: for a dry run: each stage is printed before it begins, and the folder of ``teacher.cache`` is not used.
+        dry: for a dry run: its tables are made, and the folder of ``teacher.cache`` is not used.
 
     Raises:
         ConfigError: data, networks, method or weights do not fit the config.
@@ -140,9 +140,9 @@ class Run:
             self.calibrate()
 
     def announce(self, stage: str) -> None:
-        """Prints, in a dry run, the stage that begins."""
-        if self.dry and self.world.is_main:
-            say(stage)
+        """Prints the stage that begins. It is not in train.log, because a run that never starts leaves no file."""
+        if self.world.is_main:
+            print(stage, flush=True)
 
     def positions(self, start: int, stop: int) -> PositionBatches:
         """Positions, in the training stream, of this rank's micro-batches from step ``start`` to ``stop``."""
@@ -205,6 +205,13 @@ class Run:
                 "be measured; expected labelled images"
             )
         return metrics
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """A pass over the labelled images, or over the unlabelled ones if no image has a label (``resolve_epochs``)."""
+        return len(self.stream.streams[0].dataset) / (
+            self.config.train.batch_size or self.config.train.unlabelled_batch
+        )
 
     @property
     def from_data(self) -> list[str]:

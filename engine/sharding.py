@@ -25,7 +25,6 @@ def shard_network(network: nn.Module, world: World, channels_last: bool) -> None
 
     Args:
         network: on the host, without gradients; its weights are gathered in the dtypes that they have now.
-        world: this process and its peers.
         channels_last: memory layout of the images, and so of all maps. Gathered weights are always contiguous.
     """
     mesh = init_device_mesh(world.device.type, (world.size,))
@@ -42,11 +41,6 @@ def keep_gathering(model: nn.Module | None, world: World, autocast_dtype: torch.
     A forward pass needs all ranks, because it gathers their parts of the weights. So each pass first tells the other
     ranks that it starts, and the ranks that have finished join it with a dummy image. Without a sharded module,
     nothing happens.
-
-    Args:
-        model: sharded, with a sharded module inside, neither, or None.
-        world: this process and its peers.
-        autocast_dtype: of the forward passes.
     """
     network = sharded_part(model)
     if network is None:

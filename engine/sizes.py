@@ -12,14 +12,7 @@ from utils.config import ConfigError
 
 
 def check_crop(config: Experiment, source: str, student: nn.Module, teacher: nn.Module | None, batch: int) -> None:
-    """Tries both networks on images of the size of a training crop.
-
-    Args:
-        config: the experiment.
-        source: the config file, which errors name.
-        student: in training mode.
-        teacher: or None.
-        batch: images over which batch statistics are computed.
+    """Tries both networks, the student in training mode, on ``batch`` images of the size of a training crop.
 
     Raises:
         ConfigError: a network cannot run on them.
@@ -47,11 +40,7 @@ def check_validation_sizes(
 ) -> None:
     """Reads the size of every validation image, if a network does not take every size.
 
-    Args:
-        config: the experiment.
-        source: the config file, which errors name.
-        dataset: the validation set.
-        networks: those that are evaluated, by role; those without logits are left out.
+    Networks (by role) without logits are left out: they are not evaluated.
 
     Raises:
         ConfigError: an image is too small for a network.

@@ -85,9 +85,7 @@ class Teacher(nn.Module):
         """Moves the network, in place, to the device where it will run.
 
         Args:
-            world: this process and its peers.
             autocast_dtype: of the autocast that it will run in; its weights are cast to it once, here.
-            channels_last: memory layout.
             shard: each rank holds a part of every weight (``engine.sharding``).
             compile_blocks: ``torch.compile`` of its repeated blocks (``engine.sharding``).
         """
@@ -142,9 +140,6 @@ def build_teacher(
     """The config's teacher on the host, or None where the config has none or the student teaches itself.
 
     Args:
-        config: the experiment.
-        source: the config file, which errors name.
-        class_names: the dataset's.
         pretrained: False: random weights; the file is read only if the config does not give the network.
 
     Raises:
@@ -262,10 +257,8 @@ def build_teacher_cache(
     elsewhere = {"root", "unlabelled_root", "packed", "workers", "val_list", "test_list", "on_bad_sample"}
     pools = [each.dataset for each in stream.streams]
     samples = json.dumps([describe_sample(*sample) for pool in pools for sample in pool.samples])
-    found = {
-        "weights": teacher.loaded.digest(),
-        "normalization": teacher.network.normalization,
-    }  # instead of the config's names
+    # Instead of the config's names.
+    found = {"weights": teacher.loaded.digest(), "normalization": teacher.network.normalization}
     facts = {
         "teacher": {**config.teacher.model_dump(exclude={"cache", "cache_taps", "shard"}), **found},
         "data": {**config.data.model_dump(mode="json", exclude=elsewhere), "seed": stream.streams[0].seed},
@@ -275,4 +268,4 @@ def build_teacher_cache(
     }
     dtype = config.train.autocast_dtype or torch.float32
     with config_errors(source, "teacher.cache"):
-        return TeacherCache(config.teacher.cache, facts, stream.period, shapes, SegOutput, dtype, world)
+        return TeacherCache(config.teacher.cache, facts, stream.period, shapes, dtype, world)

@@ -8,7 +8,7 @@ on (``index.json``).
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.base import SegOutput
 from utils.config import changed_values
 from utils.console import say
 from utils.distributed import World, barrier
@@ -49,13 +50,10 @@ class TeacherCache:
     are kept exactly. In the tests, HMKD's terms over float32 maps differ by less than a relative 1e-3.
 
     Args:
-        folder: created if it does not exist.
         facts: everything that the outputs depend on, in the types of JSON.
         length: L.
         shapes: (C, h, w) of the maps of one sample, by name: taps, and ``'logits'`` unless the teacher has none.
-        make_output: (logits or None, taps, None) -> the output of a network.
         dtype: of the maps that are read.
-        world: this process, its device and its peers.
 
     Raises:
         ValueError: the folder holds the outputs of another experiment or is damaged, or the disk has too little room.
@@ -67,12 +65,11 @@ class TeacherCache:
         facts: Mapping[str, Any],
         length: int,
         shapes: Mapping[str, tuple[int, int, int]],
-        make_output: Callable[[Tensor, dict[str, Tensor], None], Any],
         dtype: torch.dtype,
         world: World,
     ):
         self.folder, self.shapes, self.length = Path(folder), dict(shapes), length
-        self.make_output, self.dtype, self.device = make_output, dtype, world.device
+        self.dtype, self.device = dtype, world.device
         self.record_bytes = {name: prod(shape) * HALF.itemsize for name, shape in shapes.items()} | {DONE: 1}
         if world.is_main:
             # Through JSON, which turns tuples into lists, so that it compares equal to the file.
@@ -84,7 +81,7 @@ class TeacherCache:
             name: np.memmap(self._path(name), HALF, "r", shape=(length, *shape)) for name, shape in shapes.items()
         }
 
-    def recall(self, positions: Sequence[int] | Tensor) -> Any | None:
+    def recall(self, positions: Sequence[int] | Tensor) -> SegOutput | None:
         """The output on the samples at B positions, maps B C h w; None if any of them is not stored.
 
         A position is an index of an array as long as L: 0..L-1, or negative, from the end.
@@ -93,9 +90,9 @@ class TeacherCache:
         if not self.done[positions].all():
             return None
         maps = {name: self._to_device(stored[positions]) for name, stored in self.maps.items()}
-        return self.make_output(maps.pop("logits", None), KeptTaps(maps), None)
+        return SegOutput(maps.pop("logits", None), KeptTaps(maps), None)
 
-    def store(self, positions: Sequence[int] | Tensor, output: Any) -> None:
+    def store(self, positions: Sequence[int] | Tensor, output: SegOutput) -> None:
         """Stores a network's output on the samples at these positions; samples that are stored already do not change.
 
         Raises:

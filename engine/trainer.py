@@ -204,13 +204,13 @@ class Trainer:
                 rank. On a GPU the error for a gradient comes from the next call or from ``check``; the weights do not
                 change meanwhile. In float16 a gradient that overflows is an error only if no smaller loss scale helps.
         """
-        self.check()
         device, weights, last = self.world.device, self.weights, len(batches) - 1
         images, labels = zip(*map(self.inputs, batches), strict=True)
         counts = torch.stack([torch.stack([count[k] for k in weights]) for count in map(self.distiller.counts, labels)])
         everywhere = all_reduce_sum(counts.sum(0))
         shares = counts / everywhere.where(everywhere > 0, 1)  # a term over no elements is 0 already
-        factors = shares * torch.tensor(list(weights.values()), device=device)
+        on_host = torch.tensor(list(weights.values()), pin_memory=device.type == "cuda")  # else the copy would wait
+        factors = shares * on_host.to(device, non_blocking=True)
 
         sums, norms = torch.zeros(len(weights), device=device), {}
         for i in range(len(batches)):
@@ -228,6 +228,7 @@ class Trainer:
                 self.scaler.scale((factors[i] * values).sum() * self.world.size).backward()
         local = dict(zip(weights, read_local(), strict=True))
         totals = dict(zip(weights, read_totals(), strict=True))
+        self.check()  # only now, so that the GPU had this step's work before the host asked for the last one's outcome
         if not all(map(math.isfinite, totals.values())):
             raise self.non_finite(self.step, batches, weights, local, self.scaler.get_scale())
 

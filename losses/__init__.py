@@ -28,12 +28,7 @@ __all__ = ["METHODS", "Composed", "Method", "build_method"]
 
 
 def build_method(type: str, student: ModelSpec, teacher: ModelSpec, **options) -> Method:
-    """The distillation method of this name, sized for two networks.
-
-    Args:
-        type: a name in ``METHODS``.
-        student, teacher: what the two networks declare.
-        **options: the method's own arguments.
+    """The distillation method of this name, sized for two networks, with its own arguments.
 
     Raises:
         ValueError: if the name is unknown (naming the nearest), or as the method raises.

@@ -76,7 +76,6 @@ class AfDCD(Method):
     The masks depend on how a batch is split, as in MGD.
 
     Args:
-        student, teacher: what the two networks declare.
         kd, feature, contrast: weights of the terms ``'afdcd_kd'``, ``'afdcd_feature'``, ``'afdcd_contrast'``, 0 or
             more.
         pair: (teacher's tap, student's tap).
@@ -86,7 +85,6 @@ class AfDCD(Method):
         groups: slices of the teacher's channels, 2 or more.
         patch: P, in pooled cells.
         pool: side of the pooling, in cells of the student's tap; 1 for none.
-        pixels: compare pixels with a label (``'labelled'``) or all inside the image (``'inside'``).
 
     Raises:
         ValueError: if a tap is unknown, a value makes no sense, ``groups`` does not divide the teacher's channels, or
@@ -130,7 +128,6 @@ class AfDCD(Method):
         self.generation = MaskedGeneration(*self.taps, mask_ratio) if feature or contrast else None
 
     def forward(self, student: SegOutput, teacher: SegOutput, labels: Labels) -> dict[str, Tensor]:
-        """Unweighted terms (see ``Method.forward``)."""
         terms = {}
         if "afdcd_kd" in self.weights:
             terms["afdcd_kd"] = self.align(student.logits, teacher.logits, labels, self.pixels)

@@ -73,13 +73,8 @@ class AICSD(LogitMethod):
     ``curriculum`` here: factors from 1 to 0 for ``'aicsd_pixel'``, from 0 to 1 for ``'aicsd_relation'`` and ``'task'``.
 
     Args:
-        student, teacher: what the two networks declare.
         relation, pixel: weights of the terms ``'aicsd_relation'`` and ``'aicsd_pixel'``, 0 or more.
         temperature: T of both.
-        pixels: compare pixels with a label (``'labelled'``) or all inside the image (``'inside'``).
-
-    Raises:
-        ValueError: if the teacher gives no logits or other classes, or a value makes no sense.
     """
 
     comparisons = {"aicsd_relation": relation_distance, "aicsd_pixel": class_mean_divergence}

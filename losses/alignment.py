@@ -48,12 +48,7 @@ def class_exit(channels: int, num_classes: int, width: int = 64) -> nn.Sequentia
 
 
 class RefinementBlock(nn.Module):
-    """u = conv1x1(x); BN(u + conv3x3(BN(conv3x3(u)))), bottleneck C // 4. B C h w -> B C h w.
-
-    Args:
-        channels: C.
-        affine: whether the last normalisation has a learnt scale and shift.
-    """
+    """u = conv1x1(x); BN(u + conv3x3(BN(conv3x3(u)))), middle C // 4; the last BN affine or not. B C h w -> B C h w."""
 
     def __init__(self, channels: int, affine: bool):
         super().__init__()
@@ -107,7 +102,6 @@ class FeatureAlignment(nn.Module):
     T' enters the loss detached.
 
     Args:
-        student, teacher: the declared taps.
         context: the side (``'student'``, ``'teacher'`` or None) that gets ``self_attention_context`` before its
             refinement: the CNN, if the other network is a transformer. On the teacher side it is applied to the resized
             and projected map (in the release to the map itself, which at output stride 8 costs many times more).
@@ -133,14 +127,7 @@ class FeatureAlignment(nn.Module):
     def forward(
         self, student: Tensor, teacher: Tensor, labels: Labels, pixels: Pixels = "labelled"
     ) -> tuple[Tensor, Tensor | None]:
-        """Distillation loss and anchor loss (None in the released form).
-
-        Args:
-            student: B C_s h_s w_s.
-            teacher: B C_t h_t w_t; detached.
-            labels: of the batch.
-            pixels: what the distillation loss compares.
-        """
+        """Distillation and anchor loss (None in the released form) of B C_s h_s w_s and B C_t h_t w_t (detached)."""
         check_maps(student, teacher, (self.student, self.teacher), labels)
         S, T, _ = self.sides(student, teacher, labels, pixels)
         cells, anchor = labels.at(self.stride), None
@@ -172,9 +159,7 @@ class FeatureAlignment(nn.Module):
 class LogitAlignment(nn.Module):
     """KL between the teacher's class distribution and the student's; the teacher's logits are resized to its grid.
 
-    Args:
-        num_classes, stride: of the student's logits.
-        temperature: T > 0.
+    ``num_classes`` and ``stride`` are those of the student's logits.
     """
 
     def __init__(self, num_classes: int, stride: int, temperature: float):
@@ -196,10 +181,7 @@ class StageLogitAlignment(nn.Module):
     """``LogitAlignment`` of a ``class_exit`` on every student stage, mean over the stages.
 
     The logits of each exit are resized to the student's logit grid, so that every stage is a mean over the same cells.
-
-    Args:
-        student: the student, whose taps named ``stage*`` get an exit.
-        temperature: T > 0.
+    The taps named ``stage*`` get an exit.
     """
 
     def __init__(self, student: ModelSpec, temperature: float):
@@ -227,13 +209,7 @@ class StageLogitAlignment(nn.Module):
 
 
 class PatchRelation(nn.Module):
-    """How much each patch of a map attends to each other: softmax(Q K^T / sqrt(d)) over embedded P x P patches.
-
-    Args:
-        channels: C of the map.
-        dim: d, width of the tokens.
-        patch: P.
-    """
+    """How much each patch of a map attends to each other: softmax(Q K^T / sqrt(d)) over embedded P x P patches."""
 
     def __init__(self, channels: int, dim: int, patch: int):
         super().__init__()
@@ -263,7 +239,7 @@ class RelationAlignment(nn.Module):
     detached. The student's queries start at 0, so P_s starts uniform, which is the best guess if P_t is unrelated.
 
     Args:
-        student, teacher, anchor_classes: as in ``FeatureAlignment``.
+        anchor_classes: as in ``FeatureAlignment``.
         patch: P, in cells of the student's grid.
     """
 
@@ -316,7 +292,6 @@ class MaskedGeneration(nn.Module):
     probability 1 - ``mask_ratio``, drawn from PyTorch's global generator in training and in evaluation.
 
     Args:
-        student, teacher: the declared taps.
         mask_ratio: share of the cells that are masked, in [0, 1).
     """
 

@@ -32,13 +32,7 @@ class AT(FeatureMethod):
     differ in size; here the teacher's features are resized, as in every method.
 
     Args:
-        student, teacher: what the two networks declare.
         weight: of the term ``'at'``; positive.
-        pairs: (teacher's tap, student's tap) of each comparison; see ``FeatureMethod``.
-        pixels: compare pixels with a label (``'labelled'``) or all inside the image (``'inside'``).
-
-    Raises:
-        ValueError: if the weight is not positive, a tap is unknown, or a pair is repeated or missing.
     """
 
     def __init__(

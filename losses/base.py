@@ -21,24 +21,20 @@ INSIDE = "with pixels='inside' reads the teacher's logits"  # where a pixel has 
 class Method(nn.Module):
     """One distillation method. It owns its projectors; it owns neither network.
 
-    Args:
-        pixels: the pixels that the terms between teacher and student compare: those with a label (``'labelled'``), or
-            all inside the image (``'inside'``), which excludes padding only. Terms that learn from the labels are
-            always means over labelled pixels.
+    A method is made of what the two networks declare (``student`` and ``teacher``, each a ``ModelSpec``), and of
+    arguments of its own. Terms that learn from the labels are always means over labelled pixels.
 
-    Attributes:
-        weights: weight of each term in the total. Its keys are exactly the keys of what ``forward`` returns:
-            a term of weight 0 is never built.
-        needs_calibration: whether ``calibrate`` must be called before the first step of a new run.
-        pairs: term -> (teacher's tap, student's tap), of the terms that compare features.
+    Args:
+        pixels: compare pixels with a label (``'labelled'``) or all inside the image (``'inside'``).
 
     Raises:
         ValueError: if ``pixels`` is neither.
     """
 
+    # Of each term in the total. Its keys are exactly those of what ``forward`` returns: one of weight 0 is never built.
     weights: dict[str, float]
-    needs_calibration = False
-    pairs: Mapping[str, tuple[str, str]] = {}
+    needs_calibration = False  # whether ``calibrate`` must be called before the first step of a new run
+    pairs: Mapping[str, tuple[str, str]] = {}  # (teacher's tap, student's tap) of each term that compares features
 
     def __init__(self, pixels: Pixels = "labelled"):
         super().__init__()
@@ -52,7 +48,6 @@ class Method(nn.Module):
         Args:
             student: the student's output; gradients flow into it.
             teacher: the teacher's output; no gradient ever flows into it.
-            labels: of the batch.
 
         Returns:
             float32 scalars, each a mean over as many elements as ``counts`` returns. A mean over nothing is exactly 0.
@@ -62,8 +57,7 @@ class Method(nn.Module):
     def calibrate(self, outputs: Callable[[], Iterable[tuple[SegOutput, Labels]]]) -> None:
         """Measures the teacher before the first step, and keeps what it finds in buffers.
 
-        Args:
-            outputs: runs the teacher on some training batches and returns what it gives, with the images' labels.
+        ``outputs`` runs the teacher on some training batches and returns what it gives, with the images' labels.
         """
 
     def targets(self, student: SegOutput, teacher: SegOutput, labels: Labels) -> dict[str, dict[str, Tensor]]:
@@ -89,7 +83,7 @@ class Method(nn.Module):
         count / global count, so that the same images give the same loss however they are split.
         Here: the batch size, right for every term whose samples all have the same weight.
         """
-        batch = torch.tensor(float(len(labels)), device=labels.ids.device)
+        batch = torch.full((), float(len(labels)), device=labels.ids.device)
         return dict.fromkeys(self.weights, batch)
 
 
@@ -109,9 +103,7 @@ def class_ids(cells: Grid, teacher_logits: Tensor | None, pixels: Pixels) -> Ten
     class.
 
     Args:
-        cells: the labels on the grid.
         teacher_logits: B K h' w', resized bilinearly to the grid; read with ``'inside'`` only.
-        pixels: what is compared.
     """
     if pixels == "labelled":
         return cells.ids.masked_fill(~cells.labelled, VOID)
@@ -127,9 +119,7 @@ def on_student_grid(
     Args:
         student: B C_s h w.
         teacher: B C_t h' w', on any grid; detached, and resized bilinearly.
-        labels: of the batch.
         taps: the student's and the teacher's, as declared.
-        pixels: what is compared.
 
     Returns:
         B C_s h w, B C_t h w, and the cells that are compared, B h w bool.
@@ -147,14 +137,11 @@ class FeatureMethod(Method):
     """A method with one term for each pair of taps, named by ``pair_terms``.
 
     Args:
-        student, teacher: what the two networks declare.
-        term: name.
         weight: of all pairs together; no term is built where it is 0.
         pairs: (teacher's tap, student's tap) of each term.
-        pixels: see ``Method``.
 
     Raises:
-        ValueError: if a tap is unknown, or a pair is repeated or missing.
+        ValueError: if a weight or another value makes no sense, a tap is unknown, or a pair is repeated or missing.
     """
 
     def __init__(
@@ -175,7 +162,6 @@ class FeatureMethod(Method):
         self.weights = {name: weight / len(pairs) for name in self.pairs}
 
     def forward(self, student: SegOutput, teacher: SegOutput, labels: Labels) -> dict[str, Tensor]:
-        """Unweighted terms (see ``Method.forward``)."""
         terms = {}
         for name, (t, s) in self.pairs.items():
             with full_precision(student.taps[s]):
@@ -210,10 +196,8 @@ class LogitMethod(Method):
     gradient.
 
     Args:
-        student, teacher: what the two networks declare.
         weights: of each of ``comparisons``, 0 or more.
         temperature: T.
-        pixels: see ``Method``.
 
     Raises:
         ValueError: if the teacher gives no logits or other classes, or a value makes no sense.
@@ -240,7 +224,6 @@ class LogitMethod(Method):
         self.temperature = temperature
 
     def forward(self, student: SegOutput, teacher: SegOutput, labels: Labels) -> dict[str, Tensor]:
-        """Unweighted terms (see ``Method.forward``)."""
         s, t = student.logits, teacher.logits.detach()
         check_maps(s, t, (self.logits, self.logits), labels, "logits")
         cells = class_ids(labels.at(self.logits.stride), t, self.pixels)

@@ -33,12 +33,8 @@ def check_logits(
 
     Args:
         method: the method that needs them; the error names its class.
-        student, teacher: what the two networks declare.
         instead: what the user can do without such a teacher.
         why: what the method does with them.
-
-    Raises:
-        ValueError: the teacher gives no logits, or its number of classes is not the student's.
     """
     name, K, found = type(method).__name__, student.num_classes, teacher.num_classes
     if found is None:
@@ -59,11 +55,6 @@ def check_maps(student: Tensor, teacher: Tensor, taps: tuple[Tap, Tap], labels: 
     Args:
         student, teacher: B C_s h w and B C_t h' w'.
         taps: the student's and the teacher's, as declared.
-        labels: of the same batch.
-        what: the maps' name in errors.
-
-    Raises:
-        ValueError: as above.
     """
     (channels, stride), (teacher_channels, _) = taps
     expected = (len(labels), channels, *labels.size(stride))

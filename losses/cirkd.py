@@ -164,7 +164,6 @@ class CIRKD(Method):
     grow in training mode only: each micro-batch of all ranks is added before it is compared.
 
     Args:
-        student, teacher: what the two networks declare.
         kd, batch, pixel, region: weights of the terms ``'cirkd_kd'``, ``'cirkd_batch'``, ..., 0 or more.
         pair: (teacher's tap, student's tap).
         temperature: T of L_kd.
@@ -172,7 +171,6 @@ class CIRKD(Method):
         pixel_queue, region_queue: number of vectors of each class that the memories hold.
         pixel_keys, region_keys: number drawn for a batch, over all classes.
         batch_cells: the largest grid that is compared cell by cell within the batch.
-        pixels: compare pixels with a label (``'labelled'``) or all inside the image (``'inside'``).
 
     Raises:
         ValueError: if a tap is unknown, a value makes no sense, or ``kd`` is on, or a memory with ``pixels='inside'``,
@@ -219,10 +217,7 @@ class CIRKD(Method):
         self.align = LogitAlignment(K, student.taps["head"].stride, temperature)
         width = self.taps[1].channels
         self.memories = nn.ModuleDict()  # term -> its memory
-        for term, size, keys in (
-            ("cirkd_pixel", pixel_queue, pixel_keys),
-            ("cirkd_region", region_queue, region_keys),
-        ):
+        for term, size, keys in (("cirkd_pixel", pixel_queue, pixel_keys), ("cirkd_region", region_queue, region_keys)):
             if term in self.weights:
                 self.memories[term] = ClassMemory(K, size, width, keys)
         if self.memories:

@@ -1,6 +1,7 @@
 """Several distillation methods at once."""
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -38,22 +39,18 @@ class Composed(Method):
             method.calibrate(outputs)
 
     def targets(self, student: SegOutput, teacher: SegOutput, labels: Labels) -> dict[str, dict[str, Tensor]]:
-        return {
-            self.names.get((name, term), f"{name}.{term}"): steps
-            for name, method in self.methods.items()
-            for term, steps in method.targets(student, teacher, labels).items()
-        }
+        return self._merge(lambda method: method.targets(student, teacher, labels))
 
     def forward(self, student: SegOutput, teacher: SegOutput, labels: Labels) -> dict[str, Tensor]:
-        return {
-            self.names[name, term]: value
-            for name, method in self.methods.items()
-            for term, value in method(student, teacher, labels).items()
-        }
+        return self._merge(lambda method: method(student, teacher, labels))
 
     def counts(self, labels: Labels) -> dict[str, Tensor]:
+        return self._merge(lambda method: method.counts(labels))
+
+    def _merge(self, read: Callable[[Method], dict[str, Any]]) -> dict[str, Any]:
+        """What is read of each method, under the names of the terms here; a target need not be a term."""
         return {
-            self.names[name, term]: count
+            self.names.get((name, term), f"{name}.{term}"): value
             for name, method in self.methods.items()
-            for term, count in method.counts(labels).items()
+            for term, value in read(method).items()
         }

@@ -50,11 +50,9 @@ class CWD(FeatureMethod):
     - CIRKD has weights of 5 and .3 for SegFormer. Its recipe adds ``kd`` at 1 and an adversarial loss.
 
     Args:
-        student, teacher: what the two networks declare.
         feature, logit: weights of the terms ``'cwd_feature'`` and ``'cwd_logit'``, 0 or more.
         pairs: (teacher's tap, student's tap) of each feature term; see ``FeatureMethod``.
         temperature: T of both.
-        pixels: compare pixels with a label (``'labelled'``) or all inside the image (``'inside'``).
 
     Raises:
         ValueError: if a tap is unknown, a pair is repeated or missing, a value makes no sense, or ``logit`` is on and
@@ -88,7 +86,6 @@ class CWD(FeatureMethod):
             self.weights["cwd_logit"] = float(logit)
 
     def forward(self, student: SegOutput, teacher: SegOutput, labels: Labels) -> dict[str, Tensor]:
-        """Unweighted terms (see ``Method.forward``)."""
         terms = super().forward(student, teacher, labels)
         if "cwd_logit" in self.weights:
             with full_precision(student.logits):

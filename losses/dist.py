@@ -54,13 +54,7 @@ class DIST(LogitMethod):
     - That code adds .4 of the loss of the auxiliary heads. We do not, because a teacher's auxiliary head does not run.
 
     Args:
-        student, teacher: what the two networks declare.
         inter, intra: weights of the terms ``'dist_inter'`` and ``'dist_intra'``, 0 or more.
-        temperature: T.
-        pixels: compare pixels with a label (``'labelled'``) or all inside the image (``'inside'``).
-
-    Raises:
-        ValueError: if the teacher gives no logits or other classes, or a value makes no sense.
     """
 
     comparisons = {"dist_inter": inter_class_distance, "dist_intra": intra_class_distance}

@@ -11,10 +11,7 @@ from models.base import SegModel, SegOutput
 class Distiller(nn.Module):
     """The only module that DistributedDataParallel wraps. The teacher stays outside: no gradient, not in checkpoints.
 
-    Args:
-        student: the network to train.
-        task: the loss on the labels.
-        method: the distillation method, or None to train the student alone.
+    Without a method the student is trained alone.
 
     Raises:
         ValueError: if the task loss and the student disagree on an auxiliary head, or two terms share a name.
@@ -48,7 +45,6 @@ class Distiller(nn.Module):
 
         Args:
             images: B 3 H W uint8 RGB.
-            labels: of the images.
             teacher: the teacher's output on the same images; None if and only if there is no method.
 
         Raises:

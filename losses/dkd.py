@@ -55,10 +55,7 @@ class DKD(LogitMethod):
     here. Weights 1 and 8 at T = 4 are those for CIFAR-100.
 
     Args:
-        student, teacher: what the two networks declare.
         target, nontarget: weights of the terms ``'dkd_target'`` and ``'dkd_nontarget'``, 0 or more.
-        temperature: T.
-        pixels: compare pixels with a label (``'labelled'``) or all inside the image (``'inside'``).
 
     Raises:
         ValueError: if the teacher gives no logits or other classes, there is one class only, or a value makes no sense.

@@ -52,13 +52,8 @@ class DTKD(LogitMethod):
     3 and 1 at T = 4 are its defaults.
 
     Args:
-        student, teacher: what the two networks declare.
         dynamic, kd: weights of the terms ``'dtkd_dynamic'`` and ``'dtkd_kd'``, 0 or more.
         temperature: T of both.
-        pixels: compare pixels with a label (``'labelled'``) or all inside the image (``'inside'``).
-
-    Raises:
-        ValueError: if the teacher gives no logits or other classes, or a value makes no sense.
     """
 
     comparisons = {"dtkd_dynamic": dynamic_divergence, "dtkd_kd": pixel_divergence}

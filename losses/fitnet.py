@@ -23,13 +23,7 @@ class FitNet(FeatureMethod):
     on one grid our value and weight are those of its code (ratio 1, measured); its recipe adds ``kd`` at 1.
 
     Args:
-        student, teacher: what the two networks declare.
         weight: of the term ``'fitnet'``; positive.
-        pairs: (teacher's tap, student's tap) of each comparison; see ``FeatureMethod``.
-        pixels: compare pixels with a label (``'labelled'``) or all inside the image (``'inside'``).
-
-    Raises:
-        ValueError: if the weight is not positive, a tap is unknown, or a pair is repeated or missing.
     """
 
     def __init__(

@@ -34,7 +34,6 @@ class FrameAlignment(nn.Module):
     learn can neither collapse nor run away from the student (compare ``losses.alignment.FeatureAlignment``).
 
     Args:
-        student, teacher: the declared taps.
         components: number of principal axes, at most; the teacher's channels where it has fewer.
     """
 

@@ -45,11 +45,6 @@ class HybridAlignment(nn.Module):
     and classified by a 1x1 convolution. Z_h and W are constants. The anchor is the error H of both classifiers, mean
     over labelled cells and classes. It trains the classifiers and reaches neither network; the teacher-side classifier
     learns from nothing else.
-
-    Args:
-        student, teacher: the declared taps.
-        num_classes: K.
-        temperature: T > 0.
     """
 
     def __init__(self, student: Tap, teacher: Tap, num_classes: int, temperature: float):
@@ -66,15 +61,7 @@ class HybridAlignment(nn.Module):
         pixels: Pixels = "labelled",
         teacher_logits: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Distillation loss and anchor loss.
-
-        Args:
-            student: B C_s h w.
-            teacher: B C_t h' w'; detached.
-            labels: of the batch.
-            pixels: what the distillation loss compares.
-            teacher_logits: see ``losses.base.class_ids``.
-        """
+        """Distillation loss and anchor loss of B C_s h w and B C_t h' w' (detached); logits for ``class_ids``."""
         with full_precision(student):
             *maps, valid = on_student_grid(student, teacher, labels, self.taps, pixels)
             grid = labels.at(self.taps[0].stride)
@@ -111,13 +98,11 @@ class HeteroAKD(FeatureMethod):
       an error.
 
     Args:
-        student, teacher: what the two networks declare.
         feature, logit: weights of the terms ``'heteroakd_feature'`` and ``'heteroakd_logit'``, 0 or more.
         anchor: weight of ``'heteroakd_anchor'``, the exits' own term; positive.
         pairs: (teacher's tap, student's tap) of each alignment. With several, each has its own terms, named by
             ``losses.base.pair_terms``.
         temperature: T of L_feature and L_logit.
-        pixels: compare pixels with a label (``'labelled'``) or all inside the image (``'inside'``).
 
     Raises:
         ValueError: if the teacher gives no logits or other classes and ``logit`` is on or ``pixels`` is 'inside'; if
@@ -177,5 +162,7 @@ class HeteroAKD(FeatureMethod):
     def counts(self, labels: Labels) -> dict[str, Tensor]:
         """Compared cells of the student's tap (for an anchor the labelled ones), and of its logits."""
         counts = super().counts(labels)
-        counts |= {anchor: labels.at(self.taps[name][0].stride).labelled_count for name, anchor in self.anchors.items()}
+        counts |= {
+            anchor: labels.at(self.taps[name][0].stride).count("labelled") for name, anchor in self.anchors.items()
+        }
         return counts | ({LOGIT: self.alignments[LOGIT].count(labels, self.pixels)} if LOGIT in self.weights else {})

@@ -37,7 +37,6 @@ class HMKD(Method):
     doi 10.1145/3731715.3733354.
 
     Args:
-        student, teacher: what the two networks declare.
         feature, logit, relation, stage_logit: weights of the terms, 0 or more.
         target: of the feature alignment, ``'frame'`` or ``'learned'``.
         anchor: ``'labels'``, or None for the released form, in which the distillation loss trains the teacher side.
@@ -46,7 +45,6 @@ class HMKD(Method):
         feature_pairs, relation_pairs: (teacher's tap, student's tap) of each alignment.
         temperature: T of both logit terms.
         patch: side of the relation's patches, in cells of the student's tap.
-        pixels: compare pixels with a label (``'labelled'``) or all inside the image (``'inside'``).
 
     Raises:
         ValueError: if a logit term is on and the teacher gives no logits or other classes, a tap is unknown, a pair is

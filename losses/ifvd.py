@@ -48,10 +48,7 @@ class IFVD(FeatureMethod):
     holistic terms: compose with ``kd`` for the pixel-wise one.
 
     Args:
-        student, teacher: what the two networks declare.
         weight: of the term ``'ifvd'``; positive.
-        pairs: (teacher's tap, student's tap) of each comparison; see ``FeatureMethod``.
-        pixels: compare pixels with a label (``'labelled'``) or all inside the image (``'inside'``).
 
     Raises:
         ValueError: if the weight is not positive, a tap is unknown, a pair is repeated or missing, or with
@@ -73,7 +70,6 @@ class IFVD(FeatureMethod):
         self.num_classes = student.num_classes
 
     def forward(self, student: SegOutput, teacher: SegOutput, labels: Labels) -> dict[str, Tensor]:
-        """Unweighted terms (see ``Method.forward``)."""
         terms = {}
         for name, (t, s) in self.pairs.items():
             with full_precision(student.taps[s]):

@@ -16,13 +16,7 @@ class KD(LogitMethod):
     measured), which also compares void cells and has weight 1 at T = 1.
 
     Args:
-        student, teacher: what the two networks declare.
         weight: of the term ``'kd'``, positive.
-        temperature: T.
-        pixels: compare pixels with a label (``'labelled'``) or all inside the image (``'inside'``).
-
-    Raises:
-        ValueError: if the teacher gives no logits or other classes, or a value makes no sense.
     """
 
     comparisons = {"kd": pixel_divergence}

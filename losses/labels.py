@@ -23,6 +23,7 @@ class Grid:
 
     def __init__(self, ids: Tensor):
         self.ids = ids
+        self._counts: dict[Pixels, Tensor] = {}
 
     @cached_property
     def labelled(self) -> Tensor:
@@ -34,23 +35,15 @@ class Grid:
         """Bool, in the shape of ``ids``: cells inside the image, with or without a class."""
         return self.ids != OUTSIDE
 
-    @cached_property
-    def labelled_count(self) -> Tensor:
-        """float32 scalar: number of labelled cells."""
-        return self.labelled.sum().float()
-
-    @cached_property
-    def inside_count(self) -> Tensor:
-        """float32 scalar: number of cells inside the image."""
-        return self.inside.sum().float()
-
     def mask(self, pixels: Pixels) -> Tensor:
         """``labelled`` or ``inside``."""
         return self.inside if pixels == "inside" else self.labelled
 
     def count(self, pixels: Pixels) -> Tensor:
-        """``labelled_count`` or ``inside_count``."""
-        return self.inside_count if pixels == "inside" else self.labelled_count
+        """float32 scalar: number of such cells."""
+        if pixels not in self._counts:
+            self._counts[pixels] = self.mask(pixels).sum().float()
+        return self._counts[pixels]
 
     def count_images(self, pixels: Pixels) -> Tensor:
         """float32 scalar: number of images with such a cell."""

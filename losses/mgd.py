@@ -26,14 +26,8 @@ class MGD(FeatureMethod):
     ``feature=0`` in ``cwd``.
 
     Args:
-        student, teacher: what the two networks declare.
         weight: of the term ``'mgd'``; positive.
-        pairs: (teacher's tap, student's tap) of each comparison; see ``FeatureMethod``.
         mask_ratio: share of the cells that are masked, in [0, 1).
-        pixels: compare pixels with a label (``'labelled'``) or all inside the image (``'inside'``).
-
-    Raises:
-        ValueError: if a value makes no sense, a tap is unknown, or a pair is repeated or missing.
     """
 
     def __init__(

@@ -52,11 +52,9 @@ class OFA(Method):
     run.
 
     Args:
-        student, teacher: what the two networks declare.
         stage, logit: weights of the terms ``'ofa_stage'`` and ``'ofa_logit'``, 0 or more.
         eps: of the enhancement; 1 (none) or more.
         stages: the student's taps that get an exit.
-        pixels: compare pixels with a label (``'labelled'``) or all inside the image (``'inside'``).
 
     Raises:
         ValueError: if the teacher gives no logits or other classes, a tap is unknown, repeated or missing, or a value
@@ -92,7 +90,6 @@ class OFA(Method):
         )
 
     def forward(self, student: SegOutput, teacher: SegOutput, labels: Labels) -> dict[str, Tensor]:
-        """Unweighted terms (see ``Method.forward``)."""
         check_maps(student.logits, teacher.logits, (self.logits, self.logits), labels, "logits")
         size, terms = student.logits.shape[-2:], {}
         cells = class_ids(labels.at(self.logits.stride), teacher.logits, self.pixels)

@@ -34,13 +34,8 @@ class SelfTraining(LogitMethod):
     2020, equation 4), which UniMatch uses per pixel. Unlike there, both see the same augmented image.
 
     Args:
-        student, teacher: what the two networks declare.
         weight: of the term ``'self_training'``, positive.
         threshold: a pixel counts if the teacher's largest probability is above it, 0 <= threshold < 1.
-        pixels: compare all pixels inside the image (``'inside'``) or those with a label (``'labelled'``).
-
-    Raises:
-        ValueError: if the teacher gives no logits or other classes, or a value makes no sense.
     """
 
     def __init__(

@@ -73,12 +73,10 @@ class SKD(FeatureMethod):
       on odd sides the regions differ as above: on random 65 x 65 features ours with 33 nodes was 0.19 of its value.
 
     Args:
-        student, teacher: what the two networks declare.
         pixel, pairwise: weights of the terms ``'skd_pixel'`` and ``'skd_pairwise'``, 0 or more.
         pairs: (teacher's tap, student's tap) of each pair-wise term; see ``FeatureMethod``.
         nodes: n, 2 or more.
         temperature: T of L_pixel.
-        pixels: compare pixels with a label (``'labelled'``) or all inside the image (``'inside'``).
 
     Raises:
         ValueError: if ``pixel`` is on and the teacher gives no logits or other classes, a tap is unknown, a pair is
@@ -107,7 +105,6 @@ class SKD(FeatureMethod):
             self.weights = {"skd_pixel": float(pixel), **self.weights}
 
     def forward(self, student: SegOutput, teacher: SegOutput, labels: Labels) -> dict[str, Tensor]:
-        """Unweighted terms (see ``Method.forward``)."""
         terms = {}
         if "skd_pixel" in self.weights:
             terms["skd_pixel"] = self.align(student.logits, teacher.logits, labels, self.pixels)

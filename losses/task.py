@@ -40,11 +40,7 @@ class TaskLoss(nn.Module):
         self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(self, output: SegOutput, labels: Labels) -> dict[str, Tensor]:
-        """Unweighted terms.
-
-        Args:
-            output: the student's, in training mode if ``aux_weight`` > 0.
-            labels: of the batch.
+        """Unweighted terms of the student's output, which it gives in training mode if ``aux_weight`` > 0.
 
         Raises:
             ValueError: if the auxiliary term is on and the student gives no auxiliary logits.

@@ -52,7 +52,6 @@ class TimmBackbone(Backbone):
     Args:
         name: timm's name, with or without a pretrained tag (no weights are downloaded).
         output_stride: 8, 16 or 32: the largest stride; dilation replaces the strides beyond it.
-        drop_path: probability of stochastic depth.
 
     Raises:
         ValueError: timm has no such network, it cannot be built with these options, or it does not have four stages.
@@ -181,8 +180,6 @@ def build_backbone(name: str, output_stride: int = 32, drop_path: float = 0.0) -
 
     Args:
         name: one of ``BACKBONES`` (``mit_b0``..``mit_b5`` and your own), or any four-stage network of timm.
-        output_stride: 8, 16 or 32.
-        drop_path: probability of stochastic depth, in [0, 1).
 
     Raises:
         ValueError: the name is unknown (the message gives the nearest ones), or the network does not support dilation

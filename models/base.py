@@ -21,34 +21,20 @@ class Tap(NamedTuple):
 
 
 class SegOutput(NamedTuple):
-    """What a forward pass gives.
+    """What a forward pass gives."""
 
-    Attributes:
-        logits: B K h w on the head's own grid (the grid of ``taps['head']``), not upsampled; None for a teacher that
-            has features only.
-        taps: ``'stage1'``..``'stage4'`` and ``'head'``, or a teacher's own names, each B C h w.
-        aux: B K h w logits of the auxiliary head, or None where there is none.
-    """
-
-    logits: Tensor | None
-    taps: dict[str, Tensor]
-    aux: Tensor | None
+    logits: Tensor | None  # B K h w on the grid of taps['head'], not upsampled; None: a teacher with features only
+    taps: dict[str, Tensor]  # 'stage1'..'stage4' and 'head', or a teacher's own names, each B C h w
+    aux: Tensor | None  # B K h w logits of the auxiliary head
 
 
 class ModelSpec(NamedTuple):
-    """All that a distillation method knows of a network: it builds its projectors from this alone.
-
-    Attributes:
-        taps: the network's ``tap_info``.
-        num_classes: channels of its logits; None for a teacher that has features only.
-        family: ``'cnn'`` or ``'transformer'``.
-        logit_stride: of the logits; None: that of the tap 'head', or there are no logits.
-    """
+    """All that a distillation method knows of a network: it builds its projectors from this alone."""
 
     taps: dict[str, Tap]
-    num_classes: int | None
-    family: str
-    logit_stride: int | float | None = None
+    num_classes: int | None  # channels of its logits; None for a teacher that has features only
+    family: str  # 'cnn' or 'transformer'
+    logit_stride: int | float | None = None  # None: that of the tap 'head', or there are no logits
 
 
 class Normalization(NamedTuple):
@@ -78,21 +64,18 @@ class Backbone(nn.Module):
     """The encoder of a network: an image in, four feature maps out.
 
     ``forward`` takes B 3 H W float and returns ``stage1``..``stage4``, each B C h w exactly as ``tap_info`` declares.
-
-    Attributes:
-        tap_info: ``stage1``..``stage4``.
-        family: ``'cnn'`` or ``'transformer'``.
     """
 
-    tap_info: dict[str, Tap]
-    family: str
+    tap_info: dict[str, Tap]  # 'stage1'..'stage4'
+    family: str  # 'cnn' or 'transformer'
 
 
 # Called with output_stride and drop_path; what models.backbones.build_backbone adds to it are timm's networks.
 BACKBONES: Registry[Callable[[int, float], Backbone]] = Registry("backbone")
 
-# Called with the backbone's ``tap_info``, the number of classes, dropout= and, where the config sets it, width=. It is
-# a module as ``SegModel`` describes it, with ``default_output_stride``: the output stride that it asks a backbone for.
+# Called with the backbone's ``tap_info`` (taps), the number of classes, dropout= (probability before the classifier)
+# and, where the config sets it, width=. It is a module as ``SegModel`` describes it, with ``default_output_stride``:
+# the output stride that it asks a backbone for.
 HEADS: Registry[Callable[..., nn.Module]] = Registry("head")
 
 
@@ -119,16 +102,9 @@ def freeze(network: nn.Module, parts: Sequence[str]) -> None:
 
 
 class NormalizedModel(nn.Module):
-    """A network that owns its input normalisation.
+    """A network that owns its input normalisation."""
 
-    Args:
-        normalization: statistics that :meth:`normalize` subtracts and divides by.
-
-    Attributes:
-        dtype: of the images that :meth:`normalize` gives.
-    """
-
-    dtype = torch.float32
+    dtype = torch.float32  # of the images that ``normalize`` gives
 
     def __init__(self, normalization: Normalization):
         super().__init__()
@@ -151,11 +127,8 @@ class SegModel(NormalizedModel):
     It is a backbone (image -> four stages) and a head (stages -> logits and the 'head' tap).
 
     Args:
-        backbone: image -> stages.
         head: module with ``tap: Tap`` and ``forward(dict[str, Tensor]) -> (logits B K h w, features B C h w)``.
-        num_classes: K.
         aux_head: module ``B C h w -> B K h w`` on ``stage3``, or None. It runs in training mode only.
-        normalization: statistics subtracted and divided before the backbone.
     """
 
     def __init__(

@@ -15,9 +15,7 @@ class MappedModel(nn.Module):
     others grow in proportion to themselves. The taps stay as they are.
 
     Args:
-        model: the network.
         class_map: the new class of each of its classes, or None to remove it.
-        num_classes: number of new classes.
 
     Raises:
         ValueError: the number of entries is not the number of classes, an entry is not a new class, or no class maps to

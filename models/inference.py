@@ -92,39 +92,17 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
     return [*range(0, length - window, stride), length - window]
 
 
-def predict_logits(
-    model: nn.Module,
-    images: Tensor,
-    *,
-    size: Size | None = None,
-    mode: str = "whole",
-    crop_size: Size | None = None,
-    stride: Size | None = None,
+def view_logits(
+    model: nn.Module, images: Tensor, mode: str = "whole", crop_size: Size | None = None, stride: Size | None = None
 ) -> Tensor:
-    """Logits of the images as they are, without rescaling or flip.
+    """Logits of B 3 H W images as they are, on the grid of the network (``'whole'``) or of the images (``'slide'``).
 
     ``'slide'`` averages the logits of all windows that contain a pixel. A window larger than the image is cut to the
-    image, never padded.
-
-    Args:
-        model: gives ``.logits`` B K h w for B 3 H W images.
-        images: B 3 H W RGB, uint8 or float in 0..255.
-        size: (H, W) of the result; the images' by default.
-        mode: ``'whole'`` or ``'slide'``.
-        crop_size: (H, W) of a window in pixels; only for ``'slide'``.
-        stride: (H, W) between windows in pixels; only for ``'slide'``.
-
-    Returns:
-        B K H W float32 logits.
+    image, never padded. Arguments as of :func:`predict`.
 
     Raises:
-        ValueError: unknown mode, or windows that are missing, empty or leave gaps.
+        ValueError: unknown mode, windows that are missing, empty or leave gaps, or a network without logits.
     """
-    return resize(view_logits(model, images, mode, crop_size, stride), size or images.shape[-2:])
-
-
-def view_logits(model: nn.Module, images: Tensor, mode: str, crop_size: Size | None, stride: Size | None) -> Tensor:
-    """As :func:`predict_logits`, on the grid of the network (``'whole'``) or of the images (``'slide'``)."""
 
     def logits_of(view: Tensor) -> Tensor:
         logits = model(view).logits
@@ -176,7 +154,7 @@ def predict(
         model: gives ``.logits`` B K h w for B 3 H W images; it and the images are on one device.
         images: 3 H W or B 3 H W RGB uint8.
         size: (H, W) of the result; the images' by default.
-        mode: ``'whole'`` or ``'slide'``, see :func:`predict_logits`.
+        mode: ``'whole'`` or ``'slide'``, see :func:`view_logits`.
         scales: factors on the image's sides.
         flip: use each scale a second time, mirrored left to right.
         crop_size: (H, W) of a window in pixels, at every scale; only for ``'slide'``.

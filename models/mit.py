@@ -114,10 +114,7 @@ class Block(nn.Module):
 class MixTransformer(Backbone):
     """Four stages at strides 4, 8, 16 and 32; it cannot dilate.
 
-    Args:
-        channels: width of each stage.
-        depths: blocks in each stage.
-        drop_path: stochastic depth of the last block; it grows linearly from 0 at the first.
+    ``drop_path`` is the stochastic depth of the last block; it grows linearly from 0 at the first.
     """
 
     family = "transformer"

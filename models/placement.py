@@ -10,10 +10,7 @@ NARROW = 16  # input channels below which it does
 def place(network: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
     """Moves a network to a device, in place; on a CPU, strided 1x1 convolutions of few channels stay contiguous.
 
-    Args:
-        network: in its present mode, with its present weights.
-        device: where it is to run.
-        channels_last: memory layout of its convolutions; otherwise contiguous.
+    ``channels_last`` is the memory layout of its convolutions, otherwise contiguous. Call it with the final weights.
     """
     network.to(device, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     if channels_last and device.type == "cpu":

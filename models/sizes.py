@@ -40,13 +40,9 @@ def smallest_side(network: nn.Module, batch: int = 1) -> int | None:
 
 
 def too_small(network: nn.Module, size: Size, scales: Sequence[float], window: Size | None) -> str | None:
-    """Why the network cannot predict an image, and what helps; None: its size is not the reason.
+    """Why ``models.inference.predict`` fails on an image of this height and width, and what helps.
 
-    Args:
-        network: as ``models.inference.predict`` takes it.
-        size: height and width of the image.
-        scales: as there.
-        window: as its ``crop_size``; None: the image is seen whole.
+    ``window`` is its ``crop_size``, None where the image is seen whole. None: the size is not the reason.
     """
     with inference(network):
         for scale in scales:

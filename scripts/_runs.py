@@ -12,6 +12,7 @@ from utils.console import RECORD_FILE
 
 # Lines of train.log: the time, and in the first of each process what train_kd.py says of the device.
 TIMED = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) (?:.*: (\d+) process\(es\) on (\w+), )?")
+ALONE = "student_alone"  # the folder of the student alone in a comparison
 WEIGHTS = ("student.safetensors", "best.pt", "last.pt")  # the best student so far is in the first that exists
 
 
@@ -119,12 +120,12 @@ def read_runs(folder: Path) -> list[Run]:
         return [read_run(folder.name, folder)]
     file, names = folder / "result.json", sorted(path.name for path in (folder / "runs").iterdir())
     result = json.loads(file.read_text()) if file.is_file() else None
-    names = list(result["methods"]) if result else sorted(names, key=lambda name: name != "student_alone")
+    names = list(result["methods"]) if result else sorted(names, key=lambda name: name != ALONE)
     runs = []
     for name in names:
         seeds = (folder / "runs" / name.replace(" ", "_")).glob("seed_*/config.py")
         if first := min(seeds, key=lambda path: int(path.parent.name.removeprefix("seed_")), default=None):
-            runs.append(read_run(name, first.parent))
+            runs.append(read_run(name.replace(ALONE, "student alone"), first.parent))
     if not runs:
         raise ValueError(f"{folder / 'runs'} holds no run yet (METHOD/seed_N/config.py): wait until one has begun")
     runs[0].result = result

@@ -70,10 +70,8 @@ def measure_targets(untrained: Method, trained: Method, batches: list[Outputs]) 
             spatial = 1 - share_between(x, images)
             previous = last.get((term, time), spatial)
             facts[f"spatial_kept_{time}"] = spatial / previous if previous else 0.0
-            facts[f"dimensions_{time}"], facts[f"class_share_{time}"] = (
-                participation_ratio(x),
-                share_between(x, classes),
-            )
+            facts[f"dimensions_{time}"] = participation_ratio(x)
+            facts[f"class_share_{time}"] = share_between(x, classes)
             last[term, time] = spatial
         found.setdefault(term, {})[step] = facts
     return found

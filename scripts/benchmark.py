@@ -51,7 +51,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add_config_options(parser, "override values of --config")
     parser.add_argument("--methods", nargs="+", help="method files for losses (default: every one in configs/_base_)")
     parser.add_argument("--precisions", nargs="+", default=["bf16"], choices=["fp32", "bf16", "fp16"], help="of losses")
-    parser.add_argument("--against", choices=["published"], default="published", help="what ours is compared with")
     parser.add_argument("--device", type=usable_device, default=DEFAULT, help=f"default here: {DEFAULT}")
     parser.add_argument("--batch", type=int, help="images a step (default: 8 on a GPU, 1 on a CPU)")
     parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="crop (default: 512 1024)")

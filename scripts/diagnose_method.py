@@ -134,8 +134,6 @@ def diagnose(
         method: untrained; it is copied.
         student, teacher: frozen, on the method's device.
         samples: ``steps`` batches, ``HELD_OUT`` that are measured on, and the two of ``measure_gradients``.
-        steps: of the method's own modules.
-        lr: of Adam.
     """
     device = next(student.parameters()).device
 

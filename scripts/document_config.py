@@ -55,15 +55,13 @@ def key_comments(section: type[BaseModel]) -> dict[str, str]:
 
 
 def argument_docs(component: Any) -> dict[str, str]:
-    """The meaning of each argument, from the Args section of the docstring; "see ``Base``." is replaced by Base's."""
-    text = inspect.cleandoc(component.__doc__ or "") + "\n"
-    section = re.search(r"^Args:\n((?: .*\n)*)", text, re.M)
-    entries = re.findall(r"^    ([\w, ]+): (.*\n(?:     .*\n)*)", section[1] if section else "", re.M)
-    found = {name: " ".join(meaning.split()) for names, meaning in entries for name in names.split(", ")}
-    for name, meaning in found.items():
-        if other := re.fullmatch(r"see ``(\w+)``\.?", meaning):
-            bases = {base.__name__: base for base in component.__mro__[1:]}
-            found[name] = argument_docs(bases[other[1]])[name]
+    """The meaning of each argument, from the Args section of the docstring, or else from that of a base class."""
+    found: dict[str, str] = {}
+    for owner in reversed(getattr(component, "__mro__", [component])):
+        text = inspect.cleandoc(owner.__doc__ or "") + "\n"
+        section = re.search(r"^Args:\n((?: .*\n)*)", text, re.M)
+        entries = re.findall(r"^    ([\w, ]+): (.*\n(?:     .*\n)*)", section[1] if section else "", re.M)
+        found |= {name: " ".join(meaning.split()) for names, meaning in entries for name in names.split(", ")}
     return found
 
 
@@ -91,19 +89,9 @@ def type_text(annotation: Any, bounds: Iterable[Any] = ()) -> str:
         return "None"
     if issubclass(annotation, BaseModel):
         return "section"
-    return with_bounds(annotation.__name__, bounds)
-
-
-def with_bounds(name: str, bounds: Iterable[Any]) -> str:
-    """``'int'`` and its bounds -> ``'int > 0 and <= 65536'``."""
     flat = [each for bound in bounds for each in (bound.metadata if isinstance(bound, FieldInfo) else [bound])]
     texts = [f"{sign} {getattr(bound, key)}" for bound in flat for key, sign in SIGNS.items() if hasattr(bound, key)]
-    return f"{name} {' and '.join(text for text in texts if text != f'< {2**63}')}".strip()
-
-
-def row(key: str, type_: str, default: str, meaning: str) -> str:
-    cells = (f"`{key}`", type_, default, meaning.replace("``", "`"))
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    return f"{annotation.__name__} {' and '.join(text for text in texts if text != f'< {2**63}')}".strip()
 
 
 def table(section: type[BaseModel], keys: Iterable[str], meanings: Mapping[str, str], owner: str) -> str:
@@ -120,7 +108,8 @@ def table(section: type[BaseModel], keys: Iterable[str], meanings: Mapping[str, 
         default = "required" if field.is_required() else f"`{field.default!r}`"
         if isinstance(field.default, BaseModel):
             default = "its defaults"
-        rows.append(row(key, type_text(field.annotation, field.metadata), default, meanings[key]))
+        cells = f"`{key}`", type_text(field.annotation, field.metadata), default, meanings[key].replace("``", "`")
+        rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join(rows)
 
 

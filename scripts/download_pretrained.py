@@ -41,28 +41,17 @@ LINK = re.compile(r"\[(.+)\]\((.+)\)")
 
 
 class Weights(NamedTuple):
-    """A row of the table, whose cells are text.
-
-    Attributes:
-        place: file below pretrained/, or a folder, which ends in ``/``.
-        megabytes: all files together (10^6 bytes), as the source states.
-        sha256: its first digits, or why there are none.
-        publisher: one of ``read_publishers``.
-        layout: its name in ``models.weights.layouts``.
-        key: the config key that reads it.
-        link: of the file, or of a repository of Hugging Face; not of the form ``LINK`` where only a browser can
-            download it.
-    """
+    """A row of the table, whose cells are text."""
 
     name: str
-    place: str
-    megabytes: str
-    sha256: str
+    place: str  # file below pretrained/, or a folder, which ends in /
+    megabytes: str  # all files together (10^6 bytes), as the source states
+    sha256: str  # its first digits, or why there are none
     licence: str
-    publisher: str
-    layout: str
-    key: str
-    link: str
+    publisher: str  # one of ``read_publishers``
+    layout: str  # its name in ``models.weights.layouts``
+    key: str  # the config key that reads it
+    link: str  # a ``LINK`` to the file or a repository of Hugging Face; else only a browser can download it
 
     @property
     def files(self) -> dict[str, str]:
@@ -137,14 +126,8 @@ class _Redirects(HTTPRedirectHandler):
 def fetch(url: str, part: Path, digits: str, page: str) -> str:
     """Downloads ``url`` into ``part``, and resumes where ``part`` already has a beginning of it.
 
-    Args:
-        url: of the file.
-        part: the unfinished file: its final path followed by ``.part``.
-        digits: first ones of its sha256, or ''.
-        page: where a browser finds the file.
-
-    Returns:
-        The sha256 that the server states, or ''.
+    ``part`` is the final path and ``.part``, ``digits`` are the first ones of the sha256 or empty, and a browser finds
+    the file on ``page``. Returns the sha256 that the server states, or ''.
 
     Raises:
         ValueError: the server cannot be reached, has no such file, sends a web page or stops early; or the file

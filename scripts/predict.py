@@ -2,14 +2,17 @@
 
 Only the file of a trained network is needed. A file of a run is used with the settings of its validation (mode, scales,
 precision), so the classes are those that eval.py scores; --scales overrides its scales. An ONNX file sees whole images
-at scale 1, or at --scales. Writes NAME.png for each image, NAME.mp4 for each video (without sound) and legend.png; the
-output of a folder has the same subfolders. Images and videos are rotated upright first.
+at scale 1, or at --scales. Writes NAME.png for each image, NAME.mp4 for each video (without sound; H.264 if PyAV or
+ffmpeg is installed) and legend.png; the output of a folder has the same subfolders. Images and videos are rotated
+upright first. An image that does not fit into memory is predicted in windows (--window).
 """
 
 import argparse
 import time
+from functools import cached_property
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
@@ -25,14 +28,14 @@ from configs.schema import Eval, Train, autocast_dtype
 from datasets.pixels import open_image
 from eval import factors
 from models import SegOutput, load_student
-from models.inference import LARGEST_SCALE, predict
+from models.inference import LARGEST_SCALE, predict, window_starts
 from models.onnx import OnnxModel
 from models.placement import place
 from models.sizes import size_errors
 from scripts._command import command_parser, one_line_errors
 from scripts._device import DEFAULT, usable_device
 from scripts._inputs import IMAGES, VIDEOS, Job, check_outputs, find_jobs
-from scripts._video import Video, write_video
+from scripts._video import Video, encoder, write_video
 from utils.config import validate
 from utils.console import say
 from utils.files import user_path
@@ -42,6 +45,8 @@ EXAMPLES = """examples:
   python scripts/predict.py work_dirs/quickstart/hmkd/student.safetensors data/few/val --out overlays
   python scripts/predict.py student.safetensors photo.jpg street.mp4 --out overlays --scales 0.5 --save-pred
   python scripts/predict.py student.onnx photo.jpg --out overlays
+  python scripts/predict.py student.safetensors street.mp4 --out overlays --side-by-side --legend
+  python scripts/predict.py student.safetensors city.tif --out overlays --window 2048
 """
 
 
@@ -95,6 +100,7 @@ class Predictor:
         device: by default the GPU where there is one. ONNX files run on the CPU.
         scales: instead of those of the validation.
         source: as for ``load_student``.
+        window: side of the windows in pixels; None: an image is predicted at once.
 
     Attributes:
         metadata: of the file.
@@ -111,7 +117,9 @@ class Predictor:
         device: torch.device | None = None,
         scales: list[float] | None = None,
         source: str | None = None,
+        window: int | None = None,
     ):
+        self.window = window
         is_onnx = path.suffix.lower() == ".onnx"
         if is_onnx and device is not None and device.type != "cpu":
             raise ValueError(f"--device {device}: {path} is an ONNX file, which runs only on the CPU")
@@ -140,7 +148,31 @@ class Predictor:
         return f"{classes} classes, {self.device}, {self.settings.mode} at scale {scales}{built_in}{flip}{known}"
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """H W 3 uint8 RGB -> class map H W uint8."""
+        """H W 3 uint8 RGB -> class map H W uint8.
+
+        Windows overlap by a quarter, and the seam is in the middle of the overlap: there the network has seen the
+        surroundings of both sides.
+        """
+        side = self.window or max(image.shape)
+        margin, classes = side // 8, np.empty(image.shape[:2], np.uint8)
+        starts = [window_starts(length, min(side, length), side - 2 * margin) for length in image.shape[:2]]
+        for top in starts[0]:
+            for left in starts[1]:
+                found = self.predict(image[top : top + side, left : left + side])
+                y, x = (margin if start else 0 for start in (top, left))
+                classes[top + y : top + side, left + x : left + side] = found[y:, x:]
+        return classes
+
+    @cached_property
+    def legend(self) -> np.ndarray:
+        """Numbers, names and colours of the classes as a picture."""
+        entries = enumerate(zip(self.metadata["class_names"], self.metadata["palette"], strict=True))
+        colors = {f"{number} {name}": tuple(color) for number, (name, color) in entries}
+        blank = np.full((1, 1248, 3), 255, np.uint8)  # a panel of nothing: its title and its legend remain
+        return panel([[("classes", blank)]], colors, width=1280)
+
+    def predict(self, image: np.ndarray) -> np.ndarray:
+        """An image, or a window of it, at once."""
         dtype = autocast_dtype(self.settings.precision or self.train.precision)
         pixels = torch.from_numpy(image).permute(2, 0, 1).contiguous().to(self.device)
         window = self.settings.crop_size if self.settings.mode == "slide" else None
@@ -151,23 +183,29 @@ class Predictor:
             return predict(self.model, pixels, **self.settings.protocol)[0].cpu().numpy()
 
 
-def legend(metadata: dict) -> np.ndarray:
-    """Numbers, names and colours of the classes as a picture."""
-    entries = enumerate(zip(metadata["class_names"], metadata["palette"], strict=True))
-    colors = {f"{number} {name}": tuple(color) for number, (name, color) in entries}
-    blank = np.full((1, 1248, 3), 255, np.uint8)  # a panel of nothing: its title and its legend remain
-    return panel([[("classes", blank)]], colors, width=1280)
+def draw(image: np.ndarray, classes: np.ndarray, predictor: Predictor, args: argparse.Namespace) -> np.ndarray:
+    """The image under the colours of its classes; if asked, the image itself to the left, and the legend below."""
+    palette = predictor.metadata["palette"]
+    bands = [slice(start, start + 1024) for start in range(0, len(image), 1024)]  # blending takes much memory
+    picture = np.concatenate([overlay(image[rows], classes[rows], palette, args.alpha) for rows in bands])
+    if args.side_by_side:
+        picture = np.concatenate([image, picture], axis=1)
+    if args.legend:
+        width, (height, whole) = picture.shape[1], predictor.legend.shape[:2]
+        size = width, max(1, round(height * width / whole))
+        picture = np.concatenate([picture, cv2.resize(predictor.legend, size, interpolation=cv2.INTER_AREA)])
+    return picture
 
 
-def predict_image(job: Job, predictor: Predictor, alpha: float, save_pred: bool) -> None:
+def predict_image(job: Job, predictor: Predictor, args: argparse.Namespace) -> None:
     image = read_image(job.source, predictor.image_range)
     classes = predictor(image)
-    write_png(job.overlay, overlay(image, classes, predictor.metadata["palette"], alpha))
-    if save_pred:
+    write_png(job.overlay, draw(image, classes, predictor, args))
+    if args.save_pred:
         write_png(job.classes, classes)
 
 
-def predict_video(job: Job, predictor: Predictor, alpha: float, save_pred: bool) -> int:
+def predict_video(job: Job, predictor: Predictor, args: argparse.Namespace) -> int:
     """Writes the overlays of a video; prints and returns the number of its frames."""
     video = Video(job.source)
 
@@ -175,9 +213,9 @@ def predict_video(job: Job, predictor: Predictor, alpha: float, save_pred: bool)
         bar = tqdm(video, job.source.name, video.announced or None, leave=False, disable=None, unit="frame")
         for number, frame in enumerate(bar):
             classes = predictor(frame)
-            if save_pred:
+            if args.save_pred:
                 write_png(job.classes / f"{number:06d}.png", classes)
-            yield overlay(frame, classes, predictor.metadata["palette"], alpha)
+            yield draw(frame, classes, predictor, args)
 
     count = write_video(job.overlay, overlays(), video.fps)
     early = f"; its header says {video.announced}: is it truncated?" if count < video.announced else ""
@@ -188,17 +226,21 @@ def predict_video(job: Job, predictor: Predictor, alpha: float, save_pred: bool)
 def run(args: argparse.Namespace) -> None:
     jobs = find_jobs(args.inputs, args.out)
     check_outputs(jobs, args.out / "legend.png", args.save_pred)
-    predictor = Predictor(args.checkpoint, args.device, args.scales, args.source)
+    if args.window:
+        Image.MAX_IMAGE_PIXELS = None  # Pillow refuses huge images
+    predictor = Predictor(args.checkpoint, args.device, args.scales, args.source, args.window)
     say(f"{args.checkpoint}: {predictor}")
-    write_png(args.out / "legend.png", legend(predictor.metadata))
+    if encoder() == "OpenCV" and any(job.is_video for job in jobs):
+        say("videos are written as MPEG-4, which browsers do not play; for H.264: pip install av, or install ffmpeg")
+    write_png(args.out / "legend.png", predictor.legend)
 
     start, images, frames = time.perf_counter(), 0, []
     for job in tqdm(jobs, leave=False, disable=None, unit="file"):
         try:
             if job.is_video:
-                frames.append(predict_video(job, predictor, args.alpha, args.save_pred))
+                frames.append(predict_video(job, predictor, args))
             else:
-                predict_image(job, predictor, args.alpha, args.save_pred)
+                predict_image(job, predictor, args)
                 images += 1
         except (ValueError, OSError, torch.OutOfMemoryError) as error:
             done = images + len(frames)
@@ -227,6 +269,11 @@ def main(arguments: list[str] | None = None) -> None:
         action="store_true",
         help="also write class numbers: NAME_classes.png of an image, NAME_classes/000000.png ... of a video",
     )
+    parser.add_argument("--side-by-side", action="store_true", help="the image to the left of its overlay")
+    parser.add_argument("--legend", action="store_true", help="the names of the classes below each picture and video")
+    parser.add_argument(
+        "--window", type=int, metavar="S", help="predict huge images in overlapping windows of S x S pixels"
+    )
     parser.add_argument("--device", type=usable_device, metavar="D", help=f"cpu, cuda:1, mps (default here: {DEFAULT})")
     parser.add_argument("--source", metavar="python:...", help="allow the call of this function, student.source")
     args = parser.parse_args(arguments)
@@ -234,6 +281,8 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--alpha {args.alpha}: expected 0..1")
     if args.scales and not all(0 < scale <= LARGEST_SCALE for scale in args.scales):
         parser.error(f"--scales {args.scales}: expected factors above 0 and at most {LARGEST_SCALE:g}")
+    if args.window is not None and args.window < 64:
+        parser.error(f"--window {args.window}: expected 64 or more")
     with one_line_errors(f"interrupted: the finished files are in {args.out}"):
         run(args)
 

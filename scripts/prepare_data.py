@@ -29,9 +29,10 @@ from scripts.preparation.labels import Sample, decide_classes, read_colors, read
 from scripts.preparation.layouts import list_line
 from scripts.preparation.masks import COLORS, FOLDER, write_masks
 from scripts.preparation.pairs import Pair, find_pairs
-from scripts.preparation.problems import DataError, name_some, report_problems
+from scripts.preparation.problems import DataError, report_problems
 from scripts.preparation.recipe import choose_recipe, write_configs
 from scripts.preparation.splits import divide
+from utils.names import name_some
 from utils.visualize import overlay, panel, write_png
 
 EXAMPLES = """\

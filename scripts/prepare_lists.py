@@ -32,9 +32,9 @@ from engine.data import build_split, check_leaks
 from engine.report import census_table, value_table
 from scripts._command import add_config_options, command_parser
 from scripts.preparation.layouts import COUNTS, LAYOUTS, find_lists, relocate_list
-from scripts.preparation.problems import name_some, report_problems
+from scripts.preparation.problems import report_problems
 from utils.config import load_config
-from utils.names import VOID
+from utils.names import VOID, name_some
 
 EXAMPLES = f"""\
 examples:
@@ -110,14 +110,7 @@ def check_config(source: str, options: Sequence[str]) -> list[str]:
 def check_split(
     split: str, build: Callable[[], SegDataset], expected: int | None = None, labelled: bool = False
 ) -> Split:
-    """Reads all samples of a split; prints their number, their sizes, and warnings.
-
-    Args:
-        split: its name.
-        build: returns its data set.
-        expected: its number of samples if it is complete.
-        labelled: each sample must have a label.
-    """
+    """Reads all samples of a split; prints their number (``expected`` if it is complete), their sizes, and warnings."""
     try:
         dataset = build()
     except (OSError, ValueError) as error:
@@ -160,12 +153,7 @@ def check_sample(dataset: SegDataset, index: int) -> Sample | str:
 
 
 def check_labels(splits: Mapping[str, Split], default_table: bool) -> list[str]:
-    """Prints what the labels of train and val hold, class weights, and what is odd about them. Returns the problems.
-
-    Args:
-        splits: what ``check_split`` found, by name.
-        default_table: nobody said which raw id is which class.
-    """
+    """Prints what the labels of train and val hold, class weights, and what is odd about them. Returns the problems."""
     problems = [problem for split in splits.values() for problem in split.problems]
     shown = {name: split for name, split in splits.items() if name not in ("test", "unlabelled") and split.samples}
     if not shown:

@@ -185,9 +185,12 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--images {args.images}: expected 1 or more")
 
     with one_line_errors():
-        runs = [run for folder in args.runs for run in read_runs(folder)]
-        names = [run.title for run in runs]
-        titles = args.titles or [run.title if names.count(run.title) == 1 else str(run.folder) for run in runs]
+        given = [(folder, run) for folder in args.runs for run in read_runs(folder)]
+        runs, names = [run for _, run in given], [run.title for _, run in given]
+        whole = [str(folder) if folder == run.folder else f"{folder.name}/{run.title}" for folder, run in given]
+        titles = args.titles or [
+            long if names.count(name) > 1 else name for name, long in zip(names, whole, strict=True)
+        ]
         if len(set(titles)) != len(runs):
             parser.error(f"{len(runs)} runs but {len(set(titles))} different titles")
         for run, title in zip(runs, titles, strict=True):
@@ -201,10 +204,8 @@ def main(arguments: list[str] | None = None) -> None:
             notes = [*group.notes, *(f"{run.title}: {note}" for run in group.runs for note in run.notes)]
             write_files(group, rows, notes, out, args.images)
             parts.append({"rows": rows, "notes": notes, **values_of_part(group, len(groups))})
-        time, file = f"{datetime.now():%Y-%m-%d %H:%M}", args.out / "index.html"
-        size = write_page(
-            file, title=f"Report: {', '.join(titles)}", time=time, device=DEFAULT, header=HEADER, parts=parts
-        )
+        file, title, time = args.out / "index.html", f"Report: {', '.join(titles)}", f"{datetime.now():%Y-%m-%d %H:%M}"
+        size = write_page(file, title=title, time=time, device=DEFAULT, header=HEADER, parts=parts)
         say(f"wrote {file} ({size / 2**20:.1f} MiB), table.md, curves.png and panel.png to {args.out}")
 
 

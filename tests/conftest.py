@@ -36,6 +36,11 @@ distill = dict(type="hmkd", feature=1.0, logit=1.0, relation=1.0, stage_logit=0.
 """
 
 
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """Tensors are small: threads would only contend for the cores."""

@@ -164,9 +164,7 @@ def run_twice(experiment, folder, *options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
-)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_two_processes_train_the_same_bit_for_bit(experiments, tmp_path, device, monkeypatch):
     options = ["schedule.max_iters=3", "log.panel_images=0", "train.deterministic=True"]
     if device == "cpu":

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 import engine.run
 import train_kd
-from engine import log
+from engine import trackers
 from tests.runs import metrics, refused
 from utils import files
 
@@ -299,7 +299,7 @@ def limit_files():
     """No file grows beyond 6000 bytes; checkpoints and TensorBoard are not written."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     engine.run.save_checkpoint = lambda state, *paths: None
-    log.SummaryWriter = MagicMock()
+    trackers.SummaryWriter = MagicMock()
     resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
 
 

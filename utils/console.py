@@ -74,10 +74,11 @@ def error_message(error: Exception) -> str:
 
 
 def progress_bar(total: int, initial: int, description: str, active: bool) -> tqdm:
-    """A bar with rate and remaining time; not shown where the output is not a terminal, to keep log files readable."""
+    """A bar whose postfix its owner sets; not shown where the output is not a terminal, to keep log files readable."""
     return tqdm(
-        total=total, initial=initial, desc=description, unit="it", dynamic_ncols=True, smoothing=0.05,
+        total=total, initial=initial, desc=description, dynamic_ncols=True,
         disable=not active or not sys.stderr.isatty(),
+        bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
     )  # fmt: skip
 
 

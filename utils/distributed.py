@@ -48,10 +48,8 @@ def init_world(timeout: float = 1800.0) -> World:
     """Joins the process group that torchrun's environment variables describe; without them, there is one process.
 
     With GPUs, each rank takes the GPU of its local rank. NCCL then communicates GPU tensors, and gloo CPU tensors, so
-    that messages between hosts do not wait for the GPUs. Without GPUs, gloo does everything.
-
-    Args:
-        timeout: seconds that a rank waits for the others.
+    that messages between hosts do not wait for the GPUs. Without GPUs, gloo does everything. A rank waits ``timeout``
+    seconds for the others.
 
     Raises:
         ValueError: this node has GPUs, but fewer than processes.
@@ -92,10 +90,7 @@ def fresh_store(store: dist.Store, rank: int, size: int, timeout: float) -> dist
     counts only its own restarts.) So each rank writes a new random token. Rank 0 answers every token with its own,
     which names the part of the store, and every rank confirms it.
 
-    Args:
-        store: shared by all ranks.
-        rank, size: of this process, and the number of processes.
-        timeout: seconds that rank 0 waits; the other ranks wait as long as the store does.
+    Rank 0 waits ``timeout`` seconds; the other ranks wait as long as the store does.
 
     Raises:
         torch.distributed.DistError: the other ranks do not join in time.

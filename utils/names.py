@@ -1,8 +1,8 @@
 """What every folder shares: the two label values that are not a class, and the registry of components by name."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
-from typing import Generic, TypeVar
+from typing import NoReturn, TypeVar
 
 VOID = 255  # inside the image, without a class: losses on the labels and scores ignore it
 OUTSIDE = 254  # padding around the image
@@ -30,22 +30,26 @@ def unknown_name(kind: str, name: str, choices: Iterable[str], shown: Iterable[s
     return ValueError(f"unknown {kind} {name!r}; {did_you_mean(name, choices, shown)}")
 
 
-class Registry(Collection[str], Generic[Component]):
-    """Components by name. Each registers itself where it is defined.
+def name_some(names: Iterable[str], shown: int = 5) -> str:
+    """``'a, b and 3 more'``"""
+    names = list(names)
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
+
+
+class Registry(dict[str, Component]):
+    """Components by name. Each registers itself where it is defined; a name that is not there is a ValueError.
 
     >>> HEADS = Registry("head")
     >>> @HEADS.register("mine")
     ... class MyHead: ...
     >>> HEADS["mine"] is MyHead
     True
-
-    Args:
-        kind: the word for one component, for errors: ``'head'``.
     """
 
     def __init__(self, kind: str):
+        super().__init__()
         self.kind = kind
-        self._components: dict[str, Component] = {}
 
     def register(self, name: str) -> Callable[[Component], Component]:
         """Decorator that adds a class or function under ``name``.
@@ -55,7 +59,7 @@ class Registry(Collection[str], Generic[Component]):
         """
 
         def add(component: Component) -> Component:
-            first = self._components.setdefault(name, component)
+            first = self.setdefault(name, component)
             if first is not component:
                 raise ValueError(
                     f"the {self.kind} {name!r} is registered twice, in {first.__module__} and in "
@@ -65,21 +69,5 @@ class Registry(Collection[str], Generic[Component]):
 
         return add
 
-    def __getitem__(self, name: str) -> Component:
-        """The component of this name.
-
-        Raises:
-            ValueError: there is none. The message gives the nearest name.
-        """
-        if name not in self._components:
-            raise unknown_name(self.kind, name, self._components)
-        return self._components[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._components)
-
-    def __len__(self) -> int:
-        return len(self._components)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._components
+    def __missing__(self, name: str) -> NoReturn:
+        raise unknown_name(self.kind, name, self)

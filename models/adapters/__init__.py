@@ -36,7 +36,6 @@ def build_wrapped(
     Args:
         source: ``'KIND:NAME'``, the kind one of ``SOURCES``.
         weights: file with its weights; None: the source has them.
-        arguments: of the function that builds it.
         num_classes: K of a network to train, which gets random weights, or those that a function of the user loads;
             None: of a teacher, whose weights decide.
         replaced: values of ``Source`` instead of the adapter's; None keeps those.

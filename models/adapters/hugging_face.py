@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
 from models.adapters.loading import import_extra, load_strictly, report_own
 from models.adapters.wrapped import SOURCES, Source, describe, four_stages
 from models.base import Normalization
+from models.weights.hugging_face import download
 from models.weights.load import LoadReport
 from models.weights.sources import read_weights
 from models.weights.tensors import first_line
@@ -98,14 +98,7 @@ def _find_folder(name: str) -> Path:
         return folder
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise FileNotFoundError(f"folder {folder} does not exist; expected a folder, or the name OWNER/NAME of a hub")
-    try:
-        found = Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.safetensors"]))
-        return found if [*found.glob("*.safetensors")] else Path(snapshot_download(name, allow_patterns=["*.bin"]))
-    except Exception as error:  # the hub's client, and the network below it, raise many types
-        raise FileNotFoundError(
-            f"transformers:{name} is no folder, and cannot be downloaded ({first_line(error)}). By hand: save all "
-            f"files of https://huggingface.co/{name} in a folder and give its path"
-        ) from error
+    return download(name)
 
 
 def _load(auto: Any, folder: Path, config: Any, name: str, weights: str | None) -> tuple[nn.Module, LoadReport]:

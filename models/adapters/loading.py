@@ -44,7 +44,6 @@ def load_strictly(module: nn.Module, weights: Weights, kind: str, skip: tuple[st
     """Loads all tensors of a file into a module; an error leaves it unchanged.
 
     Args:
-        module: gets the weights.
         weights: ``read_weights`` has stripped the prefix that all names share.
         kind: of the source, for the report.
         skip: beginnings of names that the module does not have, such as a classifier's.

@@ -19,36 +19,25 @@ PROBE_SIDE = 64  # pixels, rounded up to a multiple of pad_to
 
 
 class Source(NamedTuple):
-    """A module, and how to read it. An adapter chooses these values; the config's keys replace them.
+    """A module, and how to read it. An adapter chooses these values; the config's keys replace them."""
 
-    Attributes:
-        module: takes B 3 H W normalised images.
-        report: what was loaded into it; None: nothing.
-        normalization: of its images; None: the library does not say.
-        pad_to: images are padded at the right and bottom with zeros after the normalisation, until their sides are
-            multiples of it; the maps are cropped.
-        output: keys, indices and attributes, joined by dots, that lead from what the module returns to its logits
-            B K h w. None: a tensor, ``['out']``, ``.logits`` or the first element. False: it has features only.
-        taps: by name, ``'module.path'``, whose output is B C h w or B N C; or ``'module.path:output'``, with ``output``
-            as above. An empty path is the module itself. A function chooses them from what the module returned.
-        prefix_tokens: class and register tokens, which come before those of the grid in B N C.
-        family: ``'cnn'`` or ``'transformer'``; None: the latter if the encoder has a module of attention.
-        encoder: name of the part of the module that is the encoder; empty: all of it.
-        call: calls the module; None: the images are its only argument.
-        load_encoder: loads weights into the encoder alone; None: its layout is not known.
-    """
-
-    module: nn.Module
-    report: LoadReport | None
-    normalization: Normalization | None = None
+    module: nn.Module  # takes B 3 H W normalised images
+    report: LoadReport | None  # what was loaded into it; None: nothing
+    normalization: Normalization | None = None  # of its images; None: the library does not say
+    # Images are padded at the right and bottom with zeros after the normalisation, until their sides are multiples of
+    # it; the maps are cropped.
     pad_to: int = 32
+    # Keys, indices and attributes, joined by dots, that lead from what the module returns to its logits B K h w. None:
+    # a tensor, ['out'], .logits or the first element. False: it has features only.
     output: str | int | bool | None = None
+    # By name, 'module.path', whose output is B C h w or B N C; or 'module.path:output', with output as above. An empty
+    # path is the module itself. A function chooses them from what the module returned.
     taps: Mapping[str, str] | Callable[[Any], dict[str, str]] = {}
-    prefix_tokens: int = 0
-    family: str | None = None
-    encoder: str = ""
-    call: Callable[[nn.Module, Tensor], Any] | None = None
-    load_encoder: Callable[[nn.Module, Weights], LoadReport] | None = None
+    prefix_tokens: int = 0  # class and register tokens, which come before those of the grid in B N C
+    family: str | None = None  # 'cnn' or 'transformer'; None: the latter if the encoder has a module of attention
+    encoder: str = ""  # name of the part of the module that is the encoder; empty: all of it
+    call: Callable[[nn.Module, Tensor], Any] | None = None  # calls the module; None: the images are its only argument
+    load_encoder: Callable[[nn.Module, Weights], LoadReport] | None = None  # None: its layout is not known
 
 
 # Called with what follows 'KIND:', the weights (or None) and the arguments of the config.

@@ -11,8 +11,6 @@ class ASPP(nn.Module):
     """Five parallel branches, concatenated and projected: a 1x1, three dilated 3x3 convolutions, the mean feature.
 
     Args:
-        inputs: C.
-        width: channels of each branch and of the result.
         rates: dilations of the 3x3 convolutions.
         kernel: size of the projection's kernel.
     """
@@ -46,8 +44,6 @@ class DeepLabV3Head(nn.Module):
     """ASPP on stage 4, a 3x3 convolution, a classifier; the same layers as torchvision's.
 
     Args:
-        taps: the backbone's ``tap_info``.
-        num_classes: K.
         width: channels of every layer and of the 'head' tap.
         dropout: probability inside ASPP.
     """
@@ -73,10 +69,7 @@ class MMSegDeepLabV3Head(nn.Module):
     """mmsegmentation's DeepLabV3: ASPP ends in a 3x3 convolution instead of a 1x1 and a 3x3.
 
     Args:
-        taps: the backbone's ``tap_info``.
-        num_classes: K.
         width: channels of every layer and of the 'head' tap; mmsegmentation has 512, or 128 with a ResNet-18.
-        dropout: probability before the classifier.
     """
 
     default_output_stride = 8

@@ -6,13 +6,7 @@ from models.heads.layers import conv_bn_relu
 
 
 class FCNHead(nn.Module):
-    """3x3 convolution to a quarter of the channels, dropout, classifier (Long et al., CVPR 2015; torchvision's form).
-
-    Args:
-        inputs: C.
-        num_classes: K.
-        dropout: probability before the classifier.
-    """
+    """3x3 convolution to a quarter of the channels, dropout, classifier (Long et al., CVPR 2015, as in torchvision)."""
 
     def __init__(self, inputs: int, num_classes: int, dropout: float = 0.1):
         super().__init__()

@@ -14,12 +14,6 @@ class FPNHead(nn.Module):
     """Each stage projected to one width and added to the coarser sum, resized to its grid; then a separable 3x3.
 
     Only the finest map is smoothed and classified. The paper's 3x3 convolution is a depthwise one and a 1x1 here.
-
-    Args:
-        taps: the backbone's ``tap_info``.
-        num_classes: K.
-        width: channels of every layer and of the 'head' tap.
-        dropout: probability before the classifier.
     """
 
     default_output_stride = 32

@@ -39,9 +39,7 @@ class GlobalContext(nn.Module):
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
         self.project = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 1, bias=False),
-            PooledBatchNorm2d(outputs),
-            nn.ReLU(inplace=True),
+            nn.Conv2d(inputs, outputs, 1, bias=False), PooledBatchNorm2d(outputs), nn.ReLU(inplace=True)
         )
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -49,11 +47,7 @@ class GlobalContext(nn.Module):
 
 
 class RegionAverage(nn.Module):
-    """``nn.AdaptiveAvgPool2d`` as two matrix products; the export of PyTorch's layer is valid for one size only.
-
-    Args:
-        bins: rows and columns of the result.
-    """
+    """``nn.AdaptiveAvgPool2d`` as two matrix products; the export of PyTorch's layer is valid for one size only."""
 
     def __init__(self, bins: int | tuple[int, int]):
         super().__init__()

@@ -10,10 +10,7 @@ class LinearHead(nn.Module):
     """BatchNorm and a 1x1 convolution on stage 4; the normalised map is the 'head' tap.
 
     Args:
-        taps: the backbone's ``tap_info``.
-        num_classes: K.
         width: only None: the head has the channels of stage 4.
-        dropout: probability before the classifier.
 
     Raises:
         ValueError: ``width`` is given.

@@ -14,12 +14,6 @@ class PSPHead(nn.Module):
     """Stage 4 and its averages over 1, 2x2, 3x3 and 6x6 regions, a 3x3 convolution, a classifier.
 
     Each of the four averages is projected to a quarter of the channels of stage 4, as in the paper.
-
-    Args:
-        taps: the backbone's ``tap_info``.
-        num_classes: K.
-        width: channels of the 3x3 convolution, and of the 'head' tap.
-        dropout: probability before the classifier.
     """
 
     default_output_stride = 8

@@ -21,8 +21,6 @@ class SegFormerHead(nn.Module):
     on the finest grid, half of the operations of SegFormer-B0, by a smaller one on each stage's own grid.
 
     Args:
-        taps: the backbone's ``tap_info``.
-        num_classes: K.
         width: channels of each projection and of the 'head' tap; the paper has 256 for B0 and B1, 768 for B2 to B5.
         dropout: probability that a channel is dropped before the classifier.
     """
@@ -49,13 +47,7 @@ class SegFormerHead(nn.Module):
         return self.classifier(self.dropout(features)), features
 
     def project_and_fuse(self, stage: str, maps: Tensor, weight: Tensor) -> Tensor:
-        """B C h w -> B width h w: the part of the fused map that comes from one stage.
-
-        Args:
-            stage: its name.
-            maps: its features.
-            weight: width width, of the fusing layer for this stage.
-        """
+        """B C h w -> B width h w: the part of the fused map from one stage; its fusing weights are width x width."""
         layer = self.project[stage]
         return F.conv2d(maps, (weight @ matrix(layer))[..., None, None], weight @ layer.bias)
 

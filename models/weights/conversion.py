@@ -14,29 +14,17 @@ Rule = tuple[str, str | Callable[[re.Match], str]]
 
 
 class Layout(NamedTuple):
-    """How one family of files names its tensors.
-
-    Attributes:
-        name: for reports and errors.
-        holds: ``'all'`` (a whole network) or ``'backbone'``.
-        markers: a file that has all of these keys has this layout; the first match in ``LAYOUTS`` counts.
-        expects: the arguments with which ``build_model`` builds these networks, for errors.
-        rules: regular expressions and their replacements, each applied to every key, in order.
-        finish: renamed tensors -> ours, where more than names differs.
-        skip: prefixes, in the file, of tensors that our networks do not have.
-        normalization: of the images these networks were trained on, where it is the same for all.
-        output_stride: of these networks, where it is the same for all; no tensor shows it.
-    """
+    """How one family of files names its tensors."""
 
     name: str
-    holds: str
-    markers: frozenset[str]
-    expects: str = ""
-    rules: tuple[Rule, ...] = ()
-    finish: Callable[[State], State] = dict
-    skip: tuple[str, ...] = ()
-    normalization: Normalization | None = None
-    output_stride: int | None = None
+    holds: str  # 'all' (a whole network) or 'backbone'
+    markers: frozenset[str]  # a file with all of these keys has this layout; the first match in ``LAYOUTS`` counts
+    expects: str = ""  # the arguments with which ``build_model`` builds these networks, for errors
+    rules: tuple[Rule, ...] = ()  # regular expressions and replacements, each applied to every key, in order
+    finish: Callable[[State], State] = dict  # renamed tensors -> ours, where more than names differs
+    skip: tuple[str, ...] = ()  # prefixes, in the file, of tensors that our networks do not have
+    normalization: Normalization | None = None  # of the images they were trained on, where it is the same for all
+    output_stride: int | None = None  # of these networks, where it is the same for all; no tensor shows it
 
     def convert(self, state: State) -> State:
         """The tensors of a file under our names."""

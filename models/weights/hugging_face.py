@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub import hf_hub_download, snapshot_download
 
 from models.mit import HEADS, MLP_RATIO, REDUCTIONS, VARIANTS
 from models.weights.metadata import check_metadata
@@ -48,26 +47,20 @@ def files_of(folder: Path) -> dict[str, Path]:
     return {"weights": weights[0], **settings_of(folder)}
 
 
-def download(source: str) -> dict[str, Path]:
-    """The files of a Hugging Face network from its hub, or from the cache of an earlier download."""
-    name, found = source.removeprefix("hf:"), {}
-    wanted = {"config.json": ("config.json",), PROCESSOR: (PROCESSOR,), "weights": HUGGING_FACE_FILES}
-    for key, choices in wanted.items():
-        for file in choices:
-            try:
-                found[key] = Path(hf_hub_download(name, file))
-                break
-            except Exception as error:  # the hub's client, and the network below it, raise many types
-                if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-                    continue  # the hub was reached, and has no such file
-                raise FileNotFoundError(
-                    f"{source!r} cannot be downloaded ({first_line(error)}). By hand: save config.json, {PROCESSOR} "
-                    f"and model.safetensors or pytorch_model.bin of https://huggingface.co/{name} in a folder and give "
-                    f"its path"
-                ) from error
-    if not {"config.json", "weights"} <= found.keys():
-        raise FileNotFoundError(f"{source!r} has no config.json or none of {', '.join(HUGGING_FACE_FILES)}")
-    return found
+def download(name: str) -> Path:
+    """A folder with the network OWNER/NAME of Hugging Face's hub, or with that of an earlier download.
+
+    Raises:
+        FileNotFoundError: it cannot be downloaded; the message says how to do it by hand.
+    """
+    try:
+        found = Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.safetensors"]))
+        return found if [*found.glob("*.safetensors")] else Path(snapshot_download(name, allow_patterns=["*.bin"]))
+    except Exception as error:  # the hub's client, and the network below it, raise many types
+        raise FileNotFoundError(
+            f"{name} of Hugging Face's hub cannot be downloaded ({first_line(error)}). By hand: save all files of "
+            f"https://huggingface.co/{name} in a folder and give its path"
+        ) from error
 
 
 def student_file(source: str | Path) -> Path:

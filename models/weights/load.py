@@ -1,7 +1,7 @@
 """Loads weights of any known layout into a network, completely or not at all."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,36 +14,24 @@ from models.weights.encoders import take_encoder
 from models.weights.layouts import LAYOUTS, OURS, find_layout
 from models.weights.sources import read_weights, timm_weights
 from models.weights.tensors import Weights
+from utils.names import name_some
 
 CLASSIFIERS = ("head.classifier.", "aux_head.classifier.")  # the last layers of the heads
 
 
 class LoadReport(NamedTuple):
-    """What was loaded.
+    """What was loaded."""
 
-    Attributes:
-        source: the file, folder, package or hub.
-        path: the file with the tensors; None where timm downloaded them.
-        layout: name of its layout.
-        part: ``'all'``, ``'backbone'`` or ``'body'``, see ``load_weights``.
-        loaded: number of tensors copied into the network.
-        skipped: keys of the file that were not loaded, by an exception that ``load_weights`` lists.
-        widened: ``'float16'`` or ``'bfloat16'`` where the file has tensors in half precision, or None.
-        metadata: of the source (``class_names``, ``normalization``, ``taps``, ...), see ``Weights``.
-        notes: on how it was read, see ``Weights``.
-        sha256: of the tensors where there is no file.
-    """
-
-    source: str
-    path: Path | None
+    source: str  # the file, folder, package or hub
+    path: Path | None  # the file with the tensors; None where timm downloaded them
     layout: str
-    part: str
-    loaded: int
-    skipped: tuple[str, ...]
-    widened: str | None
-    metadata: Mapping[str, Any]
-    notes: tuple[str, ...]
-    sha256: str | None = None
+    part: str  # 'all', 'backbone' or 'body', see ``load_weights``
+    loaded: int  # number of tensors copied into the network
+    skipped: tuple[str, ...]  # keys of the file that were not loaded, by an exception that ``load_weights`` lists
+    widened: str | None  # 'float16' or 'bfloat16' where the file has tensors in half precision
+    metadata: Mapping[str, Any]  # of the source, see ``Weights``
+    notes: tuple[str, ...]  # on how it was read, see ``Weights``
+    sha256: str | None = None  # of the tensors where there is no file
 
     def digest(self) -> str | None:
         """sha256 of the file, of the weight files of a folder one after another, or of the tensors; None: not known."""
@@ -58,7 +46,7 @@ class LoadReport(NamedTuple):
         return found.hexdigest()
 
     def __str__(self) -> str:
-        skipped = f", {len(self.skipped)} skipped ({_list(self.skipped)})" if self.skipped else ""
+        skipped = f", {len(self.skipped)} skipped ({name_some(self.skipped, 10)})" if self.skipped else ""
         widened = f", {self.widened} converted to float32" if self.widened else ""
         where = {"all": "network", "backbone": "backbone", "body": "network without its classifier"}[self.part]
         loaded = f"{self.loaded} tensors loaded into the {where}{widened}{skipped}"
@@ -74,7 +62,6 @@ def load_weights(model: SegModel, source: str | Path, part: str = "all") -> Load
     ``num_batches_tracked`` may be missing.
 
     Args:
-        model: the network.
         source: what :func:`models.weights.sources.read_weights` accepts (torch file, read with ``weights_only=True``,
             ``.safetensors``, folder of Hugging Face, ``hf:NAME``, ``package:NAME``), or ``'timm'`` for timm's
             ImageNet weights of the backbone.
@@ -148,8 +135,8 @@ def _detect(model: SegModel, weights: Weights) -> Layout:
         return OURS  # of a head of the user, whose classifier may have another name
     known = ", ".join(layout.name for layout in LAYOUTS)
     raise ValueError(
-        f"{weights.source} has no known layout: its keys are {_list(weights.tensors)}; known are {known}, and timm's "
-        f"names of the backbone itself; FILE#NAME reads only the keys that begin with NAME"
+        f"{weights.source} has no known layout: its keys are {name_some(weights.tensors, 10)}; known are {known}, "
+        f"and timm's names of the backbone itself; FILE#NAME reads only the keys that begin with NAME"
     )
 
 
@@ -261,7 +248,7 @@ def check_strict(wanted: State, state: State, weights: Weights, layout: Layout, 
             if key in wanted and tensor.shape != wanted[key].shape
         ],
     }
-    lines = [f"  {len(keys)} {kind}: {_list(keys)}" for kind, keys in problems.items() if keys]
+    lines = [f"  {len(keys)} {kind}: {name_some(keys, 10)}" for kind, keys in problems.items() if keys]
     if lines:
         first = f"{weights.source} ({layout.name} layout) does not fit the network, which stays unchanged"
         if "network" in weights.metadata:
@@ -282,8 +269,3 @@ def _describe(network: Mapping[str, Any], part: str) -> str:
         return f"{said}: set student.{settings}"
     nothing = " ".join(f"teacher.{name}=None" for name in names)
     return f"{said}. Of a teacher set {nothing}, or drop these keys; of a student, give the config of its run"
-
-
-def _list(keys: Iterable[str]) -> str:
-    keys = list(keys)
-    return ", ".join(keys[:10]) + (f" and {len(keys) - 10} more" if len(keys) > 10 else "")

@@ -38,7 +38,7 @@ def read_weights(source: str | Path) -> Weights:
     if text.startswith("package:"):
         weights = _read_package(text)
     elif text.startswith("hf:"):
-        weights = read_hugging_face(text, download(text))
+        weights = read_hugging_face(text, files_of(download(text.removeprefix("hf:"))))
     elif Path(source).is_dir():
         weights = read_hugging_face(text, files_of(Path(source)))
     elif Path(source).name in HUGGING_FACE_FILES and is_hugging_face(Path(source).with_name("config.json")):

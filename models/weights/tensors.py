@@ -24,20 +24,15 @@ COUNTER = "n_averaged"  # a tensor beside the weights of torch.optim.swa_utils.A
 class Weights(NamedTuple):
     """Tensors under the names that their source gives them.
 
-    Attributes:
-        source: the file, folder, hub or package.
-        tensors: by name, on the CPU.
-        metadata: of the source: some of ``network`` (arguments of ``build_model``), ``normalization`` (the fields of
-            ``Normalization``), ``taps``, ``class_names`` and others, or none.
-        path: the file with the tensors; None where timm downloaded them.
-        notes: what a user should know of how they were read, for reports.
+    ``metadata`` has some of ``network`` (arguments of ``build_model``), ``normalization`` (the fields of
+    ``Normalization``), ``taps``, ``class_names`` and others, or none.
     """
 
-    source: str
-    tensors: State
+    source: str  # the file, folder, hub or package
+    tensors: State  # on the CPU
     metadata: dict[str, Any]
-    path: Path | None
-    notes: tuple[str, ...] = ()
+    path: Path | None  # the file with the tensors; None where timm downloaded them
+    notes: tuple[str, ...] = ()  # what a user should know of how they were read, for reports
 
 
 def strip_prefix(state: State) -> tuple[State, str]:

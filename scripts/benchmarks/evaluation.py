@@ -1,6 +1,5 @@
 """Evaluation of whole images of Cityscapes' size: the field's loop against ``engine.evaluation.evaluate``."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from models.inference import class_map
 from models.placement import place
 from scripts.benchmarks.metric import CLASSES, SIZE, PublishedMetric, random_maps, without_void
 from scripts.benchmarks.published import as_published
-from scripts.benchmarks.timing import peak_memory, time_each
+from scripts.benchmarks.timing import compare
 
 NETWORKS = (("mit_b0", "segformer"), ("resnet18", "deeplabv3"))
 
@@ -50,11 +49,9 @@ def published_evaluate(model: nn.Module, image: Tensor, label: Tensor, images: i
     """mIoU in float32, NCHW, one image at a time, with the figures read for the log after each.
 
     Args:
-        model: on the device.
         image: 1 3 H W float32, pinned for a GPU, as the loader gives it.
         label: 1 H W with -1 for void, likewise.
         images: how often it is evaluated.
-        device: where the network runs.
     """
     metric, miou = PublishedMetric(CLASSES), 0.0
     for _ in range(images):
@@ -62,20 +59,6 @@ def published_evaluate(model: nn.Module, image: Tensor, label: Tensor, images: i
         published_counts(model(pixels).logits, truth, metric)
         _, miou = metric.compute()
     return miou
-
-
-def compare(
-    what: str, alternatives: dict[str, Callable[[], object]], device: torch.device, rounds: int, images: int, note: str
-) -> dict[str, Any]:
-    """Seconds an image of ``'ours'`` and ``'published'``, and the peak memory of each."""
-    times = time_each(alternatives, device, rounds, warmup=1)
-    memory = {name: peak_memory(call, device) for name, call in alternatives.items()}
-    return {
-        "what": what, "ours": times["ours"].median / images, "published": times["published"].median / images,
-        "ratio": times["published"].median / times["ours"].median, "spread": times["ours"].spread,
-        "memory": memory["ours"], "memory_published": memory["published"],
-        "note": f"{note}; peak {memory['ours'] / 2**20:.0f} MiB against {memory['published'] / 2**20:.0f}",
-    }  # fmt: skip
 
 
 def counting_row(stride: int, quick: bool, device: torch.device) -> dict[str, Any]:
@@ -89,7 +72,7 @@ def counting_row(stride: int, quick: bool, device: torch.device) -> dict[str, An
         "published": lambda: published_counts(logits, longs, theirs),
     }
     what = f"logits to counts {SIZE[0]}x{SIZE[1]}"
-    return compare(what, alternatives, device, 1 if quick else 10, 1, f"{CLASSES} classes, logits at stride {stride}")
+    return compare(what, alternatives, device, 1 if quick else 10, f"{CLASSES} classes, logits at stride {stride}")
 
 
 def network_row(backbone: str, head: str, quick: bool, device: torch.device) -> dict[str, Any]:
@@ -109,7 +92,7 @@ def network_row(backbone: str, head: str, quick: bool, device: torch.device) -> 
         "published": lambda: published_evaluate(model, image, label, images, device),
     }
     what = f"whole-image evaluation {size[0]}x{size[1]}, {backbone} {head}"
-    return compare(what, alternatives, device, rounds, images, "ours bf16 channels last, published float32 NCHW")
+    return compare(what, alternatives, device, rounds, "ours bf16 channels last, published float32 NCHW", images)
 
 
 def run(quick: bool, device: torch.device) -> list[dict[str, Any]]:

@@ -12,11 +12,9 @@ import torch
 from PIL import Image
 
 from datasets import build_dataset
-from datasets.base import SegDataset
-from datasets.cityscapes import CLASSES, LABEL_IDS
-from datasets.mixing import Mixing
+from datasets.base import SegDataset, read_classes
 from datasets.packed import PackedDataset
-from datasets.stream import Pool, TrainStream
+from datasets.stream import TrainStream
 from datasets.transforms import TrainTransform
 from scripts.benchmarks.timing import Timing, time_each
 from scripts.pack_dataset import Packer
@@ -33,13 +31,12 @@ class PublishedLoader:
     The whole image and label are decoded; each id is mapped by a mask; both are resized; the mean is subtracted from
     the whole image, which NumPy does in float64; both are padded, cropped, mirrored and copied as float32.
 
-    Args:
-        dataset: of which the files are read.
-        crop_first: normalise only the crop, in float32, as some releases do.
+    With ``crop_first`` it normalises only the crop, in float32, as some releases do.
     """
 
     def __init__(self, dataset: SegDataset, crop_first: bool):
         self.files, self.crop_first = dataset.files, crop_first
+        self.ids = dict.fromkeys(range(34), VOID) | read_classes("cityscapes")[2]
 
     def __call__(self, position: int) -> tuple[torch.Tensor, torch.Tensor]:
         """3 h w float32 and h w float32."""
@@ -48,7 +45,7 @@ class PublishedLoader:
         image = cv2.imread(str(image_file), cv2.IMREAD_COLOR)
         raw = cv2.imread(str(label_file), cv2.IMREAD_GRAYSCALE)
         label = raw.astype(np.int32)
-        for value, train in LABEL_IDS.items():
+        for value, train in self.ids.items():
             label[raw == value] = train
         scale = rng.uniform(*SCALES)
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
@@ -78,7 +75,8 @@ def write_streets(root: Path, number: int) -> int:
     write_synthetic(root / "painted", train=number, val=1, size=SIZE)
     painted = build_dataset("camvid", root / "painted", "train.txt")
     table = np.zeros(256, np.uint8)  # CamVid's void becomes label id 0, which Cityscapes ignores
-    table[: len(CLASSES)] = [raw for _, raw, _ in CLASSES]
+    label_ids = list(read_classes("cityscapes")[2])
+    table[: len(label_ids)] = label_ids
     lines, sizes = [], []
     for index, name in enumerate(painted.names):
         image, label = painted.load(index)
@@ -101,20 +99,6 @@ def batches_of(load: Callable[[int], Any], number: int) -> Callable[[], None]:
     return run
 
 
-def mixed_pairs(load: Callable[[int], dict]) -> Callable[[int], None]:
-    """Loads a sample; after every second one, mixes the two as the trainer does."""
-    mixing, pair = Mixing("cutmix", 1.0, "labelled", seed=0), []
-
-    def run(position: int) -> None:
-        pair.append(load(position))
-        if len(pair) == 2:
-            images, ids = (torch.stack([sample[key] for sample in pair]) for key in ("image", "label"))
-            mixing(images, ids, torch.tensor([sample["position"] for sample in pair]), lambda _: None)
-            pair.clear()
-
-    return run
-
-
 def run(quick: bool, device: torch.device) -> list[dict[str, Any]]:
     """Seconds a training sample in this process, files in the page cache: 2048 x 1024 to a crop of 1024 x 512."""
     number, rounds = (4, 4) if quick else (12, 15)
@@ -132,10 +116,7 @@ def run(quick: bool, device: torch.device) -> list[dict[str, Any]]:
             }
             packed = PackedDataset(files, root / "packed")
             for name, dataset in (("PNG", files), ("packed", packed)):
-                for kind, labels in (("", True), (", unlabelled", False)):
-                    pool = Pool([(dataset, range(len(dataset)))], labels)
-                    loaders[name + kind] = TrainStream(pool, TrainTransform(CROP, SCALES), seed=0).__getitem__
-            loaders["PNG, mixed"] = mixed_pairs(loaders["PNG"])
+                loaders[name] = TrainStream(dataset, TrainTransform(CROP, SCALES), seed=0).__getitem__
             alternatives = {name: batches_of(load, number) for name, load in loaders.items()}
             times = time_each(alternatives, device, rounds)
     finally:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from engine.metrics import ConfusionMatrix
-from scripts.benchmarks.timing import peak_memory, time_each
+from scripts.benchmarks.timing import compare
 from utils.names import VOID
 
 CLASSES = 19
@@ -17,9 +17,6 @@ class PublishedMetric:
     """Pixel accuracy and IoU as in the field's releases, rebuilt from their description.
 
     Every image copies two numbers from the device and makes three float32 histograms on the CPU. Void is -1.
-
-    Args:
-        num_classes: K.
     """
 
     def __init__(self, num_classes: int):
@@ -80,14 +77,5 @@ def run(quick: bool, device: torch.device) -> list[dict[str, Any]]:
         "ours": lambda: ours.update(prediction, label),
         "published": lambda: theirs.update(longs[0], longs[0], longs[1]),
     }
-    times = time_each(alternatives, device, rounds=5 if quick else 50)
-    memory = {name: peak_memory(call, device) for name, call in alternatives.items()}
-    return [
-        {
-            "what": f"confusion matrix {SIZE[0]}x{SIZE[1]}", "ours": times["ours"].median,
-            "published": times["published"].median, "ratio": times["published"].median / times["ours"].median,
-            "spread": times["ours"].spread, "memory": memory["ours"], "memory_published": memory["published"],
-            "note": f"{CLASSES} classes, argmax not counted; peak {memory['ours'] / 2**20:.0f} MiB "
-            f"against {memory['published'] / 2**20:.0f}",
-        }
-    ]  # fmt: skip
+    what = f"confusion matrix {SIZE[0]}x{SIZE[1]}"
+    return [compare(what, alternatives, device, 5 if quick else 50, f"{CLASSES} classes, argmax not counted")]

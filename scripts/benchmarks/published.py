@@ -15,6 +15,8 @@ from models import SegModel
 from models.heads.layers import resize
 from models.heads.segformer import STAGES, SegFormerHead
 
+TAP = "stage3"  # whose features are compared
+
 
 def unscaled_attention(x: Tensor) -> Tensor:
     """softmax(X^T X) X over the positions of B C h w, with the N x N matrix held, as HMKD's release computes it."""
@@ -47,14 +49,13 @@ class PublishedStep:
     Args:
         student, teacher: on the device, not used elsewhere: their heads are changed.
         optimizer: settings of ``parameter_groups`` and ``build_optimizer``.
-        tap: the stage whose features are compared.
     """
 
-    def __init__(self, student: SegModel, teacher: Teacher, optimizer: dict, tap: str = "stage3"):
-        self.student, self.teacher, self.tap = as_published(student), teacher, tap
+    def __init__(self, student: SegModel, teacher: Teacher, optimizer: dict):
+        self.student, self.teacher = as_published(student), teacher
         as_published(teacher.network)
         self.device = next(student.parameters()).device
-        method = HMKD(student.spec, teacher.spec, anchor=None, feature_pairs=((tap, tap),))
+        method = HMKD(student.spec, teacher.spec, anchor=None, feature_pairs=((TAP, TAP),))
         self.align: FeatureAlignment = method.alignments["feature"].to(self.device)
         self.context, self.align.context = self.align.context, None
         trained = torch.nn.ModuleList([student, self.align])
@@ -79,7 +80,7 @@ class PublishedStep:
         logits = F.interpolate(student.logits, labels.shape[-2:], mode="bilinear")
         task = F.cross_entropy(logits, labels, ignore_index=255)
         kd = F.kl_div(logits.log_softmax(1), teacher_logits.softmax(1), reduction="none").sum(1).mean()
-        maps = {"student": student.taps[self.tap], "teacher": teacher.taps[self.tap].clone()}
+        maps = {"student": student.taps[TAP], "teacher": teacher.taps[TAP].clone()}
         if attention and self.context is not None:
             maps[self.context] = unscaled_attention(maps[self.context])
         feature, _ = self.align(maps["student"], maps["teacher"], Labels(labels.byte()))

@@ -1,72 +1,41 @@
 """One process against several: the batch grows with their number (weak scaling), or is divided among them (strong)."""
 
-import argparse
+import multiprocessing
 import os
 import socket
-import subprocess
-import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import torch
 
 from scripts.benchmarks import step
 from scripts.benchmarks.timing import synchronize, time_each
-from utils.distributed import all_reduce_sum, close_world, init_world
+from utils.distributed import all_reduce_sum, init_world
 
-ROOT = Path(__file__).resolve().parents[2]
+JOBS: dict[str, Callable[[], object]] = {}  # what a process of a team does, by name
 
 
 class Team:
     """Processes with the environment variables of torchrun, one thread each, that execute jobs together.
 
-    All teams are started first, so that their steps can be timed in turns.
-
-    Args:
-        size: number of processes.
-        arguments: of ``work``, as on a command line.
+    All teams are started first, so that their steps can be timed in turns. ``arguments`` are those of ``start``.
     """
 
-    def __init__(self, size: int, arguments: Sequence[str]):
+    def __init__(self, size: int, arguments: Sequence[Any]):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        common = {"WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+            common = {"WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1]}
+        context = multiprocessing.get_context("spawn")
         self.processes = [
-            subprocess.Popen(
-                [sys.executable, "-m", __name__, *arguments], cwd=ROOT, text=True,
-                env=os.environ | {k: str(v) for k, v in {**common, "RANK": rank, "LOCAL_RANK": rank}.items()},
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            )
+            ProcessPoolExecutor(1, context, start, ({**common, "RANK": rank, "LOCAL_RANK": rank}, *arguments))
             for rank in range(size)
-        ]  # fmt: skip
-
-    def __enter__(self) -> "Team":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for process in self.processes:
-            process.stdin.close()
-        for process in self.processes:
-            process.wait()
+        ]
 
     def do(self, job: str) -> None:
-        """Lets every process execute a job, and waits.
-
-        Raises:
-            OSError: a process has ended.
-        """
-        try:
-            for process in self.processes:
-                process.stdin.write(f"{job}\n")
-                process.stdin.flush()
-        except BrokenPipeError:
-            pass  # raised below
-        if any(process.stdout.readline() != f"{job}\n" for process in self.processes):
-            for process in self.processes:
-                process.kill()
-            raise OSError("a process of the benchmark ended; its error is above")
+        """Lets every process execute a job, and waits."""
+        for future in [process.submit(work, job) for process in self.processes]:
+            future.result()
 
 
 def run(
@@ -76,18 +45,17 @@ def run(
 
     Raises:
         ValueError: the batch cannot be divided among the processes.
-        OSError: a process ended.
     """
     if batch % processes:
         raise ValueError(f"--batch {batch} cannot be divided among {processes} processes; give a multiple of it")
     step.load_pair(file, *options)  # raises its errors here, once
-    arguments = [file, str(batch), str(batch // processes), *map(str, size), *options]
-    with Team(1, arguments) as one, Team(processes, arguments) as several:
-        alternatives = {
-            "one": lambda: one.do("whole"), "weak": lambda: several.do("whole"), "strong": lambda: several.do("part"),
-            "all-reduce": lambda: several.do("all-reduce"),
-        }  # fmt: skip
-        times = time_each(alternatives, torch.device("cpu"), rounds)
+    arguments = file, options, {"whole": batch, "part": batch // processes}, size
+    one, several = Team(1, arguments), Team(processes, arguments)
+    alternatives = {
+        "one": lambda: one.do("whole"), "weak": lambda: several.do("whole"), "strong": lambda: several.do("part"),
+        "all-reduce": lambda: several.do("all-reduce"),
+    }  # fmt: skip
+    times = time_each(alternatives, torch.device("cpu"), rounds)
     alone, reduce = times["one"].median, times["all-reduce"].median
     rows = []
     for name, count, each in (("one", 1, batch), ("weak", processes, batch), ("strong", processes, batch // processes)):
@@ -100,30 +68,23 @@ def run(
     return rows
 
 
-def work(arguments: Sequence[str]) -> None:
-    """One process of a team: for every line of input, trains a step or all-reduces as many numbers as a step does."""
-    parser = argparse.ArgumentParser(description=work.__doc__)
-    parser.add_argument("file")
-    for number in ("whole", "part", "height", "width"):
-        parser.add_argument(number, type=int)
-    parser.add_argument("options", nargs="*")
-    args = parser.parse_args(arguments)
+def start(
+    environment: dict[str, Any], file: str, options: Sequence[str], batches: dict[str, int], size: tuple[int, int]
+) -> None:
+    """Builds the trainer of one process: each of ``batches`` (images by name) is a job, and so is the all-reduce."""
+    os.environ |= {name: str(value) for name, value in environment.items()}
+    torch.set_num_threads(1)
     world = init_world()
-    pinned, size = world.device.type == "cuda", (args.height, args.width)
-    batches = {name: step.random_batch(getattr(args, name), size, pinned) for name in ("whole", "part")}
-    trainer = step.build(step.load_pair(args.file, *args.options), world)
-    trained = sum(parameter.numel() for parameter in trainer.distiller.parameters())
-    gradients = torch.zeros(trained, device=world.device)
-    for line in sys.stdin:
-        job = line.strip()
-        if job in batches:
-            trainer.train_step([batches[job]])
-        else:
-            all_reduce_sum(gradients)
-        synchronize(world.device)
-        print(job, flush=True)
-    close_world()
+    trainer = step.build(step.load_pair(file, *options), world)
+    for name, images in batches.items():
+        data = step.random_batch(images, size, world.device.type == "cuda")
+        JOBS[name] = lambda data=data: trainer.train_step([data])
+    gradients = torch.zeros(sum(each.numel() for each in trainer.distiller.parameters()), device=world.device)
+    JOBS["all-reduce"] = lambda: all_reduce_sum(gradients)
 
 
-if __name__ == "__main__":
-    work(sys.argv[1:])
+def work(job: str) -> None:
+    """Trains a step, or all-reduces as many numbers as a step does."""
+    JOBS[job]()
+    if torch.cuda.is_available():
+        synchronize(torch.device("cuda"))

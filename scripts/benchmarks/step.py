@@ -186,7 +186,6 @@ def method_rows(
     """Every method instead of the config's: time over teacher + student alone, memory, and whether all was finite.
 
     Args:
-        precisions: ``'fp32'``, ``'bf16'``, ``'fp16'``.
         rounds: timed steps of each method.
         steps: of each method in all, if that is more; every term of every step is checked.
     """

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -40,15 +40,8 @@ def seconds_of_each(
 ) -> dict[str, list[float]]:
     """Runs every alternative once a round and measures its time, with the device idle before and after.
 
-    Args:
-        alternatives: by name.
-        device: waited for before the clock is read.
-        rounds: timed calls of each.
-        warmup: calls of each before these.
-        clock: gives seconds; None: ``time.perf_counter``.
-
     Returns:
-        The seconds of every timed call.
+        The seconds of every timed call after ``warmup`` calls, by ``clock`` or else ``time.perf_counter``.
     """
     clock = clock or time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in alternatives}
@@ -76,6 +69,25 @@ def timing(seconds: list[float]) -> Timing:
         return Timing(*seconds * 3)
     low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
     return Timing(median, low, high)
+
+
+def compare(
+    what: str,
+    alternatives: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    rounds: int,
+    note: str,
+    images: int = 1,
+) -> dict[str, Any]:
+    """The row of ``'ours'`` and ``'published'``: seconds an image of ``images`` in a call, and the peak memory."""
+    times = time_each(alternatives, device, rounds, warmup=1)
+    memory = {name: peak_memory(call, device) for name, call in alternatives.items()}
+    return {
+        "what": what, "ours": times["ours"].median / images, "published": times["published"].median / images,
+        "ratio": times["published"].median / times["ours"].median, "spread": times["ours"].spread,
+        "memory": memory["ours"], "memory_published": memory["published"],
+        "note": f"{note}; peak {memory['ours'] / 2**20:.0f} MiB against {memory['published'] / 2**20:.0f}",
+    }  # fmt: skip
 
 
 def peak_memory(run: Callable[[], object], device: torch.device) -> float:

@@ -3,24 +3,29 @@
 import os
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from tqdm import tqdm
 
 from utils.console import say
 from utils.files import LOCK, open_locked
 
 
 class Job(NamedTuple):
-    """One command. It is finished when ``result`` exists; its output is added to ``log``."""
+    """One command. It is finished when ``result`` exists; its output is added to ``log``.
+
+    ``look`` gives the share of the work that is done (0..1), and what was found so far, to print.
+    """
 
     name: str
     command: list[str]
     result: Path
     log: Path
+    look: Callable[[], tuple[float, str]] = lambda: (0.0, "")
 
 
 @contextmanager
@@ -59,7 +64,17 @@ def run_jobs(jobs: Sequence[Job], at_once: int, lock: int) -> None:
         ValueError: some failed; the message has the last line of each.
     """
     waiting, running, failed, gpus = [job for job in jobs if not job.result.is_file()], {}, [], visible_gpus()
-    free, total = list(range(at_once)), len(waiting)
+    free, total, looked = list(range(at_once)), len(waiting), 0.0
+
+    def share() -> float:
+        """How many jobs are done, with the parts of those that are not."""
+        unfinished = [*waiting, *(job for job, _ in running.values())]
+        return total - len(unfinished) + sum(job.look()[0] for job in unfinished)
+
+    bar = tqdm(
+        desc="runs", total=total, initial=share(), smoothing=0, leave=False, disable=None if waiting else True,
+        bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total_fmt} [{elapsed}, {remaining} left{postfix}]",
+    )  # fmt: skip
     try:
         while waiting or running:
             while waiting and free:
@@ -74,6 +89,9 @@ def run_jobs(jobs: Sequence[Job], at_once: int, lock: int) -> None:
                     )
                 running[process] = job, slot
             time.sleep(0.1)
+            if not bar.disable and time.monotonic() > looked + 1:
+                looked = time.monotonic()
+                bar.update(share() - bar.n)
             for process in [each for each in running if each.poll() is not None]:
                 job, slot = running.pop(process)
                 free.append(slot)
@@ -84,8 +102,11 @@ def run_jobs(jobs: Sequence[Job], at_once: int, lock: int) -> None:
                     )
                     say(f"failed: {failed[-1]}")
                 else:
-                    say(f"{job.name}: done")
+                    found = f"{job.name}: done{job.look()[1]}"
+                    bar.set_postfix_str(found)
+                    say(found)
     finally:
+        bar.close()
         if running:
             say(f"stopping {len(running)} run(s); those in training save first")
         for process in running:

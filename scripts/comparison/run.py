@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -143,7 +144,15 @@ def training(name: str, config: Experiment, folder: Path) -> Job:
             )
     write_atomically(file, dump_config(config).encode())
     command = [str(ROOT / "train_kd.py"), str(file), "--work-dir", str(folder), "--resume", "auto"]
-    return Job(name, [sys.executable, *command], folder / "student.safetensors", folder / "output.log")
+    look = partial(look_at, folder, config.schedule.max_iters)
+    return Job(name, [sys.executable, *command], folder / "student.safetensors", folder / "output.log", look)
+
+
+def look_at(folder: Path, steps: int) -> tuple[float, str]:
+    """The share of a run's steps that are done, and its best mIoU so far, to print."""
+    log = read_metrics(folder) if (folder / "metrics.jsonl").is_file() else []
+    mious = [best_miou(line) for line in log if line.get("miou") is not None]
+    return log[-1]["step"] / steps if log else 0.0, f", mIoU {max(mious):.2%}" if mious else ""
 
 
 def evaluation(name: str, config: Path, subject: Sequence[str], result: Path) -> Job:
@@ -206,7 +215,8 @@ def iterations(methods: Sequence[Method], args: argparse.Namespace, lock: int) -
         if name not in budget["step_seconds"]:
             probe = with_values(
                 config, source, schedule={"max_iters": PROBE["max_iters"], "epochs": None, "warmup_iters": 0},
-                train={"verify_teacher": False}, log={"interval": PROBE["log_interval"], "panel_images": 0},
+                train={"verify_teacher": False},
+                log={"interval": PROBE["log_interval"], "panel_images": 0, "trackers": ("tensorboard",)},
             )  # fmt: skip
             folder = args.out / "probes" / folder_name(name)
             jobs[name] = training(f"{name}, time of a step", probe, folder), probe, folder
@@ -265,6 +275,7 @@ def compare(args: argparse.Namespace, lock: int) -> None:
             resolved = with_values(
                 config, source, schedule={"max_iters": steps[name], "epochs": None},
                 train={"seed": seed, "verify_teacher": False},
+                log={"trackers": tuple(dict.fromkeys(("tensorboard", *config.log.trackers)))},  # read for the times
             )  # fmt: skip
             runs[name, seed] = resolved, args.out / "runs" / folder_name(name) / f"seed_{seed}"
     jobs = [training(f"{name}, seed {seed}", *run) for (name, seed), run in runs.items()]

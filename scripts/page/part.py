@@ -18,7 +18,7 @@ from scripts.page.charts import HEIGHT, WIDTH, bubble_chart, line_chart, style
 from scripts.page.measure import KINDS, make_pictures
 from utils.files import write_atomically
 
-LIMIT = 4.5e6  # bytes of the pictures of all parts
+LIMIT, CELL = 4.6e6, 24  # bytes of all parts, and of a cell of their tables
 SHOWN = 12  # worst, and most improved, images
 PICTURE = 256  # pixels across, before it is made smaller to fit into the limit
 LIGHT, DARK = np.array([(255, 221, 120), (27, 38, 59)], float)  # of a map of disagreement, where it is largest and 0
@@ -107,7 +107,7 @@ def figures(group: Any, styles: Mapping[str, dict], before: str | None) -> dict[
 
 
 def images(group: Any, students: Sequence[str], before: str | None, limit: float) -> dict[str, Any]:
-    """The score of every image, and the worst and most improved as pictures, which need at most ``limit`` bytes."""
+    """The score of every image, and the worst and most improved as pictures, which leave room in ``limit`` bytes."""
     places = {name: index for index, name in enumerate(group.dataset.names)}
     mious = {name: scores.images for name, scores in group.scores.items()}
     after = max(students, key=lambda name: (name != before, group.scores[name].metrics.miou))
@@ -115,8 +115,10 @@ def images(group: Any, students: Sequence[str], before: str | None, limit: float
     mean = {name: sum(mious[student][name] for student in students) for name in mious[after]}
     worst = sorted((name for name in mean if mean[name] == mean[name]), key=mean.get)[:SHOWN]
     improved = sorted((name for name in gains if gains[name] > 0), key=gains.get, reverse=True)[:SHOWN]
+    K = group.dataset.num_classes
+    limit = max(limit / 10, limit - CELL * len(mious) * (K * K + 8 * K + len(mean)))
     pictures, width, size = {}, PICTURE, math.inf
-    while size > limit:
+    while size > limit and width > 16:
         for name in {*worst, *improved}:
             found = make_pictures(group.dataset, places[name], group.subjects, width)
             pictures[name] = [(of, webp(image, 80 if of == "image" else 101)) for of, image in found]

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from scripts._inputs import IMAGES, files_below
-from scripts.preparation.problems import DataError, name_some
+from scripts.preparation.problems import DataError
+from utils.names import name_some
 
 
 class Shape(NamedTuple):
@@ -29,26 +30,18 @@ class Shape(NamedTuple):
 
 @dataclass
 class Annotations:
-    """What a folder's annotation files hold.
-
-    Attributes:
-        format: their name.
-        categories: names, in the order of the ids.
-        shapes: image, relative to the folder -> its objects, in the order of the file.
-        problems: what is wrong, one sentence each.
-    """
+    """What a folder's annotation files of one format hold."""
 
     format: str
-    categories: list[str] = field(default_factory=list)
-    shapes: dict[str, list[Shape]] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
+    categories: list[str] = field(default_factory=list)  # names, in the order of the ids
+    shapes: dict[str, list[Shape]] = field(default_factory=dict)  # by image, in the order of the file
+    problems: list[str] = field(default_factory=list)  # one sentence each
 
 
 def read_annotations(root: Path, classes: Sequence[str] | None = None) -> Annotations:
     """Finds and reads the annotation files below a folder.
 
     Args:
-        root: the folder.
         classes: names of the classes, which YOLO's numbers need; None: YOLO's ``classes.txt``.
 
     Raises:

@@ -16,8 +16,8 @@ from datasets.listed import distinct_colours
 from datasets.pixels import read_ids
 from scripts.preparation.annotations import image_size
 from scripts.preparation.pairs import Pair
-from scripts.preparation.problems import DataError, name_some
-from utils.names import VOID
+from scripts.preparation.problems import DataError
+from utils.names import VOID, name_some
 
 MOST_COLORS, MOST_IDS = 64, VOID - 1  # more colours without a table are the sign of blurred edges
 NUMBERS = r"(?P<r>\d+)\s*[,;\s]\s*(?P<g>\d+)\s*[,;\s]\s*(?P<b>\d+)"
@@ -103,9 +103,7 @@ def decide_classes(
     """Decides the classes from what the masks hold and what the user says.
 
     Args:
-        samples: what the pairs hold.
         names: of the classes, in the order of their values; None: those in ``colors``, or class_0, class_1, ...
-        colors: as ``read_colors`` returns.
         ignore: values or names without a class: ``'255'``, ``'0,0,0'``, ``'Void'``.
 
     Returns:

@@ -17,8 +17,8 @@ from tqdm import tqdm
 from datasets.listed import distinct_colours
 from scripts.preparation.annotations import Annotations, Shape, image_size, read_annotations
 from scripts.preparation.pairs import IMAGE_FOLDERS
-from scripts.preparation.problems import DataError, name_some
-from utils.names import OUTSIDE
+from scripts.preparation.problems import DataError
+from utils.names import OUTSIDE, name_some
 
 BACKGROUND = "background"
 FOLDER, COLORS = "masks", "colors.txt"

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from datasets.pixels import ARRAYS
 from scripts._inputs import IMAGES, files_below
-from scripts.preparation.problems import DataError, name_some
+from scripts.preparation.problems import DataError
+from utils.names import name_some
 
 # Names of folders, in lower case.
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "leftimg8bit")
@@ -61,7 +62,6 @@ def find_pairs(
     """Finds the images below a folder and the mask of each.
 
     Args:
-        root: the folder.
         images: pattern of the images, as ``img/**/*.jpg``; None: the usual layouts are tried.
         labels: pattern of an image's mask, where ``{stem}`` is the image's name without suffix and ``{folder}`` its
             folder below the part of ``images`` that comes before the first ``*``.

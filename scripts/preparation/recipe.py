@@ -9,45 +9,12 @@ from textwrap import indent
 from typing import Any
 
 METHODS = Path(__file__).resolve().parents[2] / "configs/_base_/methods"
+TEMPLATES = Path(__file__).with_name("templates")  # of the configs; {names} are filled in
 LARGEST_CROP = 512  # pixels a side
 BATCH = 8
 PASSES, FEWEST, MOST = 100, 400, 20000  # over the images; the bounds are iterations
 BACKBONES = {"student": "mit_b0", "teacher": "resnet18"}
 RANDOM_LR, PRETRAINED_LR = {"student": 1e-3, "teacher": 5e-4}, 2e-4
-
-STUDENT_CONFIG = """\
-# SegFormer-B0 alone, on the data of {root}. Written by scripts/prepare_data.py.
-data = dict(
-{data},
-)
-student = dict(backbone="mit_b0", head="segformer", width=128{student_weights})
-optimizer = dict(type="adamw", lr={student_lr}, head_lr_mult=2.0, weight_decay=0.01, decay_norm_bias=False)
-schedule = dict(max_iters={iters}, power=1.0, warmup_iters={warmup})
-train = dict(batch_size={batch}, precision="bf16")
-eval = dict(interval={interval}{windows})
-checkpoint = dict(interval={interval}, keep=1)
-log = dict(interval={log})
-"""
-TEACHER_CONFIG = """\
-# The teacher: ResNet-18 with SegFormer's head, on the same images as the student. A larger one may teach more.
-_base_ = ["student.py"]
-student = dict(_delete_=True, backbone="resnet18", head="segformer", width=128{teacher_weights})
-optimizer = dict(lr={teacher_lr})
-"""
-HMKD_CONFIG = """\
-# The student of student.py, taught by the network of teacher.py with HMKD.
-_base_ = ["student.py", "{method}"]
-teacher = dict(
-    backbone="resnet18", head="segformer", width=128, weights="work_dirs/{name}/teacher/student.safetensors"
-)
-distill = dict(logit=4.0)
-"""
-UNLABELLED_CONFIG = """\
-# Half of the images of a step have no label; the terms between teacher and student compare all pixels.
-data = dict(unlabelled="{list}")
-train = dict(batch_size={half}, unlabelled_batch={half})
-distill.update(pixels="inside")
-"""
 
 
 def choose_recipe(sizes: Sequence[tuple[int, int]], weights: Path = Path()) -> tuple[dict[str, Any], list[str]]:
@@ -88,18 +55,19 @@ def write_configs(
     """Writes student.py, teacher.py and hmkd.py to a folder, which must be there.
 
     Args:
-        recipe: as ``choose_recipe`` returns.
         data: the keys of the data section that say which data.
         name: of the data, and of the folder in work_dirs where hmkd.py finds the teacher's weights.
-        folder: of the configs.
         unlabelled: list of images without labels, from which hmkd.py learns too.
     """
     data = {**data, "crop_size": recipe["crop_size"]}
     entries = [f"{key}={pformat(value, width=108, compact=True, sort_dicts=False)}" for key, value in data.items()]
     values = {**recipe, "name": name, "root": data["root"], "data": indent(",\n".join(entries), "    ")}
     values["method"] = Path(os.path.relpath(METHODS / "hmkd.py", folder)).as_posix()
-    hmkd = HMKD_CONFIG
+    values |= {"list": unlabelled, "half": recipe["batch"] // 2}
+    templates = {
+        name: (TEMPLATES / f"{name}.txt").read_text(encoding="utf-8") for name in ("student", "teacher", "hmkd")
+    }
     if unlabelled is not None:
-        hmkd += UNLABELLED_CONFIG.format(list=unlabelled, half=recipe["batch"] // 2)
-    for file, text in {"student": STUDENT_CONFIG, "teacher": TEACHER_CONFIG, "hmkd": hmkd}.items():
+        templates["hmkd"] += (TEMPLATES / "unlabelled.txt").read_text(encoding="utf-8")
+    for file, text in templates.items():
         (folder / f"{file}.py").write_text(text.format(**values), encoding="utf-8")

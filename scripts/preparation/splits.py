@@ -5,7 +5,8 @@ from pathlib import Path, PurePosixPath
 
 from datasets.sequences import group_sequences
 from scripts.preparation.pairs import Pair, listed_splits, split_of
-from scripts.preparation.problems import DataError, name_some
+from scripts.preparation.problems import DataError
+from utils.names import name_some
 
 
 def divide(root: Path, pairs: Sequence[Pair], share: float, seed: int) -> tuple[dict[str, list[Pair]], str]:

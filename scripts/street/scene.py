@@ -103,10 +103,6 @@ def _leave_borders_void(label: np.ndarray, rng) -> np.ndarray:
 def render_scene(seed: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Paints one street: a pure function of its arguments, and the same street in every size.
 
-    Args:
-        seed: a number >= 0.
-        size: (h, w) pixels, each at least 32.
-
     Returns:
         image h w 3 uint8 RGB, and label h w uint8 with 0..10 for the classes and 11 for void.
 
@@ -155,11 +151,7 @@ def write_synthetic(
 
     It is written beside ``out`` and then renamed, so that ``out`` is never incomplete.
 
-    Args:
-        out: folder to create; it may exist if it is empty.
-        train, val, test: pictures of each split.
-        size: (h, w) pixels.
-        seed: of the data set. More pictures with the same seed begin with the same ones.
+    ``out`` may exist if it is empty. More pictures with the same seed begin with the same ones.
 
     Returns:
         Whether anything was written: False if ``out`` already is this data set.

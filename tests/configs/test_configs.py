@@ -7,7 +7,8 @@ import torch
 
 import train_kd
 from configs.schema import Experiment, MethodSection
-from datasets import DATASETS, ade20k, camvid, cityscapes, coco_stuff, voc
+from datasets import DATASETS, camvid
+from datasets.base import read_classes, read_table
 from engine.build import build_distiller, build_student
 from engine.checkpoint import save_student
 from engine.teacher import build_teacher
@@ -18,13 +19,8 @@ from utils.config import ConfigError, component_section, dump_config, load_confi
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").glob("*/*.py") if path.parent.name != "_base_")
 METHOD_FOLDER = ROOT / "configs/_base_/methods"
-CLASSES = {
-    "ade20k": ade20k.CLASSES,
-    "camvid": tuple(camvid.GROUPS),
-    "cityscapes": tuple(name for name, _, _ in cityscapes.CLASSES),
-    "coco_stuff": coco_stuff.CLASSES,
-    "voc": voc.CLASSES,
-}
+CLASSES = {name: read_classes(name)[0] for name in ("ade20k", "cityscapes", "coco_stuff", "voc")}
+CLASSES["camvid"] = camvid.NAMES.split()
 
 
 def load(path, *options):
@@ -265,7 +261,7 @@ def test_a_teacher_of_cityscapes_classes_on_camvid():
         "truck": "Truck_Bus", "bus": "Truck_Bus", "train": "Train", "motorcycle": "MotorcycleScooter",
         "bicycle": "Bicyclist",
     }  # fmt: skip
-    group = {member: name for name, members in camvid.GROUPS.items() for member in members}
+    group = {member: CLASSES["camvid"][train] for train, _, member in read_table("camvid")}
     config = load("configs/hmkd/cityscapes_to_camvid_b4_r18.py")
     assert config.teacher.class_map == tuple(group[original[name]] for name in CLASSES["cityscapes"])
     _, teacher, _ = build(config)

@@ -8,7 +8,8 @@ from PIL import Image
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 from torchvision.models.segmentation import DeepLabV3_ResNet50_Weights
 
-from datasets import DATASETS, SegDataset, ade20k, coco_stuff, voc
+from datasets import DATASETS, SegDataset
+from datasets.base import read_classes
 
 # sha256 of the names of mmsegmentation 1.2.2, joined by commas, without white space at their ends.
 PUBLISHED_NAMES = {
@@ -47,27 +48,29 @@ def test_names_and_colours_are_those_of_published_networks(tmp_path, name, count
 
 def test_vocs_classes_are_torchvisions():
     theirs = DeepLabV3_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1.meta["categories"]
-    assert list(voc.CLASSES) == ["background", *theirs[1:]]
+    assert read_classes("voc")[0] == ["background", *theirs[1:]]
 
 
 def test_the_ids_of_coco_stuffs_things_are_those_of_torchvisions_coco_minus_one():
     theirs = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]  # by COCO's id; N/A where it has no pixels
-    things = {raw: coco_stuff.CLASSES[train] for raw, train in coco_stuff.IDS.items() if raw < 91}
+    names, _, ids = read_classes("coco_stuff")
+    things = {raw: names[train] for raw, train in ids.items() if raw < 91}
     assert things == {i - 1: name for i, name in enumerate(theirs) if i > 0 and name != "N/A"}
     assert len(things) == 80
 
 
 def test_coco_stuffs_stuff_follows_its_things_by_alphabet():
-    stuff = [coco_stuff.CLASSES[coco_stuff.IDS[raw]] for raw in range(91, 182)]
+    names, _, ids = read_classes("coco_stuff")
+    stuff = [names[ids[raw]] for raw in range(91, 182)]
     assert stuff == sorted(stuff)
-    assert stuff == list(coco_stuff.CLASSES[80:])
+    assert stuff == names[80:]
 
 
 def test_ade20ks_zero_is_void_and_each_class_has_its_id_minus_one(tmp_path):
     dataset = make(tmp_path, "ade20k", [[0, 1, 2, 13, 150]])
     label = dataset.load(0)[1]
     assert label.tolist() == [[255, 0, 1, 12, 149]]
-    assert [ade20k.CLASSES[train] for train in label[0, 1:]] == ["wall", "building", "person", "flag"]
+    assert [dataset.class_names[train] for train in label[0, 1:]] == ["wall", "building", "person", "flag"]
 
 
 def test_vocs_palette_files_hold_ids_whatever_their_colours(tmp_path):

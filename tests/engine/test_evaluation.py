@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from engine.evaluation import evaluate
 from engine.metrics import ConfusionMatrix
 from models import inference as evaluation
-from models.inference import class_map, predict, predict_logits, resize, row_tiles, window_starts
+from models.inference import class_map, predict, resize, row_tiles, view_logits, window_starts
 
 K = 4
 
@@ -125,7 +125,7 @@ def test_views_are_averaged_band_by_band_as_at_once(images, monkeypatch, options
         view = resize(images, (int(21 * scale + 0.5), int(30 * scale + 0.5)))
         for mirrored in (False, True) if options.get("flip") else (False,):
             with torch.no_grad():
-                logits = predict_logits(net.eval(), view.flip(-1) if mirrored else view, size=size, **mode)
+                logits = resize(view_logits(net.eval(), view.flip(-1) if mirrored else view, **mode), size)
             total = total + (logits.flip(-1) if mirrored else logits).softmax(1)
     monkeypatch.setattr(evaluation, "TILE", 1)
     assert torch.equal(predict(net, images, **options, **mode), total.argmax(1).to(torch.uint8))
@@ -148,9 +148,9 @@ def test_size_is_the_size_of_the_result(images):
 @pytest.mark.parametrize(("crop_size", "stride"), [((8, 11), (5, 7)), ((21, 10), (4, 10)), ((64, 64), (32, 32))])
 def test_slide_equals_whole_where_context_is_not_seen(images, crop_size, stride):
     net = PixelNet()
-    whole = predict_logits(net, images)
+    whole = resize(view_logits(net, images), images.shape[-2:])
     net.seen.clear()
-    slid = predict_logits(net, images, mode="slide", crop_size=crop_size, stride=stride)
+    slid = view_logits(net, images, mode="slide", crop_size=crop_size, stride=stride)
     torch.testing.assert_close(slid, whole)
     windows = {shape[2:] for shape in net.seen}
     assert windows == {(min(crop_size[0], 21), min(crop_size[1], 30))}
@@ -164,7 +164,7 @@ def test_slide_averages_the_logits_of_overlapping_windows():
             self.calls += 1
             return Output(torch.full((1, 1, *images.shape[2:]), float(self.calls)))
 
-    logits = predict_logits(Counter(), torch.zeros(1, 3, 1, 5), mode="slide", crop_size=(1, 3), stride=(1, 2))
+    logits = view_logits(Counter(), torch.zeros(1, 3, 1, 5), mode="slide", crop_size=(1, 3), stride=(1, 2))
     assert logits.flatten().tolist() == [1, 1, 1.5, 2, 2]
 
 
@@ -301,7 +301,7 @@ def test_logits_are_brought_to_float32_before_they_are_resized():
     images = torch.rand(1, 3, 8, 8) * 255
     coarse = Half()(images).logits.float()
     expected = F.interpolate(coarse, (8, 8), mode="bilinear", align_corners=False)
-    assert torch.equal(predict_logits(Half(), images), expected)
+    assert torch.equal(resize(view_logits(Half(), images), (8, 8)), expected)
 
 
 def test_no_bar_where_there_is_no_terminal(capsys):

@@ -65,19 +65,42 @@ def test_validation_line_has_null_for_an_absent_class(tmp_path):
     ]
 
 
-def test_pauses_do_not_count_in_the_rate(tmp_path, monkeypatch):
+def test_pauses_do_not_count_in_the_rate_and_the_time_left_includes_them(tmp_path, monkeypatch, capsys):
+    """Twenty steps of 0.8 s with a validation of 98 s every five of them; four steps are an epoch."""
     now = [0.0]
     monkeypatch.setattr("engine.log.time.perf_counter", lambda: now[0])
-    log = RunLog(tmp_path, step=0, validated=0, total=10, images=4)
+    log = RunLog(tmp_path, step=0, validated=0, total=20, images=4, interval=5, epoch=4)
     rates = []
-    log.board.add_scalar = lambda name, value, step: rates.append(value) if name == "train/images_per_s" else None
-    now[0] = 2.0
-    with log.paused():
-        now[0] = 100.0
-    now[0] = 102.0
+    log.trackers.trackers["tensorboard"].board.add_scalar = lambda *entry: rates.append(entry)
+    now[0] = 4.0
     training(log, 5)
+    with log.paused():
+        now[0] = 102.0
+    log.validated = 5
+    now[0] = 106.0
+    training(log, 10)
     log.close()
-    assert rates == [pytest.approx(5 * 4 / 4)]
+    assert [value for name, value, _ in rates if name == "train/images_per_s"] == [pytest.approx(5 * 4 / 4)] * 2
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith(" 5.0 images/s epoch 1.25/5.00, at least 0:00:12 left")  # 15 steps
+    assert second.endswith(" 5.0 images/s epoch 2.50/5.00, 0:05:02 left")  # 10 steps and 3 validations
+
+
+def test_the_bar_shows_the_loss_the_best_miou_and_the_time_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(console.sys.stderr, "isatty", lambda: True, raising=False)
+    now = [0.0]
+    monkeypatch.setattr("engine.log.time.perf_counter", lambda: now[0])
+    log = RunLog(tmp_path, step=0, validated=0, total=4, images=4, interval=2, epoch=8)
+    now[0] = 10.0
+    log.progress(1, 0.5)
+    assert log.bar.postfix == "epoch 0.12/0.50, loss 0.5000, at least 0:00:30 left"
+    with log.paused():
+        now[0] = 15.0
+    log.validation(2, SegMetrics([0.5], [0.5], 0.5, 0.5, 0.5), ["road"], {"step": 1, "miou": 0.625}, None)
+    log.progress(2, 0.25)
+    assert log.bar.postfix == "epoch 0.25/0.50, loss 0.2500, mIoU 62.50%, 0:00:15 left"
+    assert log.bar.n == 2
+    log.close()
 
 
 def test_inactive_log_writes_nothing(tmp_path, capsys):

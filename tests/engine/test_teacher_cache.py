@@ -5,10 +5,10 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from engine import teacher_cache
 from engine.teacher_cache import TeacherCache
+from models.base import SegOutput
 from utils.distributed import World
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -16,28 +16,22 @@ SHAPES = {"logits": (3, 2, 4), "stage3": (5, 1, 2)}
 FACTS = {"teacher": {"weights": "abc"}, "class_names": ("sky", "road")}
 
 
-class Output(NamedTuple):
-    logits: Tensor
-    taps: dict[str, Tensor]
-    aux: Tensor | None
-
-
 class Usage(NamedTuple):
     free: int
 
 
 def build(folder, facts=FACTS, length=6, shapes=SHAPES, dtype=torch.float32) -> TeacherCache:
-    return TeacherCache(folder, facts, length, shapes, Output, dtype, ALONE)
+    return TeacherCache(folder, facts, length, shapes, dtype, ALONE)
 
 
-def output(count: int, seed: int = 0) -> Output:
+def output(count: int, seed: int = 0) -> SegOutput:
     """As a network gives it: with a tap more than is kept."""
     generator = torch.Generator().manual_seed(seed)
     maps = {name: torch.randn(count, *shape, generator=generator) for name, shape in SHAPES.items()}
-    return Output(maps["logits"], {"stage1": torch.zeros(count, 1, 8, 8), "stage3": maps["stage3"]}, None)
+    return SegOutput(maps["logits"], {"stage1": torch.zeros(count, 1, 8, 8), "stage3": maps["stage3"]}, None)
 
 
-def assert_recalled(cache: TeacherCache, positions: list[int], expected: Output, rows: list[int]) -> None:
+def assert_recalled(cache: TeacherCache, positions: list[int], expected: SegOutput, rows: list[int]) -> None:
     found = cache.recall(positions)
     assert torch.equal(found.logits, expected.logits[rows].half().to(cache.dtype))
     assert torch.equal(found.taps["stage3"], expected.taps["stage3"][rows].half().to(cache.dtype))

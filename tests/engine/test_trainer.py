@@ -105,6 +105,15 @@ def test_a_gradient_that_is_not_finite_changes_nothing_even_when_it_is_known_lat
         assert (trainer.student.backbone.weight.tolist(), optimizer_state(trainer)) == before
 
 
+def test_the_last_outcome_is_asked_for_after_the_next_backward_pass_is_queued(monkeypatch):
+    """Else a GPU would be idle from the end of a step until the host has started the next one."""
+    trainer, order = toy_trainer(), []
+    monkeypatch.setattr(Trainer, "check", lambda self: order.append(f"check before step {self.step + 1} is done"))
+    trainer.student.backbone.weight.register_hook(lambda grad: order.append("backward"))
+    trainer.train_step([batch(1.0)])
+    assert order[:2] == ["backward", "check before step 1 is done"]
+
+
 def test_a_gradient_whose_squares_overflow_is_finite():
     trainer = toy_trainer()
     trainer.train_step([batch(1e30)])

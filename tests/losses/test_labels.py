@@ -38,7 +38,9 @@ def test_three_kinds_of_pixels_and_their_counts():
     assert [grid.count_images(pixels).item() for pixels in ("labelled", "inside")] == [1, 2]
     assert torch.equal(grid.mask("labelled"), grid.labelled)
     assert torch.equal(grid.mask("inside"), grid.inside)
-    assert all(x.dtype == torch.float32 for x in (grid.labelled_count, grid.inside_count, grid.count_images("inside")))
+    assert all(
+        x.dtype == torch.float32 for x in (grid.count("labelled"), grid.count("inside"), grid.count_images("inside"))
+    )
 
 
 def test_class_weights_count_labelled_pixels_only():
@@ -56,7 +58,7 @@ def test_each_grid_is_computed_once(monkeypatch):
     ids = Labels(torch.zeros(1, 9, 9, dtype=torch.uint8))
     assert ids.at(2) is ids.at(2)
     assert ids.at(2).labelled is ids.at(2).labelled
-    assert ids.at(2).inside_count is ids.at(2).inside_count
+    assert ids.at(2).count("inside") is ids.at(2).count("inside")
     assert ids.at(2) is not ids.at(3)
     assert ids.at(5) is ids.at(6)  # one grid of 2 x 2 cells
     assert ids.patches(2, 2) is ids.patches(2, 2)

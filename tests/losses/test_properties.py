@@ -181,8 +181,8 @@ def test_functions(case, temperature, side):
     check({"warp": moved.square().mean()}, {"x": x, "offsets": offsets})
     patches = Labels(labels).patches(1, side)
     assert patches.ids.shape == (len(labels), -(-size[0] // side) * -(-size[1] // side), side * side)
-    assert patches.labelled_count == valid.sum()
-    assert patches.inside_count == (labels != OUTSIDE).sum()
+    assert patches.count("labelled") == valid.sum()
+    assert patches.count("inside") == (labels != OUTSIDE).sum()
     for patch, label in zip(patches.ids.flatten(0, 1), majority_labels(patches, K).flatten(), strict=True):
         votes = patch[patch < OUTSIDE].bincount(minlength=K)
         assert label == VOID if not votes.any() else votes[int(label)] == votes.max()

@@ -71,22 +71,23 @@ def test_arguments_are_read_from_the_docstring():
     assert argument_docs(build) == {"a": "two of them.", "b": "two of them.", "c": "the third: ``x``."}
 
 
-def test_a_reference_to_a_base_class_is_replaced_by_its_text():
+def test_an_argument_without_its_own_text_has_that_of_a_base_class():
     class Base:
         """One.
 
         Args:
             size: the size of it.
+            shape: any.
         """
 
     class Derived(Base):
         """One.
 
         Args:
-            size: see ``Base``.
+            shape: round.
         """
 
-    assert argument_docs(Derived) == {"size": "the size of it."}
+    assert argument_docs(Derived) == {"size": "the size of it.", "shape": "round."}
 
 
 def test_comments_are_read_above_a_key_and_on_its_line():

@@ -1,5 +1,9 @@
 """The script as a user runs it: on a tiny network whose file says all that is needed, and on one that was trained."""
 
+import shutil
+from importlib.util import find_spec
+from unittest.mock import MagicMock
+
 import cv2
 import numpy as np
 import pytest
@@ -11,7 +15,7 @@ import eval as evaluation
 import train_kd
 from engine.checkpoint import save_student
 from models import build_model
-from scripts import export, predict
+from scripts import _video, export, predict
 from scripts._video import Video, write_video
 from scripts.street.scene import render_scene
 from utils.visualize import overlay
@@ -185,14 +189,83 @@ def test_a_video_is_written_whole_or_not_at_all(student, clip, tmp_path, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(predict.Predictor, "__call__", interrupted)
         assert refused(student[0], clip, "--out", out).startswith("interrupted")
-    with pytest.raises(OSError, match="expected 2 frames of 48 x 64, found 1"):
+    with pytest.raises(ValueError, match=r"clip.mp4: frame 2 is \(32, 64, 3\); expected \(48, 64, 3\) as the first"):
         write_video(out / "clip.mp4", [IMAGES[0], IMAGES[1][:32]], 12.5)
-    with pytest.raises(ValueError, match="cannot be started as mp4v video of 48 x 64 at 1e\\+06 frames/s"):
+    monkeypatch.setattr(_video, "encoder", lambda: "OpenCV")
+    with pytest.raises(ValueError, match="MPEG-4 cannot hold a video of 48 x 64 at 1e\\+06 frames/s"):
         write_video(out / "clip.mp4", IMAGES, 1e6)
+    monkeypatch.setattr(_video.cv2, "VideoWriter", lambda *_: MagicMock())  # writes nothing, and says so to nobody
+    with pytest.raises(OSError, match="expected 5 frames of 48 x 64, found"):
+        write_video(out / "clip.mp4", IMAGES, 12.5)
     with pytest.raises(ValueError, match=r"ends in \.mp4"):
         write_video(out / "clip.avi", IMAGES, 12.5)
     assert files(out) == ["clip.mp4", "legend.png"]
     assert (out / "clip.mp4").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "there"),
+    [("PyAV", "h264", find_spec("av")), ("ffmpeg", "h264", shutil.which("ffmpeg")), ("OpenCV", "FMP4", True)],
+)
+def test_the_encoders_write_the_same_frames(tmp_path, monkeypatch, name, codec, there):
+    if not there:
+        pytest.skip(f"{name} is not installed")
+    monkeypatch.setattr(_video, "encoder", lambda: name)
+    odd = [image[:47, :63] for image in IMAGES]
+    assert write_video(tmp_path / "odd.mp4", odd if name != "OpenCV" else IMAGES, 30000 / 1001) == 5
+    video = cv2.VideoCapture(str(tmp_path / "odd.mp4"), cv2.CAP_FFMPEG)
+    assert int(video.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little").decode() == codec
+    assert video.get(cv2.CAP_PROP_FPS) == pytest.approx(29.97, abs=0.001)
+    for frame, found in zip(odd, Video(tmp_path / "odd.mp4"), strict=True):
+        assert found.shape == (48, 64, 3)
+        assert np.abs(frame - found[:47, :63].astype(float)).mean() < 8
+
+
+def test_without_an_encoder_of_h264_it_is_said(student, clip, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(_video, "find_spec", lambda name: None)
+    monkeypatch.setattr(_video.shutil, "which", lambda name: None)
+    run(student[0], clip, "--out", tmp_path / "out")
+    assert "written as MPEG-4, which browsers do not play; for H.264: pip install av" in capsys.readouterr().out
+    assert len(list(Video(tmp_path / "out" / "clip.mp4"))) == 5
+
+
+def test_side_by_side_with_a_legend(student, clip, tmp_path):
+    Image.fromarray(IMAGES[0]).save(tmp_path / "a.png")
+    run(student[0], tmp_path / "a.png", clip, "--out", tmp_path / "out", "--side-by-side", "--legend")
+    picture, wanted = read(tmp_path / "out" / "a.png"), overlay(IMAGES[0], classes_of(student[1], IMAGES[0]), PALETTE)
+    assert picture.shape[1] == 128
+    assert np.array_equal(picture[:48], np.concatenate([IMAGES[0], wanted], axis=1))
+    below = picture[48:].reshape(-1, 3).astype(int)
+    assert all((np.abs(below - color).sum(1) < 60).any() for color in PALETTE)
+    frame = next(iter(Video(tmp_path / "out" / "clip.mp4")))
+    assert frame.shape == (len(picture) + len(picture) % 2, 128, 3)
+
+
+def test_windows_cover_an_image_and_their_borders_are_not_seen(student, tmp_path, monkeypatch):
+    """A network that is wrong within 8 pixels of the border of what it sees; only the image's own border shows it."""
+    sizes = []
+
+    def wrong_at_borders(self, window):
+        sizes.append(window.shape[:2])
+        found = np.full(window.shape[:2], 2, np.uint8)
+        found[8:-8, 8:-8] = window[8:-8, 8:-8, 0] % 2
+        return found
+
+    monkeypatch.setattr(predict.Predictor, "predict", wrong_at_borders)
+    image = np.random.default_rng(0).integers(0, 256, (200, 330, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "huge.png")
+    run(student[0], tmp_path / "huge.png", "--out", tmp_path / "out", "--window", 64, "--save-pred")
+    expected = np.full((200, 330), 2)
+    expected[8:-8, 8:-8] = image[8:-8, 8:-8, 0] % 2
+    assert np.array_equal(read(tmp_path / "out" / "huge_classes.png"), expected)
+    assert set(sizes) == {(64, 64)}
+    assert len(sizes) == 4 * 7  # a step of 48: (200 - 64) / 48 and (330 - 64) / 48, rounded up, and one more
+
+
+def test_a_window_as_large_as_the_image_changes_nothing(student, tmp_path):
+    Image.fromarray(IMAGES[0]).save(tmp_path / "a.png")
+    run(student[0], tmp_path / "a.png", "--out", tmp_path / "out", "--window", 64, "--save-pred")
+    assert np.array_equal(read(tmp_path / "out" / "a_classes.png"), classes_of(student[1], IMAGES[0]))
 
 
 @pytest.mark.slow
@@ -316,7 +389,15 @@ def test_a_broken_video_is_named(student, tmp_path, content):
 
 
 @pytest.mark.parametrize(
-    "option", [("--alpha", "1.5"), ("--alpha", "nan"), ("--scales", "0"), ("--scales", "inf"), ("--device", "abacus")]
+    "option",
+    [
+        ("--alpha", "1.5"),
+        ("--alpha", "nan"),
+        ("--scales", "0"),
+        ("--scales", "inf"),
+        ("--window", "9"),
+        ("--device", "abacus"),
+    ],
 )
 def test_options_out_of_range(student, tmp_path, capsys, option):
     with pytest.raises(SystemExit) as stop:

@@ -211,7 +211,18 @@ def test_a_comparison_shows_the_lowest_seed_of_each_method_the_student_alone_fir
     (folder / "result.json").unlink()
     unfinished = read_runs(folder)
     assert [run.folder.parent.name for run in unfinished] == ["student_alone", "hmkd"]
+    assert unfinished[0].title == "student alone"
     assert "no result.json yet" in unfinished[0].notes[0]
+    text = report(tmp_path / "out", folder, runs / "alone", comparison_of(runs, tmp_path / "other"))
+    rows = [line.split(" |")[0] for line in (tmp_path / "out" / "table.md").read_text().splitlines()[2:]]
+    assert rows[1:6] == [
+        "| compared/student alone",
+        "| compared/hmkd",
+        "| alone",
+        "| other/student alone",
+        "| other/hmkd",
+    ]
+    assert "compared/student alone: " in text
 
 
 @pytest.mark.parametrize("log", [None, "", '{"step": 1, "lo', "no json\n"])
@@ -310,7 +321,8 @@ def test_pictures_get_smaller_until_they_fit(runs, tmp_path, monkeypatch):
         return sum(map(len, found))
 
     whole = pictures(1e9)
-    assert whole / 4 < pictures(whole / 2) <= whole / 2
+    tables = part.CELL * (11 * 11 + 8 * 11 + 5)  # one network, 11 classes, 5 images
+    assert whole / 4 < pictures(tables + whole / 2) <= whole / 2
 
 
 def test_the_time_of_a_run_leaves_out_the_pause_before_it_was_resumed(runs, tmp_path):

@@ -2,8 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets.camvid import GROUPS
-from datasets.cityscapes import CLASSES
+from datasets.base import read_classes, read_table
 from utils.names import OUTSIDE, VOID
 from utils.visualize import ERROR_COLORS, GAP, LINE, colorize, error_map, overlay, panel, plot_curves, write_png
 
@@ -89,8 +88,8 @@ def test_panel_legend_shows_every_colour_with_a_name():
         assert (beside.max(-1) < 128).any()  # dark text
 
 
-CAMVID = [next(iter(members.values())) for members in GROUPS.values()]
-CITYSCAPES = [palette for _, _, palette in CLASSES]
+CAMVID = list({train: color for train, color, _ in reversed(read_table("camvid"))}.values())[::-1]
+CITYSCAPES = read_classes("cityscapes")[1]
 
 
 @pytest.mark.parametrize("palette", [CAMVID, CITYSCAPES], ids=["camvid", "cityscapes"])

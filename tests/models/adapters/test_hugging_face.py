@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from models import build_wrapped
 from models.adapters.hugging_face import class_scores
-from models.inference import predict_logits
+from models.inference import resize, view_logits
 from tests.models.adapters.networks import NAMES, SEMANTIC, UNIVERSAL, processor_of, save_network
 
 pytest.importorskip("transformers", reason='needs pip install ".[transformers]"')
@@ -34,7 +34,7 @@ def test_a_semantic_network_equals_its_librarys_post_processing(family, tmp_path
     model, report = build_wrapped(f"transformers:{tmp_path}")
     with torch.no_grad():
         outputs = original(pixel_values=pixel_values(family, images()))
-        found = predict_logits(model, images())
+        found = resize(view_logits(model, images()), (64, 64))
     expected = processor_of(family).post_process_semantic_segmentation(
         outputs, target_sizes=[(64, 64)] * 2, return_segmentation_scores=True
     )

@@ -4,7 +4,7 @@ import sys
 import pytest
 import timm
 import torch
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 
 from models import build_model, load_weights, read_weights
@@ -149,29 +149,28 @@ def test_a_folder_that_is_no_network_is_named(hugging_face, tmp_path, lacking):
 
 
 def test_hub_names_are_fetched(hugging_face, monkeypatch):
-    """The hub without its network: a folder that has one of the two weights files, as most of its repositories do."""
+    """The hub without its network: a repository with safetensors, and one without, whose .bin is then asked for."""
     folder, asked = hugging_face[0], []
 
-    def download(name, file):
-        asked.append((name, file))
-        if not (folder / file).is_file():
-            raise EntryNotFoundError(f"404 {file}")
-        return str(folder / file)
+    def download(name, allow_patterns):
+        asked.append((name, allow_patterns))
+        return str(folder if name == "nvidia/some" else folder.parent)
 
-    monkeypatch.setattr(hub, "hf_hub_download", download)
-    monkeypatch.setattr(hub, "HUGGING_FACE_FILES", ("pytorch_model.bin", "model.safetensors"))
+    monkeypatch.setattr(hub, "snapshot_download", download)
     assert read_weights("hf:nvidia/some").metadata["class_names"] == ["road", "sky", "car"]
-    assert {name for name, _ in asked} == {"nvidia/some"}
-    assert [file for _, file in asked][-2:] == ["pytorch_model.bin", "model.safetensors"]
+    with pytest.raises(FileNotFoundError, match="is not a network of Hugging Face"):
+        read_weights("hf:nvidia/none")
+    assert [name for name, _ in asked] == ["nvidia/some", "nvidia/none", "nvidia/none"]
+    assert asked[-1][1] == ["*.bin"]
 
 
 def test_hub_without_network_says_what_to_fetch_by_hand(monkeypatch):
-    def download(name, file):
+    def download(name, allow_patterns):
         raise LocalEntryNotFoundError("An error happened: no network")
 
-    monkeypatch.setattr(hub, "hf_hub_download", download)
+    monkeypatch.setattr(hub, "snapshot_download", download)
     with pytest.raises(
-        FileNotFoundError, match=r"'hf:nvidia/mit-b0' cannot be downloaded \(An error.*huggingface\.co/nvidia"
+        FileNotFoundError, match=r"nvidia/mit-b0 of .* cannot be downloaded \(An error.*huggingface\.co/nvidia"
     ):
         read_weights("hf:nvidia/mit-b0")
 

@@ -1,4 +1,6 @@
+import re
 import subprocess
+import sys
 
 import pytest
 
@@ -20,6 +22,24 @@ def test_what_is_done_is_not_repeated_and_a_failure_stops_no_other(tmp_path):
     with alone_in(tmp_path) as lock, pytest.raises(ValueError, match=r"1 of 2 failed.*\n  bad: the reason .*bad\.log"):
         run_jobs(commands, 1, lock)
     assert (tmp_path / "good.result").is_file()
+
+
+def test_a_bar_shows_what_is_done_the_time_left_and_what_was_found(tmp_path, monkeypatch, capsys):
+    """The second job is half done while it runs, so that 1.5 of 2 are done."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    one, two = (shell(tmp_path, name, f"sleep {wait}") for name, wait in (("one", 0), ("two", 3)))
+    share = [0.0]
+    two = two._replace(look=lambda: (share[0], ""))
+
+    def found():
+        share[0] = 0.5
+        return 0.0, ", mIoU 50.00%"
+
+    with alone_in(tmp_path) as lock:
+        run_jobs([one._replace(look=found), two], 1, lock)
+    said = capsys.readouterr()
+    assert "one: done, mIoU 50.00%\n" in said.out
+    assert re.search(r"runs:  75%\|.*\| 1.5/2 \[\d\d:\d\d, 00:0\d left, one: done, mIoU 50.00%\]", said.err)
 
 
 def test_as_many_at_a_time_as_asked_each_on_its_gpu(tmp_path, monkeypatch):
