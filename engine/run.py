@@ -79,9 +79,10 @@ class Run:
         # The student first: its random weights are the same with and without a teacher.
         class_names = self.validation.class_names
         given = config.student.init_from or config.student.pretrained
-        self.announce(f"student: {config.student.title}, weights {given}")
+        self.announce(f"student: {config.student.title}, weights: {given or 'random'}")
         student, loaded = build_student(config, source, class_names, pretrained=resume is None)
-        self.announce(f"teacher: {config.teacher and config.teacher.origin}")
+        if config.teacher is not None:
+            self.announce(f"teacher: {config.teacher.origin}")
         teacher = build_teacher(config, source, class_names)
         self.loaded = [report for report in (loaded, teacher and teacher.loaded) if report is not None]
         networks = {"student": student} if teacher is None else {"teacher": teacher, "student": student}
@@ -92,7 +93,8 @@ class Run:
         if new:
             evaluated = networks if config.train.verify_teacher else {"student": student}
             call_on_main(check_validation_sizes, config, source, self.validation, evaluated)
-        self.announce(f"method: {', '.join(each.type for each in config.methods) or None}")
+        if config.methods:
+            self.announce(f"method: {', '.join(each.type for each in config.methods)}")
         distiller = build_distiller(config, source, student, teacher, self.class_weights)
         if teacher is not None:  # after the table, which copies the networks: a sharded one cannot be copied
             if not dry:
