@@ -13,4 +13,5 @@ def usable_device(name: str) -> torch.device:
         torch.zeros(1, device=name).cpu()
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
-        raise argparse.ArgumentTypeError(f"{name} is not usable here: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        raise argparse.ArgumentTypeError(f"{name} is not usable here (--device cpu is): {reason}") from error

@@ -117,6 +117,8 @@ def read_run(title: str, folder: Path) -> Run:
 def read_runs(folder: Path) -> list[Run]:
     """The run in a folder, or one run of each method of a comparison, the first of them with its ``result``."""
     if not (folder / "runs").is_dir():
+        if not (folder / "config.py").is_file():
+            raise ValueError(f"{folder}: expected the work dir of a run (config.py), or --out of compare.py (runs/)")
         return [read_run(folder.name, folder)]
     file, names = folder / "result.json", sorted(path.name for path in (folder / "runs").iterdir())
     result = json.loads(file.read_text()) if file.is_file() else None

@@ -130,4 +130,4 @@ def test_what_cannot_be_measured_is_said(experiments, capsys):
         benchmark.main(["losses", "--device", "cpu", "--config", experiments["alone"]])
     with pytest.raises(SystemExit):
         benchmark.main(["step", "--device", "abacus"])
-    assert "--device: abacus is not usable here: " in capsys.readouterr().err
+    assert "--device: abacus is not usable here (--device cpu is): " in capsys.readouterr().err
