@@ -2,7 +2,7 @@
 # bash scripts/quickstart.sh
 # From nothing to a distilled student on two CPU cores: makes an environment and a synthetic data set, trains a teacher,
 # the student alone, the student by HMKD, and by HMKD with unlabelled images too, for the same iterations; evaluates all.
-# Results: work_dirs/quickstart/{table.md,curves.png,panel.png}. A second call resumes where the first one stopped.
+# Results: work_dirs/quickstart/{index.html,table.md,curves.png,panel.png}. A second call resumes where the first one stopped.
 set -euo pipefail
 [ $# -eq 0 ] || { sed -n '2,5s/^# //p' "$0"; exit 2; }
 source "$(dirname "$0")/_environment.sh"
