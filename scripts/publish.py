@@ -53,6 +53,7 @@ def write_card(args: argparse.Namespace, config: Experiment, about: dict, sizes:
         ValueError: the student has no mIoU of a validation.
     """
     run, name = read_run(args.run.name, args.run), args.push or args.out.name
+    dataset = Path(config.data.root).resolve().name
     rows = [row for row in read_metrics(args.run) if row["step"] == about["step"] and row.get("miou") == about["miou"]]
     measured = rows[0] if rows else {"miou": about["miou"]}
     data = ModelCardData(
@@ -60,7 +61,7 @@ def write_card(args: argparse.Namespace, config: Experiment, about: dict, sizes:
         tags=["semantic-segmentation", "knowledge-distillation", "pytorch"],
         eval_results=[
             EvalResult(
-                task_type="image-segmentation", dataset_type=config.data.type, dataset_name=config.data.type,
+                task_type="image-segmentation", dataset_type=config.data.type, dataset_name=dataset,
                 dataset_split="val", metric_type=kind, metric_name=title, metric_value=measured[key],
                 metric_args=config.eval.model_dump(mode="json"),
             )
@@ -70,7 +71,7 @@ def write_card(args: argparse.Namespace, config: Experiment, about: dict, sizes:
     )  # fmt: skip
     card = ModelCard.from_template(
         data, template_str=TEMPLATE.read_text(), config=config, about=about, run=run, sizes=sizes, plain=plain,
-        name=name, source=f"hf:{name}" if args.push else ".", license=args.license, measured=measured,
+        name=name, dataset=dataset, source=f"hf:{name}" if args.push else ".", license=args.license, measured=measured,
         metrics={title: measured[key] for key, (_, title) in METRICS.items() if key in measured},
     )  # fmt: skip
     card.save(folder / "README.md")
