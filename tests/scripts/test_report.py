@@ -140,5 +140,5 @@ def test_other_classes_colours_ids_or_files_are_other_data(tmp_path, change, key
 
 
 def test_a_folder_without_a_run_is_named(tmp_path):
-    with pytest.raises(SystemExit, match=r"error: config .*nothing/config\.py does not exist"):
+    with pytest.raises(SystemExit, match=r"error: .*nothing: expected the work dir of a run \(config\.py\)"):
         main([str(tmp_path / "nothing"), "--out", str(tmp_path)])
