@@ -23,3 +23,4 @@ compare b0_few --methods $METHODS/hmkd.py $HERE/methods/*.py --configs $HERE/b0_
 compare b0_all --methods $METHODS/hmkd.py $HERE/methods/*.py
 train teacher_b0 $HERE/b0_all/hmkd.py schedule.max_iters=8000 log.panel_images=0
 compare r18_few --methods $METHODS/hmkd.py $HERE/methods/*.py
+compare r18_all --methods $METHODS/hmkd.py $HERE/methods/*.py
