@@ -4,30 +4,17 @@ Such a file has the input ``images`` (B 3 H W uint8 RGB), the outputs ``classes`
 (B K H W float32) or both, and metadata (``class_names``, ``palette``, ...), each value as JSON.
 """
 
-import importlib
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from models.extras import import_extra
 from models.weights.metadata import check_metadata
 
 REQUIRED = ("class_names", "palette", "outputs")  # without these nobody knows what a file predicts
-
-
-def require_extra(name: str, extra: str = "onnx") -> ModuleType:
-    """Imports an optional package, which ``extra`` of pyproject.toml installs.
-
-    Raises:
-        ValueError: it is not installed; the message says how to install it.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ValueError(f'{name} cannot be imported ({error}): pip install ".[{extra}]"') from error
 
 
 class OnnxModel:
@@ -48,7 +35,7 @@ class OnnxModel:
     """
 
     def __init__(self, path: str | Path):
-        onnxruntime = require_extra("onnxruntime")
+        onnxruntime = import_extra("onnxruntime", "onnx")
         self.path = Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"ONNX file {self.path} does not exist")

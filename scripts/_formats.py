@@ -15,8 +15,9 @@ from torch.export import Dim
 from torch.fx import GraphModule, Node
 
 from models.deploy import Deployable
+from models.extras import import_extra
 from models.inference import Size
-from models.onnx import OnnxModel, require_extra
+from models.onnx import OnnxModel
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 PACKAGES = {
@@ -30,7 +31,7 @@ Run = Callable[[Tensor], dict[str, np.ndarray]]  # images B 3 H W uint8 -> outpu
 
 def require_packages(form: str) -> None:
     for package in PACKAGES[form]:
-        require_extra(package, form)
+        import_extra(package, form)
 
 
 def save(form: str, network: Deployable, size: Size, dynamic: bool, folder: Path, metadata: dict[str, Any]) -> Path:
@@ -57,7 +58,7 @@ def save(form: str, network: Deployable, size: Size, dynamic: bool, folder: Path
     onnx.parent.mkdir(exist_ok=True)
     export_onnx(network, size, dynamic, onnx)
     if form == "openvino":
-        openvino = require_extra("openvino", "openvino")
+        openvino = import_extra("openvino", "openvino")
         try:
             model = openvino.convert_model(onnx)
         except Exception as error:  # its types have no common base
@@ -126,12 +127,12 @@ def write_metadata(file: Path, metadata: dict[str, Any]) -> None:
     """Writes metadata into an ONNX or OpenVINO file, each value as JSON (OpenVINO: in ``rt_info`` under ``hmkd``)."""
     values = {name: json.dumps(value) for name, value in metadata.items()}
     if file.suffix == ".onnx":
-        onnx = require_extra("onnx")
+        onnx = import_extra("onnx", "onnx")
         model = onnx.load(file)
         onnx.helper.set_model_props(model, values)
         onnx.save(model, file)
     else:
-        openvino = require_extra("openvino", "openvino")
+        openvino = import_extra("openvino", "openvino")
         model = openvino.Core().read_model(file, config={"ENABLE_MMAP": False})  # it is overwritten
         for name, value in values.items():
             model.set_rt_info(value, ["hmkd", name])
@@ -140,7 +141,7 @@ def write_metadata(file: Path, metadata: dict[str, Any]) -> None:
 
 def compile_onnx(file: Path) -> Callable[[np.ndarray], object]:
     """The file in ONNX Runtime on the CPU, with as many threads as PyTorch has."""
-    onnxruntime = require_extra("onnxruntime")
+    onnxruntime = import_extra("onnxruntime", "onnx")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
@@ -153,7 +154,7 @@ def compile_openvino(file: Path) -> Callable[[np.ndarray], Any]:
     In float32: without this setting, a CPU that has bfloat16 computes in it.
     """
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    return require_extra("openvino", "openvino").Core().compile_model(file, "CPU", settings)
+    return import_extra("openvino", "openvino").Core().compile_model(file, "CPU", settings)
 
 
 def open_exported(file: Path) -> tuple[str, Run]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from models.onnx import require_extra
+from models.extras import import_extra
 
 
 def quantize(file: Path, kind: str, calibration: Iterator[Tensor]) -> Path:
@@ -33,7 +33,7 @@ def _by_onnxruntime(file: Path, kind: str, calibration: Iterator[Tensor]) -> Pat
     Weights have seven bits: with eight, CPUs without VNNI saturate, and the measured mIoU would be valid only on some
     machines.
     """
-    quantization = require_extra("onnxruntime.quantization")
+    quantization = import_extra("onnxruntime.quantization", "onnx")
     feeds = ({"images": images.numpy()} for images in calibration)
 
     class Reader(quantization.CalibrationDataReader):
@@ -51,7 +51,7 @@ def _by_onnxruntime(file: Path, kind: str, calibration: Iterator[Tensor]) -> Pat
 
 
 def _by_nncf(file: Path, kind: str, calibration: Iterator[Tensor]) -> Path:
-    openvino, nncf = (require_extra(name, "openvino") for name in ("openvino", "nncf"))
+    openvino, nncf = (import_extra(name, "openvino") for name in ("openvino", "nncf"))
     nncf.set_log_level(logging.ERROR)
     images = nncf.Dataset([batch.numpy() for batch in calibration])
     # The default is for CNNs only: with it a MiT-B0 falls from 54.6 % mIoU to 6.4 %. This one also suits CNNs.

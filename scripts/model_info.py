@@ -30,8 +30,8 @@ from engine.report import multiply_adds, table
 from engine.teacher import Teacher, build_teacher
 from models import MappedModel, SegModel, count_parameters
 from models.deploy import Deployable
+from models.extras import import_extra
 from models.inference import scaled_size
-from models.onnx import require_extra
 from models.placement import place
 from models.weights.hugging_face import read_json
 from scripts._command import add_config_options, command_parser, one_line_errors
@@ -150,7 +150,7 @@ def measure_latency(
         for runtime, (package, compiled) in RUNTIMES.items():
             extra = "onnx" if package == "onnxruntime" else package
             try:
-                version, *_ = [require_extra(name, extra).__version__ for name in (package, "onnx", "onnxscript")]
+                version, *_ = [import_extra(name, extra).__version__ for name in (package, "onnx", "onnxscript")]
                 for name, file in files.items():
                     if not file.is_file():
                         export_onnx(modules[name].cpu(), size, False, file)

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.adapters.loading import import_extra, load_strictly, report_own
+from models.adapters.loading import load_strictly, report_own
 from models.adapters.wrapped import SOURCES, Source, describe, four_stages
 from models.base import Normalization
+from models.extras import import_extra
 from models.weights.hugging_face import download
 from models.weights.load import LoadReport
 from models.weights.sources import read_weights

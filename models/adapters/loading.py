@@ -1,9 +1,7 @@
-"""What all adapters share: optional packages, and weights of any file, loaded strictly."""
+"""What all adapters share: weights of any file, loaded strictly."""
 
 import hashlib
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import nn
@@ -12,20 +10,6 @@ from models.weights.conversion import Layout
 from models.weights.load import LoadReport, check_strict
 from models.weights.sources import read_weights
 from models.weights.tensors import Weights, strip_prefix
-
-
-def import_extra(package: str, extra: str) -> ModuleType:
-    """The package of an extra.
-
-    Raises:
-        ValueError: it is not installed; the message says how to install it.
-    """
-    try:
-        return import_module(package)
-    except ImportError as error:
-        raise ValueError(
-            f'{package} is not installed, or lacks a package that it needs ({error}): pip install ".[{extra}]"'
-        ) from error
 
 
 def need_weights(source: str, weights: str | None) -> Weights:

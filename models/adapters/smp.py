@@ -5,9 +5,10 @@ from typing import Any
 
 from torch import nn
 
-from models.adapters.loading import import_extra, load_strictly, need_weights
+from models.adapters.loading import load_strictly, need_weights
 from models.adapters.wrapped import SOURCES, Source
 from models.backbones import timm_names
+from models.extras import import_extra
 from models.weights.encoders import take_encoder
 from models.weights.hugging_face import read_json
 from models.weights.load import LoadReport

@@ -11,7 +11,7 @@ import torch
 from torchvision.models.segmentation import fcn_resnet50
 
 from models import NORMALIZATIONS, WrappedModel, build_wrapped
-from models.adapters.loading import import_extra
+from models.extras import import_extra
 from scripts.benchmarks.timing import seconds_of_each, timing
 
 CLASSES = 19

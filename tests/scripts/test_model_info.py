@@ -27,7 +27,7 @@ def without_onnx(monkeypatch):
     def refuse(name, extra):
         raise ValueError(f'{name} cannot be imported (it is not there): pip install ".[{extra}]"')
 
-    monkeypatch.setattr(model_info, "require_extra", refuse)
+    monkeypatch.setattr(model_info, "import_extra", refuse)
 
 
 def published_gmacs(name):
