@@ -55,35 +55,35 @@ class DataSection(Component):
     train_list: FilePath | None = "train.txt"
     val_list: FilePath = "val.txt"  # Validation list.
     test_list: FilePath | None = None  # Test list. None: there is no test set.
-    # Images without labels, which the terms between teacher and student use too: a list (a label in its line is not
-    # read), or a pattern under root such as 'video/**/*.jpg'. Needs train.unlabelled_batch.
+    # Images without labels, for the loss terms between teacher and student: a list file (its labels are not read), or a
+    # pattern under unlabelled_root such as 'video/**/*.jpg'. Needs train.unlabelled_batch.
     unlabelled: FilePath | None = None
     unlabelled_root: FilePath | None = None  # Folder of these images. None: root.
-    # Share of the training list whose labels are used, by whole videos (datasets/sequences.py), at least one image. The
-    # labels of the other images are never read; they are unlabelled images.
+    # Share of the training list whose labels are used, at least one image; whole videos (datasets/sequences.py) are
+    # chosen. The labels of the other images are never read; they are unlabelled images.
     labelled_fraction: Share = 1.0
-    split_seed: Seed = 0  # Seed of the choice of these images. It does not depend on train.seed.
+    split_seed: Seed = 0  # Seed that chooses the labelled images. It does not depend on train.seed.
     packed: FilePath | None = None  # Folder that scripts/pack_dataset.py wrote. None: image and label files are read.
     crop_size: Size  # Height and width of the training crop.
-    # Smallest and largest factor of the random resizing: 0 < smallest <= largest.
+    # Smallest and largest factor of random resizing: 0 < smallest <= largest.
     scale_range: tuple[float, float] = (0.5, 2.0)
     # A crop is drawn again, at most ten times, while one class covers more than this share of it.
     cat_max_ratio: Share = 1.0
     flip: bool = True  # Mirror half of the crops.
-    # Random brightness, contrast, saturation and hue; 'strong': also grey and blurred images.
+    # Random brightness, contrast, saturation and hue; 'strong': also random greyscale and blur.
     photometric: bool | Literal["strong"] = False
     # Paste a part of another image of the micro-batch: a rectangle ('cutmix'), or the pixels of half of its classes
-    # ('classmix'; in unlabelled images those that the teacher sees, at the cost of another pass of the teacher).
+    # ('classmix'; unlabelled images use the teacher's predicted classes, which costs another forward pass of it).
     mixing: Kind | None = None
-    mixing_probability: Share = 0.5  # Probability of an image to be mixed.
+    mixing_probability: Share = 0.5  # Probability that an image is mixed.
     mixing_domain: Domain = "unlabelled"  # Which images are mixed.
-    # The values (low, high) that are black and white in images with 16 bits a channel, for example (0, 4095) for 12
-    # bits; what lies outside is cut off. None: such images are errors.
+    # The values (low, high) of black and white in images with 16 bits per channel, for example (0, 4095) for 12 bits;
+    # values outside are clipped. None: such images are errors.
     image_range: tuple[float, float] | None = None
-    workers: Count = 4  # Processes that load and augment, in each rank. 0: the training process does it.
+    workers: Count = 4  # Data loader workers of each rank. 0: the training process loads the data.
     seed: Seed | None = None  # Seed of order and augmentation. None: train.seed.
-    # After this many passes over the data the same augmented samples repeat in the same order, so that the teacher's
-    # outputs can be kept (teacher.cache). None: samples never repeat.
+    # After this many epochs the same augmented samples repeat in the same order, so that the teacher's outputs can be
+    # cached (teacher.cache). None: augmented samples never repeat.
     distinct_epochs: Positive | None = None
     # When a training sample cannot be read: stop, or use the next one and report it. Validation always stops.
     on_bad_sample: Literal["error", "skip"] = "error"
@@ -153,9 +153,9 @@ class DistillSection(MethodSection):
 class WeightSchedule(Section):
     """A factor on the weight of one loss term. It changes from ``start`` to ``end`` during ``iters`` steps."""
 
-    # How the factor changes: in a line, along half a cosine wave, or at once at the end.
+    # How the factor changes: linearly, along half a cosine wave, or at once at the end.
     type: Literal["linear", "cosine", "step"]
-    iters: Positive  # Number of steps of the change.
+    iters: Positive  # Duration of the change in steps.
     start: Weight = 0.0  # Factor before the change.
     end: Weight = 1.0  # Factor after the change.
     begin: Count = 0  # Step at which the change begins.
@@ -167,7 +167,7 @@ class Statistics(Section):
     mean: tuple[float, float, float]  # Of each channel, in the channel order of the network.
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]  # Of each channel.
     bgr: bool = False  # The network's channel order is blue, green, red.
-    scale: PositiveFloat = 255.0  # The value of white before the mean is subtracted; 1.0 for mean and std in 0..1.
+    scale: PositiveFloat = 255.0  # The value of white, before the mean is subtracted: 1.0 if mean and std are in 0..1.
 
     @property
     def in_pixels(self) -> Normalization:
@@ -184,28 +184,28 @@ OF_SOURCE = ("arguments", "taps", "output", "pad_to", "prefix_tokens", "family")
 class Network(Section):
     """A segmentation network: a backbone and a head, or the source of another library (docs/teachers.md)."""
 
-    # mit_b0 to mit_b5, resnet18, resnet101, any other timm network with four stages or plain ViT, or your own.
+    # mit_b0 to mit_b5, resnet18, resnet101, any other timm network with four stages, a plain ViT of timm, or your own.
     backbone: str | None = None
-    head: Annotated[str, one_of(HEADS, "head")] | None = None  # The head, which fits every backbone.
-    # Stride of the last stage; a backbone that can dilate takes 8 or 16. None: the head's default.
+    head: Annotated[str, one_of(HEADS, "head")] | None = None  # The head; every head fits every backbone.
+    # Stride of the last stage; 8 and 16 need a backbone that supports dilation. None: the head's default.
     output_stride: Literal[8, 16, 32] | None = None
     width: Positive | None = None  # Channels of the head. None: the head's default.
     dropout: Fraction = 0.1  # Dropout probability in the heads.
     drop_path: Fraction = 0.0  # Probability of stochastic depth in the backbone.
-    # Mean, std and channel order of the input images; of a source also dict(mean, std, bgr=False, scale=255.0), with
+    # Mean, std and channel order of the input images; with source also dict(mean, std, bgr=False, scale=255.0), with
     # mean and std for images in 0..scale.
     normalization: Annotated[str, one_of(NORMALIZATIONS, "normalization")] | Statistics = "imagenet"
     # A network of another library, instead of backbone and head: 'smp:ARCHITECTURE', 'python:package.module:function';
     # for a teacher also 'transformers:FOLDER_OR_HUB_NAME', 'smp:FOLDER', 'torchvision:NAME', 'timm:NAME' (features).
     source: Annotated[str, AfterValidator(lambda source: split_source(source) and source)] | None = None
     arguments: dict[str, Any] | None = None  # Keyword arguments for the source's constructor or function.
-    # The source's features by name: 'module.path', or 'module.path:output' with a key, index or attribute of what the
-    # module returns; B C h w maps or B N C tokens.
+    # Name of each tap (feature map) of the source -> 'module.path', or 'module.path:output' with a key, index or
+    # attribute of what the module returns; B C h w maps or B N C tokens.
     taps: dict[str, str] | None = None
     # Key, index or attribute of the logits in what the source returns. False: it has features only.
     output: str | int | Literal[False] | None = None
-    pad_to: Positive | None = None  # Images for the source are padded to sides that are multiples of it, in pixels.
-    prefix_tokens: Count | None = None  # Number of class and register tokens before the grid's, for taps of tokens.
+    pad_to: Positive | None = None  # Images for the source are padded to multiples of this number of pixels.
+    prefix_tokens: Count | None = None  # Number of class and register tokens before the patch tokens, for token taps.
     family: Literal["cnn", "transformer"] | None = None  # Family of the source's encoder.
 
     @property
@@ -241,10 +241,10 @@ class Student(Network):
     # Backbone weights: a file or folder, 'timm', 'package:NAME' or 'hf:NAME' (pretrained/README.md). None: random.
     pretrained: FilePath | None = None
     # Weights of a whole segmentation network to fine-tune, instead of pretrained: a file or folder, or 'hf:NAME'. If it
-    # has other classes than the data, the last layer of its head is left out and starts from random weights.
+    # has other classes than the data, the last layer of its head is not loaded and starts from random weights.
     init_from: FilePath | None = None
     # Parts that are not trained, such as ('backbone',) or ('backbone.net.layer1',): their weights and running
-    # statistics stay as they are, and they have no dropout.
+    # statistics do not change, and they have no dropout.
     freeze: Annotated[tuple[str, ...], BeforeValidator(lambda parts: (parts,) if type(parts) is str else parts)] = ()
 
     @property
@@ -275,23 +275,23 @@ class Student(Network):
 class Teacher(Network):
     """The frozen network: backbone and head, or the source of another library.
 
-    A key that is None is read from the metadata of the weights file, or has the value of the library.
+    A key that is None has the value in the metadata of the weights file, or that of the library.
     """
 
-    # As the student's. None, and no metadata: 'imagenet'.
+    # As for the student. None: that of the metadata, otherwise 'imagenet'.
     normalization: Annotated[str, one_of(NORMALIZATIONS, "normalization")] | Statistics | None = None
-    # Weights of the whole segmentation network: a file or folder, or 'hf:NAME'. With source a file; None: the source
-    # has them. 'ema': the teacher is the average of the student's own weights (train.ema), for self-training.
+    # Weights of the whole segmentation network: a file or folder, or 'hf:NAME'. With source: a file, or None if the
+    # source has them. 'ema': the teacher is the EMA of the student's own weights (train.ema), for self-training.
     weights: FilePath | None = None
-    # Factor on height and width of the images that the teacher sees. Its maps and its cost change with them.
+    # Factor on height and width of the teacher's input. The size of its feature maps and its cost change too.
     scale: Annotated[float, Field(gt=0, le=LARGEST_SCALE)] = 1.0
     # If the teacher has other classes than the data: for each of its classes the data's class (name or number), or None
-    # to ignore it. With source also a dict, from the teacher's classes (name or number) that are used.
+    # to ignore it. With source also a dict: teacher's class (name or number) -> data's class, only for those used.
     class_map: tuple[str | int | None, ...] | dict[str | int, str | int | None] | None = None
-    # Folder that keeps the teacher's outputs on the training samples, for this run and for other runs with the same
+    # Folder for the teacher's cached outputs on the training samples, for this run and for other runs with the same
     # data section. Needs data.distinct_epochs.
     cache: FilePath | None = None
-    cache_taps: tuple[str, ...] = ()  # Taps to keep besides the logits: those that the methods read.
+    cache_taps: tuple[str, ...] = ()  # Taps to cache besides the logits: those that the methods use.
     # Split the weights over all ranks, for a teacher that is too large for one device. The results stay the same.
     shard: bool = False
 
@@ -327,24 +327,24 @@ class Optimizer(Section):
     momentum: Fraction = 0.9  # Momentum of SGD.
     betas: tuple[Decay, Decay] = (0.9, 0.999)  # Betas of AdamW.
     weight_decay: Weight = 1e-4  # Weight decay.
-    decay_norm_bias: bool = True  # False: no weight decay on norms and biases.
+    decay_norm_bias: bool = True  # False: no weight decay on normalisation layers and biases.
 
 
 class Schedule(Section):
     """The number of steps, and the learning rate at each of them."""
 
-    # Decay to 0: with x the share of the steps that are done, the factor on the learning rate is (1 - x)^power for
+    # Decay to 0: with x the completed fraction of the steps, the factor on the learning rate is (1 - x)^power for
     # 'poly', and (1 + cos(pi x)) / 2 for 'cosine'.
     type: Literal["poly", "cosine"] = "poly"
-    max_iters: Positive | None = None  # Number of training steps. None: epochs gives it.
+    max_iters: Positive | None = None  # Number of training steps (iterations). None: computed from epochs.
     # Passes over the labelled images, instead of max_iters: epochs * images / train.batch_size steps, rounded up. The
     # resolved config has max_iters.
     epochs: Positive | None = None
     power: PositiveFloat = 0.9  # Exponent of the decay of 'poly'; 'cosine' has none.
     warmup_iters: Count = 0  # Steps of linear warm-up; at most max_iters.
     warmup_ratio: Share = 1e-6  # Factor on the learning rate at step 0 of the warm-up.
-    # Step at which the schedule starts again, over the steps that are left; the steps before it are a schedule of their
-    # own. To train a finished run longer: the old max_iters (docs/training.md). None: one schedule.
+    # Step at which the schedule restarts, over the remaining steps; the steps before it have their own schedule. To
+    # train a finished run longer: the old max_iters (docs/training.md). None: one schedule.
     restart_at: Positive | None = None
 
     @property
@@ -371,29 +371,29 @@ class Schedule(Section):
 class Train(Section):
     """How a step is computed."""
 
-    # Labelled images in one step, over all ranks and accumulated batches. 0 if and only if data.train_list is None.
+    # Labelled images per step, over all ranks and micro-batches. 0 if and only if data.train_list is None.
     batch_size: Count
-    unlabelled_batch: Count = 0  # Unlabelled images in one step, as well (docs/training.md).
-    accumulate: Positive = 1  # Batches whose gradients are added in one step, to save memory.
+    unlabelled_batch: Count = 0  # Unlabelled images per step, in addition (docs/training.md).
+    accumulate: Positive = 1  # Micro-batches per step and rank (gradient accumulation), to save memory.
     precision: Precision = "bf16"  # Number format of the networks' forward and backward pass.
     channels_last: bool = True  # Memory layout of images and weights; usually faster.
     grad_clip: PositiveFloat | None = None  # Largest gradient norm. None: no clipping.
     aux_weight: Weight = 0.4  # Loss weight of the auxiliary head, if student.aux is True.
-    # Weight of each class in the cross-entropy. 'auto': 1 / ln(1.02 + share), with the class's share of the labelled
-    # pixels of the training set. None: all 1.
+    # Weight of each class in the cross-entropy. 'auto': 1 / ln(1.02 + share), where share is the class's share of the
+    # labelled pixels of the training set. None: all 1.
     class_weights: tuple[Weight, ...] | Literal["auto"] | None = None
-    # Hard example mining in the cross-entropy, (p, share): only pixels whose true class has a probability of at most
-    # p, and at least this share of all pixels.
+    # Online hard example mining in the cross-entropy, (p, share): only pixels whose true class has a probability of at
+    # most p, but at least this share of all pixels.
     ohem: tuple[OpenFraction, Share] | None = None
-    # Largest decay of a running average of the student's weights (0.999 is usual). The average is validated beside the
-    # student, and is the best student where its mIoU is higher. None: no average.
+    # Largest decay of an exponential moving average (EMA) of the student's weights (0.999 is usual). The EMA is
+    # validated too, and is the best student if its mIoU is higher. None: no EMA.
     ema: Decay | None = None
     verify_teacher: bool = True  # Evaluate the teacher on the validation set before the first step.
-    allow_weak_teacher: bool = False  # Train even if that evaluation finds a teacher that is no better than chance.
+    allow_weak_teacher: bool = False  # Train even if this evaluation shows that the teacher is no better than chance.
     # Use torch.compile for the networks' repeated blocks. The first step takes long, and results differ by rounding;
     # it is faster on a GPU only.
     compile: bool = False
-    seed: Seed = 0  # Seed of initial weights, dropout and, unless data.seed is set, of the data.
+    seed: Seed = 0  # Seed of initial weights, dropout and (unless data.seed is set) the data.
     deterministic: bool = False  # Make GPU results equal bit for bit from run to run; slower.
     timeout: PositiveFloat = 1800.0  # Seconds that a rank waits for another rank or for data.
 
@@ -414,11 +414,11 @@ class Eval(Section):
     mode: Literal["whole", "slide"] = "whole"  # The whole image at once, or sliding windows.
     crop_size: Size | None = None  # Height and width of the window; mode='slide' needs it.
     stride: Size | None = None  # Vertical and horizontal step of the window, at most crop_size; mode='slide' needs it.
-    # Sizes of the image, as factors; the class probabilities are averaged.
+    # Factors on the image size, for multi-scale evaluation; the class probabilities are averaged.
     scales: Annotated[tuple[Annotated[float, Field(gt=0, le=LARGEST_SCALE)], ...], Field(min_length=1)] = (1.0,)
     flip: bool = False  # Average with the mirrored image.
     # Number format of the evaluated network; half precision changes the mIoU by some hundredths of a point. None:
-    # train.precision. A teacher in training is always evaluated in train.precision, as it teaches.
+    # train.precision. A training run always evaluates its teacher in train.precision.
     precision: Precision | None = "fp32"
 
     @model_validator(mode="after")
@@ -449,16 +449,16 @@ class Log(Section):
     """What is logged."""
 
     interval: Positive = 50  # Steps between two log entries.
-    # Steps between two measurements of each term's gradient norm, which cost one backward pass a term. 0: never.
+    # Steps between two measurements of each term's gradient norm, which cost one backward pass per term. 0: never.
     grad_norm_interval: Count = 0
-    panel_images: Count = 4  # Images in the pictures of a training batch and of the validations.
-    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)  # What the run is followed with.
+    panel_images: Count = 4  # Images in the panels of a training batch and of the validations.
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)  # Where the run is logged.
 
 
 class Experiment(Section):
     """One experiment, for ``train_kd.py``, ``eval.py`` and the scripts."""
 
-    # Names of your modules, which are imported before the config is validated and register components (docs/extend.md).
+    # Your modules that register components; they are imported before the config is validated (docs/extend.md).
     custom_imports: tuple[str, ...] = ()
     data: SerializeAsAny[DataSection]  # The dataset.
     student: Student  # The network that is trained.
