@@ -1,11 +1,11 @@
 """Evaluates a network on a validation or test set: per-class IoU, mIoU, mAcc, pixel accuracy.
 
 python eval.py configs/demo/hmkd.py work_dirs/hmkd/student.safetensors
-python eval.py work_dirs/hmkd/student.safetensors                        with the config in the file
+python eval.py work_dirs/hmkd/student.safetensors                        the config is read from the file
 python eval.py CONFIG work_dirs/RUN/best.pt --scales 0.5,1.0,1.5 --flip
 python eval.py CONFIG CHECKPOINT --mode slide --cfg-options "eval.crop_size=(512,512)" "eval.stride=(341,341)"
 python eval.py CONFIG --teacher --json teacher.json                      the config's teacher
-python eval.py CONFIG CHECKPOINT --boundary --per-image images.csv       boundary IoU; a table of the images
+python eval.py CONFIG CHECKPOINT --boundary --per-image images.csv       boundary IoU; a table with one row per image
 python eval.py CONFIG CHECKPOINT --split test --save-pred predictions --save-vis pictures
 torchrun --nproc_per_node=4 eval.py CONFIG CHECKPOINT                    the same figures, four times as fast
 """
@@ -41,7 +41,7 @@ def factors(text: str) -> list[float]:
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="Python config file; or a CHECKPOINT alone, which holds its own")
+    parser.add_argument("config", help="Python config file, or only a CHECKPOINT, which holds its config")
     parser.add_argument("checkpoint", nargs="?", help="last.pt, best.pt, step_*.pt or student.safetensors")
     parser.add_argument("--teacher", action="store_true", help="evaluate the config's teacher instead of a checkpoint")
     parser.add_argument("--split", choices=("val", "test"), default="val")
@@ -49,9 +49,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--scales", type=factors, metavar="0.5,1.0", help="average over these factors on the size")
     parser.add_argument("--flip", action="store_true", default=None, help="average with the mirrored image")
     parser.add_argument("--boundary", action="store_true", help="also measure boundary IoU (Cheng et al. 2021)")
-    parser.add_argument("--per-image", type=user_path, metavar="FILE", help="write a CSV table with a row an image")
+    parser.add_argument("--per-image", type=user_path, metavar="FILE", help="write a CSV table, one row per image")
     parser.add_argument("--json", type=user_path, metavar="FILE", help="write all metrics, with config and environment")
-    parser.add_argument("--save-pred", type=user_path, metavar="DIR", help="write label PNGs in the dataset's raw ids")
+    parser.add_argument("--save-pred", type=user_path, metavar="DIR", help="write predictions as PNGs of raw ids")
     parser.add_argument("--save-vis", type=user_path, metavar="DIR", help="write overlays in the dataset's colours")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="a.b=c", help="override config values")
     args = parser.parse_args(arguments)

@@ -3,7 +3,7 @@
 python train_kd.py configs/demo/hmkd.py                                 one GPU, or the CPU
 torchrun --nproc_per_node=4 train_kd.py configs/hmkd/camvid_b4_r18.py   four GPUs, or four CPU processes
 python train_kd.py CONFIG --resume auto                                 resumes the run in the work dir
-python train_kd.py CONFIG --dry-run                                     checks all, runs one step, prints tables
+python train_kd.py CONFIG --dry-run                                     runs one step, prints tables, writes nothing
 python train_kd.py CONFIG --cfg-options train.batch_size=8 data.root=/data/camvid
 """
 
@@ -34,14 +34,14 @@ from utils.files import lock_work_dir, user_path, write_atomically
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="Python config file, e.g. configs/demo/hmkd.py")
-    parser.add_argument("--work-dir", type=user_path, help="folder of the run (default: work_dirs/<config name>)")
+    parser.add_argument("--work-dir", type=user_path, help="folder for the run (default: work_dirs/<config name>)")
     parser.add_argument(
         "--resume",
         nargs="?",
         const="auto",
         type=os.path.expanduser,
         metavar="PATH|auto",
-        help="resume from this checkpoint, or from the newest intact one in the work dir (a new run if there is none)",
+        help="resume from this checkpoint, or from the newest complete one in the work dir (if none, start a new run)",
     )
     parser.add_argument("--force", action="store_true", help="with --resume: resume even if the config has changed")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="a.b=c", help="override config values")

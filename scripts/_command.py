@@ -1,4 +1,4 @@
-"""What the commands have in common: the form of ``--help``, an option, and errors in one line."""
+"""What the commands share: the layout of ``--help``, an option, and errors in one line."""
 
 import argparse
 import sys

@@ -1,4 +1,4 @@
-"""The files that scripts/export.py writes: how a network becomes one, and how it runs."""
+"""The file formats that scripts/export.py writes: how a network is converted, and how the file runs."""
 
 import json
 import math

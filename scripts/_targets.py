@@ -1,4 +1,4 @@
-"""Figures of what a method compares the student with: of the teacher's map, after each step towards the target."""
+"""Figures of a method's targets: of the teacher's feature map, after each step that turns it into the target."""
 
 import copy
 

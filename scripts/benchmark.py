@@ -1,16 +1,16 @@
-"""Measures speed and memory, and compares with the field's published recipe, rebuilt from this project's modules.
+"""Measures speed and memory, and compares with the published recipe, rebuilt from this project's modules.
 
-  loader   training samples a second from one process, of PNG files and of a packed dataset
+  loader   training samples per second of one process, from PNG files and from a packed dataset
   step     the distillation step of --config (default: two real pairs), its parts, its overhead over teacher + student
-  losses   --steps steps of every method: over teacher + student alone, and whether all stays finite, by precision
+  losses   --steps steps of every method: time / (teacher + student alone), and whether all stays finite, by precision
   metric   the confusion matrix of one image
   eval     whole-image evaluation
-  adapters the forward pass of wrapped networks of three libraries; "published" is the library's own
-  scaling  one process against --processes, one thread each: the same batch for each of them, and one batch for all
-  all      everything but scaling
+  adapters the forward pass of networks of three libraries through our adapter; "published": by the library alone
+  scaling  one process against --processes, one thread each: the same batch per process, and one batch divided
+  all      everything except scaling
 
 Published means: float32, NCHW, eager; whole images decoded and resized, label ids mapped one by one; teacher logits
-upsampled and copied; the attention matrix in memory; class maps from full-resolution logits; a histogram a class.
+upsampled and copied; the attention matrix in memory; class maps from full-size logits; one histogram per class.
 """
 
 import argparse
@@ -47,18 +47,18 @@ EXAMPLES = """examples:
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = command_parser(__doc__, EXAMPLES)
     parser.add_argument("section", choices=[*SECTIONS, "scaling", "all"])
-    parser.add_argument("--config", nargs="+", default=list(step.PAIRS), help="pairs for step; others take the last")
+    parser.add_argument("--config", nargs="+", default=list(step.PAIRS), help="pairs for step; others use the last")
     add_config_options(parser, "override values of --config")
     parser.add_argument("--methods", nargs="+", help="method files for losses (default: every one in configs/_base_)")
     parser.add_argument("--precisions", nargs="+", default=["bf16"], choices=["fp32", "bf16", "fp16"], help="of losses")
     parser.add_argument("--device", type=usable_device, default=DEFAULT, help=f"default here: {DEFAULT}")
-    parser.add_argument("--batch", type=int, help="images a step (default: 8 on a GPU, 1 on a CPU)")
+    parser.add_argument("--batch", type=int, help="images per step (default: 8 on a GPU, 1 on a CPU)")
     parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="crop (default: 512 1024)")
     parser.add_argument("--rounds", type=int, help="timed rounds of step and losses (default: 20 on a GPU, 5 on a CPU)")
-    parser.add_argument("--processes", type=int, default=2, help="of scaling; its --batch is a multiple of it")
-    parser.add_argument("--steps", type=int, default=0, help="steps of every method, if more than the timing takes")
-    parser.add_argument("--quick", action="store_true", help="small sizes, few rounds and methods, to see that it runs")
-    parser.add_argument("--json", type=user_path, help="write every figure here")
+    parser.add_argument("--processes", type=int, default=2, help="for scaling; must divide --batch")
+    parser.add_argument("--steps", type=int, default=0, help="steps of every method, if more than the timing needs")
+    parser.add_argument("--quick", action="store_true", help="small sizes, few rounds and methods, as a test")
+    parser.add_argument("--json", type=user_path, help="write all figures here")
     args = parser.parse_args(arguments)
     gpu = args.device.type == "cuda"
     args.batch = args.batch or (8 if gpu and not args.quick else 1)

@@ -1,8 +1,8 @@
-"""Checks this code on a machine's GPU: whether it works and is right, how fast it is, and how much memory it needs.
+"""Checks this code on a GPU: whether it works and is correct, how fast it is, and how much memory it needs.
 
-The checks run in order of worth, each in a process of its own with a time limit. Each result is printed, and written
-to --out, as soon as it is there; a failure or a hang stops no other check. A table and a verdict in one line come last.
-Exit code 0: nothing failed. With --device cpu the same code runs in a small form.
+The most important checks run first, each in its own process with a time limit. Each result is printed and written to
+--out at once; a failure or a hang stops no other check. A table and a verdict in one line come last.
+Exit code 0: nothing failed. With --device cpu the same code runs with small sizes.
 """
 
 import argparse
@@ -44,10 +44,10 @@ MARKS = {True: "ok", False: "FAILED", None: "not run"}
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = command_parser(__doc__, EXAMPLES)
     parser.add_argument("--minutes", type=float, default=8, help="for all checks together (default: 8)")
-    parser.add_argument("--data", type=user_path, metavar="ROOT", help="CamVid's folder (default: painted streets)")
-    parser.add_argument("--device", type=usable_device, default="cuda", help="cuda (default), or cpu: the small form")
+    parser.add_argument("--data", type=user_path, metavar="ROOT", help="CamVid's folder (default: synthetic streets)")
+    parser.add_argument("--device", type=usable_device, default="cuda", help="cuda (default), or cpu: small sizes")
     parser.add_argument("--checks", nargs="+", choices=CHECKS, default=list(CHECKS), help="default: all")
-    parser.add_argument("--out", type=user_path, metavar="FILE.json", help="write every result here")
+    parser.add_argument("--out", type=user_path, metavar="FILE.json", help="write all results here")
     return parser.parse_args(arguments)
 
 

@@ -1,6 +1,6 @@
 """Trains the same student alone and with several distillation methods under equal conditions, and compares them.
 
-Every method is trained with every seed, for the same number of iterations or seconds; the student alone always runs.
+Every method is trained with every seed, for the same number of steps or seconds; the student alone is always included.
 DIR gets table.md, result.json (all figures and their provenance), miou.png, curves_iterations.png, curves_seconds.png,
 and in runs/ the work dir of each run. To resume a stopped comparison, run the same command again; methods and seeds may
 be added. Teachers are verified once, before the first run.
@@ -39,15 +39,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("config", nargs="?", help="config file with a teacher, for --methods")
     parser.add_argument(
         "--methods", nargs="+", default=[], metavar="FILE",
-        help="configs whose distill replaces that of CONFIG; CONFIG's curriculum is not used",
+        help="configs whose distill section replaces CONFIG's; CONFIG's curriculum is not used",
     )  # fmt: skip
-    parser.add_argument("--configs", nargs="+", default=[], metavar="FILE", help="whole experiments to compare")
+    parser.add_argument("--configs", nargs="+", default=[], metavar="FILE", help="complete configs to compare")
     parser.add_argument("--seeds", type=seeds, default=[0, 1, 2], metavar="S,S", help="default 0,1,2")
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--budget-iters", type=int, metavar="N", help="steps of every run")
     budget.add_argument(
         "--budget-seconds", type=float, metavar="S",
-        help=f"training time of every run: it gets S / (time of a step) steps, measured on {PROBE['max_iters']} steps",
+        help=f"training time of every run: S / (time per step) steps, timed on {PROBE['max_iters']} steps",
     )  # fmt: skip
     parser.add_argument("--out", type=user_path, required=True, metavar="DIR")
     parser.add_argument(

@@ -1,7 +1,7 @@
-"""Trains two revisions of this code alike and checks that losses, figures and weights are equal bit for bit.
+"""Trains with two revisions of this code and checks that losses, metrics and weights are equal bit for bit.
 
-It shows that a refactoring changed no number. Both revisions train on the CPU in float32, one after the other, and log
-every step. Exit code 0: all is equal; 1: something differs, or a revision cannot train.
+Use it to show that a refactoring changed no number. Both revisions train on the CPU in float32, one after the other,
+and log every step. Exit code 0: all is equal; 1: something differs, or a revision cannot train.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20, metavar="N", help="training steps (default 20)")
     parser.add_argument(
         "--cfg-options", nargs="+", default=[], metavar="a.b=c",
-        help="override config values in both; data and weights are found from the current folder, as train_kd.py does",
+        help="override config values in both; paths of data and weights are relative to the current folder",
     )  # fmt: skip
     return parser.parse_args(arguments)
 

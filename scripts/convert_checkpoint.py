@@ -1,7 +1,7 @@
-"""Converts a checkpoint to .safetensors: only its tensors, under their own names, so that no code can be executed.
+"""Converts a checkpoint to .safetensors: only its tensors, with their names, so that no code can be executed.
 
-Most files need no conversion: student.pretrained and teacher.weights read them as they are. Two kinds do: a file with
-more than tensors (--trust), and one whose network was trained with another normalisation than is usual for its layout
+Most files need no conversion: student.pretrained and teacher.weights read them directly. Two kinds do: a file with
+more than tensors (--trust), and a file whose network was trained with a normalisation that is unusual for its layout
 (--normalization).
 """
 
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
         action="store_true",
         help="let FILE execute any code that it contains: only if you would run a program from the same source",
     )
-    parser.add_argument("--normalization", choices=NORMALIZATIONS, help="with which the network in FILE was trained")
+    parser.add_argument("--normalization", choices=NORMALIZATIONS, help="normalisation of FILE's training images")
     args = parser.parse_args(arguments)
     if args.out.suffix != ".safetensors":
         parser.error(f"{args.out}: expected a name that ends in .safetensors")

@@ -1,15 +1,15 @@
-"""Shows what a distillation method can teach: what its own modules do to its terms and targets, without the student.
+"""Shows what a distillation method can teach: how its own modules change its terms and targets, without the student.
 
 Student and teacher are frozen, and only the method's own modules are trained: on the networks' real features, and on
-random features without any relation. Terms and targets are measured on other batches than those of the training.
+unrelated random features. Terms and targets are measured on batches that are not used for this training.
 
-Terms: the value before -> after. A term that falls on random features can be lowered by its modules alone, so it need
-not teach the student anything of the teacher. Before the training, also the norm of its weighted gradient on the
-student, and the cosine of this gradient with that of the labels' cross-entropy, all on one labelled batch; then the
-same cosine for the term on other images, without their labels (with pixels='inside').
+Terms: the value before -> after. If a term falls on random features, the method's own modules alone can lower it, so it
+may teach the student nothing. Before the training, on one labelled batch: the norm of the term's weighted gradient on
+the student, and the cosine of this gradient with the gradient of the cross-entropy with the labels; then the same
+cosine with the term on other images, without their labels (needs pixels='inside').
 
-Targets: the teacher's map after each step towards what the student is compared with, before -> after on real features
-(``scripts/_targets.py`` defines the figures).
+Targets: the teacher's feature map after each step that turns it into the student's target, before -> after on real
+features (``scripts/_targets.py`` defines the figures).
 """
 
 import argparse
@@ -250,10 +250,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser = command_parser(__doc__, EXAMPLES)
     parser.add_argument("config", help="Python config file with a teacher")
     parser.add_argument(
-        "--methods", nargs="+", default=[], metavar="FILE", help="configs whose distill replaces that of CONFIG"
+        "--methods", nargs="+", default=[], metavar="FILE", help="configs whose distill section replaces CONFIG's"
     )
-    parser.add_argument("--steps", type=int, default=80, metavar="N", help="of the method's modules (default 80)")
-    parser.add_argument("--lr", type=float, default=0.01, help="of Adam (default 0.01)")
+    parser.add_argument("--steps", type=int, default=80, metavar="N", help="training steps (default 80)")
+    parser.add_argument("--lr", type=float, default=0.01, help="learning rate of Adam (default 0.01)")
     parser.add_argument("--json", type=user_path, metavar="FILE", help="write all figures and their provenance")
     add_config_options(parser)
     args = parser.parse_args(arguments)

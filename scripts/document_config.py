@@ -1,7 +1,7 @@
 """Writes docs/config.md: every key of a config, with its type, default, bounds and meaning.
 
-The keys are those of configs/schema.py, where the comment at a key is its meaning. The keys of a dataset or method are
-the arguments of its constructor, where the Args section of the docstring has the meaning.
+The keys are those of configs/schema.py, and the comment at a key is its meaning. The keys of a dataset or method are
+the arguments of its constructor, and the Args section of the docstring has their meaning.
 """
 
 import inspect

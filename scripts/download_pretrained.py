@@ -1,7 +1,7 @@
 """Downloads published weights into pretrained/, under the names that the shipped configs use.
 
-pretrained/README.md has the table of all weights, which is printed without a name. An interrupted download is resumed;
-the sha256 is checked where the source publishes it.
+Without a name, it prints the table of all weights (pretrained/README.md). An interrupted download is resumed;
+the sha256 is checked if the source publishes it.
 """
 
 import hashlib
@@ -214,7 +214,7 @@ def sha256_of(path: Path) -> str:
 def main(arguments: list[str] | None = None) -> None:
     parser = command_parser(__doc__, EXAMPLES)
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="entries of the table; without any, the table is printed"
+        "names", nargs="*", metavar="NAME", help="entries of the table; without a name, the table is printed"
     )
     parser.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="default: the repository's pretrained/")
     args = parser.parse_args(arguments)

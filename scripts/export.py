@@ -6,8 +6,8 @@ repository (torch.export.load).
 A file includes normalisation, upsampling and argmax: its input is `images` (B 3 H W uint8 RGB), its outputs are
 `classes` (B H W uint8), `logits` (B K H W float32) or both. It is written only if its class maps agree with PyTorch's.
 Its metadata (JSON values) are class_names, palette, network, normalization, step, miou, config_sha256, ...
-The network sees whole images, at the scale of eval.scales if there is only one; a note is printed where the config
-evaluates otherwise (windows, several scales, flips).
+The network sees whole images, at the scale of eval.scales if there is only one; a note is printed if the config
+evaluates in another way (windows, several scales, flips).
 """
 
 import argparse
@@ -77,7 +77,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--out",
         type=user_path,
         metavar="FILE",
-        help="default: CHECKPOINT's path ending in .onnx (.xml, .pt2), .half.onnx or .int8.onnx",
+        help="default: CHECKPOINT's path, with the ending .onnx (.xml, .pt2), .half.onnx or .int8.onnx",
     )
     parser.add_argument("--outputs", nargs="+", choices=OUTPUTS, default=["classes"], help="default: classes")
     shape = parser.add_mutually_exclusive_group()
@@ -90,7 +90,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     precision.add_argument("--half", action="store_true", help="float16 inside; input and outputs stay the same")
     precision.add_argument(
         "--int8", choices=("dynamic", "static"),
-        help="quantise with ONNX Runtime (OpenVINO: nncf): the weights, and the activations at run time (dynamic) or "
+        help="quantise with ONNX Runtime (OpenVINO: nncf) the weights, and the activations at run time (dynamic) or "
         f"with ranges from {CALIBRATION_IMAGES} training images (static); evaluates both files on the validation set",
     )  # fmt: skip
     add_config_options(parser)

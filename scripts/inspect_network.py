@@ -1,4 +1,4 @@
-"""Prints what teacher.source can take from a network: its modules with shapes, taps, logits, classes, normalisation."""
+"""Prints what teacher.source can use of a network: its modules with shapes, taps, logits, classes, normalisation."""
 
 from pathlib import Path
 
@@ -27,10 +27,10 @@ EXAMPLES = """examples:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = command_parser(__doc__, EXAMPLES)
-    parser.add_argument("source", help="as teacher.source: KIND:NAME")
+    parser.add_argument("source", help="the same as teacher.source: KIND:NAME")
     parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="other keys of teacher")
     parser.add_argument("--image", type=Path, metavar="FILE", help="predict its classes")
-    parser.add_argument("--out", type=Path, default=Path("prediction.png"), help="picture of them (prediction.png)")
+    parser.add_argument("--out", type=Path, default=Path("prediction.png"), help="image to write (prediction.png)")
     args = parser.parse_args(arguments)
     with one_line_errors():
         keys = {"source": args.source, **parse_options(args.options)}

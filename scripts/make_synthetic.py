@@ -1,4 +1,4 @@
-"""Makes a synthetic street data set in CamVid's layout, which every CamVid config reads by ``data.root``."""
+"""Makes a dataset of synthetic streets in CamVid's layout; every CamVid config can read it (``data.root``)."""
 
 if not __package__:  # run as a file: the repository's root is not on the import path
     from _as_module import restart_as_module
@@ -17,11 +17,11 @@ EXAMPLES = """examples, from the repository root:
 def main(argv: list[str] | None = None):
     parser = command_parser(__doc__, EXAMPLES)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to make")
-    parser.add_argument("--train", type=int, required=True, metavar="N", help="training pictures")
-    parser.add_argument("--val", type=int, required=True, metavar="N", help="validation pictures")
-    parser.add_argument("--test", type=int, default=0, metavar="N", help="test pictures (default 0)")
+    parser.add_argument("--train", type=int, required=True, metavar="N", help="training images")
+    parser.add_argument("--val", type=int, required=True, metavar="N", help="validation images")
+    parser.add_argument("--test", type=int, default=0, metavar="N", help="test images (default 0)")
     parser.add_argument("--size", type=int, nargs=2, default=(180, 240), metavar=("H", "W"), help="default 180 240")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the data set (default 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the dataset (default 0)")
     args = parser.parse_args(argv)
     try:
         written = write_synthetic(args.out, args.train, args.val, args.test, tuple(args.size), args.seed)

@@ -1,7 +1,7 @@
 """Compares teacher and student, or the students of several configs: parameters, multiply-adds, taps and latency.
 
-No weights and no data are needed: random weights cost the same. mIoU is shown where it was measured: of a config in the
-folder of a run, the best of this run.
+No weights and no data are needed: random weights cost the same. If a config is in the work dir of a run, the best mIoU
+of this run is shown.
 """
 
 import argparse
@@ -299,7 +299,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("config", nargs="+", help="Python config file; several: only their students are compared")
     parser.add_argument(
         "--results", type=user_path, nargs="+", default=[], metavar="FILE",
-        help="JSON of eval.py, whose mIoU is shown for the config that it was measured with",
+        help="JSON files of eval.py; shows their mIoU beside the configs that they were measured with",
     )  # fmt: skip
     parser.add_argument(
         "--size", type=int, nargs=2, metavar=("H", "W"), help="default: a whole validation image, else data.crop_size"

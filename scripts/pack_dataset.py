@@ -1,4 +1,4 @@
-"""Decodes a config's data set once into files, which training and evaluation read by ``data.packed``."""
+"""Decodes a config's dataset once into files that training and evaluation read (``data.packed``)."""
 
 import json
 import shutil
@@ -171,13 +171,13 @@ def pack(packers: Sequence[Packer]) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 0 if the packed data set is correct, 1 if it is not or could not be written."""
     parser = command_parser(__doc__, EXAMPLES)
-    parser.add_argument("config", help="whose data section is packed")
+    parser.add_argument("config", help="config whose data section is packed")
     parser.add_argument(
-        "--out", type=user_path, required=True, metavar="DIR", help="folder; each split gets its own in it"
+        "--out", type=user_path, required=True, metavar="DIR", help="folder; each split gets a subfolder"
     )
     parser.add_argument("--splits", nargs="+", choices=("train", "val", "test", "unlabelled"), default=["train", "val"])
     parser.add_argument(
-        "--verify", action="store_true", help="write nothing; compare with what was packed and with the present files"
+        "--verify", action="store_true", help="write nothing; compare the packed samples with the current files"
     )
     add_config_options(parser)
     args = parser.parse_args(arguments)

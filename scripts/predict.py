@@ -1,10 +1,10 @@
-"""Predicts the classes of images and videos, and draws them over the pictures.
+"""Predicts the classes of images and videos, and draws them over the images.
 
-Only the file of a trained network is needed. A file of a run is used with the settings of its validation (mode, scales,
-precision), so the classes are those that eval.py scores; --scales overrides its scales. An ONNX file sees whole images
-at scale 1, or at --scales. Writes NAME.png for each image, NAME.mp4 for each video (without sound; H.264 if PyAV or
-ffmpeg is installed) and legend.png; the output of a folder has the same subfolders. Images and videos are rotated
-upright first. An image that does not fit into memory is predicted in windows (--window).
+It needs only the file of a trained network. For a file of a run, the settings of its validation are used (mode, scales,
+precision), so the predictions are those that eval.py evaluates; --scales overrides the scales. An ONNX file gets whole
+images at scale 1, or at --scales. Writes NAME.png for each image, NAME.mp4 for each video (without sound; H.264 if PyAV
+or ffmpeg is installed) and legend.png; the output of a folder has the same subfolders. Images and videos are first
+rotated upright. An image that does not fit into memory is predicted in windows (--window).
 """
 
 import argparse
@@ -267,15 +267,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--save-pred",
         action="store_true",
-        help="also write class numbers: NAME_classes.png of an image, NAME_classes/000000.png ... of a video",
+        help="also write class ids: NAME_classes.png for an image, NAME_classes/000000.png ... for a video",
     )
-    parser.add_argument("--side-by-side", action="store_true", help="the image to the left of its overlay")
-    parser.add_argument("--legend", action="store_true", help="the names of the classes below each picture and video")
+    parser.add_argument("--side-by-side", action="store_true", help="put the image to the left of its overlay")
+    parser.add_argument("--legend", action="store_true", help="put the class names below each image and video")
     parser.add_argument(
         "--window", type=int, metavar="S", help="predict huge images in overlapping windows of S x S pixels"
     )
     parser.add_argument("--device", type=usable_device, metavar="D", help=f"cpu, cuda:1, mps (default here: {DEFAULT})")
-    parser.add_argument("--source", metavar="python:...", help="allow the call of this function, student.source")
+    parser.add_argument("--source", metavar="python:...", help="allow this function (student.source) to be called")
     args = parser.parse_args(arguments)
     if not 0 <= args.alpha <= 1:
         parser.error(f"--alpha {args.alpha}: expected 0..1")

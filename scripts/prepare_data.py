@@ -1,9 +1,10 @@
-"""Makes any folder of images and masks ready for training: list files, three configs, a picture and tables.
+"""Makes any folder of images and masks ready for training: list files, three configs, an image of samples, and tables.
 
-Finds the mask of each image, divides the images into train and val, reads every file whole, and writes
+Finds the mask of each image, divides the images into train and val, decodes every file completely, and writes
 FOLDER/NAME_train.txt, FOLDER/NAME_val.txt and configs/NAME/{student,teacher,hmkd}.py and samples.png. It prints each
-choice and the flag or key that changes it. Nothing is overwritten. With --to-masks it first makes masks of the polygons
-in COCO JSON, labelme JSON or YOLO files. With a known data set's name before FOLDER it does what prepare_lists.py does.
+choice and the flag or key that changes it. Nothing is overwritten. With --to-masks it only converts polygons in COCO
+JSON, labelme JSON or YOLO files to masks. With the name of a known dataset before FOLDER it does what prepare_lists.py
+does.
 """
 
 import argparse
@@ -50,20 +51,20 @@ SHOWN, COLUMNS = 12, 3  # samples in the picture
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = command_parser(__doc__, EXAMPLES)
     add = parser.add_argument
-    add("known", nargs="?", metavar="DATASET", help="a known data set, as prepare_lists.py names it")
+    add("known", nargs="?", metavar="DATASET", help="a known dataset, as prepare_lists.py names it")
     add("folder", type=Path, metavar="FOLDER")
-    add("--images", metavar="PATTERN", help="images, below FOLDER (default: the usual layouts)")
-    add("--labels", metavar="PATTERN", help="mask of an image, with {stem} and perhaps {folder}/")
+    add("--images", metavar="PATTERN", help="images in FOLDER (default: the usual layouts)")
+    add("--labels", metavar="PATTERN", help="mask of an image, with {stem} and optionally {folder}/")
     add("--unlabelled", nargs="+", default=[], metavar="PATTERN", help="images that need no mask")
-    add("--val", type=float, default=0.2, metavar="SHARE", help="of the images, for val (default 0.2)")
-    add("--seed", type=int, default=0, metavar="S", help="of the random split (default 0)")
-    add("--name", help="of the data (default: the folder's name)")
+    add("--val", type=float, default=0.2, metavar="SHARE", help="share of the images for val (default 0.2)")
+    add("--seed", type=int, default=0, metavar="S", help="seed of the random split (default 0)")
+    add("--name", help="name of the dataset (default: the folder's name)")
     named = parser.add_mutually_exclusive_group()
-    named.add_argument("--classes", nargs="+", metavar="NAME", help="of the classes, in the order of their values")
+    named.add_argument("--classes", nargs="+", metavar="NAME", help="class names, in the order of the ids in the masks")
     named.add_argument("--colors", type=Path, metavar="FILE", help="lines 'R G B name' or 'name: R, G, B'")
-    add("--ignore", nargs="+", default=[], metavar="VALUE", help="ids, colours R,G,B or names in FILE that are void")
-    add("--image-range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="black and white of 16-bit images")
-    add("--to-masks", action="store_true", help="make FOLDER/masks of polygons, and stop")
+    add("--ignore", nargs="+", default=[], metavar="VALUE", help="void: ids, colours R,G,B, or names in FILE")
+    add("--image-range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="values of black and white, 16-bit images")
+    add("--to-masks", action="store_true", help="only convert polygons to FOLDER/masks")
     args = parser.parse_args(arguments)
     flags = {argument.split("=")[0] for argument in arguments if argument.startswith("--")}
     if args.known and flags:

@@ -1,6 +1,6 @@
-"""Writes the train, val and test lists of a published data set, after reading every image and label in them whole.
+"""Writes the train, val and test lists of a published dataset, after decoding every image and label completely.
 
-With --config the lists of a config are checked, for any data set. For the labels of train and val, tables show the
+With --config it checks the lists of a config, for any dataset. For the labels of train and val, tables show the
 values in the files, the pixels of each class, and class weights for train.class_weights.
 """
 
@@ -217,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 0 if there is no problem, 1 if there are problems and nothing was written."""
     parser = command_parser(__doc__, EXAMPLES)
     parser.add_argument("dataset", nargs="?", choices=tuple(COUNTS))
-    parser.add_argument("root", nargs="?", type=Path, help="folder of the data set, for the lists too")
+    parser.add_argument("root", nargs="?", type=Path, help="folder of the dataset; the lists are written there")
     parser.add_argument("--check", action="store_true", help="check the existing lists; write nothing")
     parser.add_argument("--config", help="check the lists of this config instead; write nothing")
     add_config_options(parser)

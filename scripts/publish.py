@@ -1,8 +1,8 @@
-"""Makes a folder of a finished run for the Hugging Face Hub, and uploads it with --push.
+"""Makes a folder for the Hugging Face Hub from a finished run; --push uploads it.
 
 It holds student.safetensors, student.onnx and student.pt2 (PyTorch without this repository), config.py, metrics.jsonl,
-a picture, and README.md: the model card with metrics, teacher, training cost, limits and code.
-load_student("hf:NAME"), and load_student of the folder, read it back.
+an image, and README.md: the model card with metrics, teacher, training cost, limits and code.
+load_student("hf:NAME") or load_student("FOLDER") loads it.
 """
 
 import argparse
@@ -129,7 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--push", metavar="NAME", help="upload it as USER/NAME or ORGANISATION/NAME")
     parser.add_argument(
         "--license", default="unknown", metavar="ID",
-        help="of the weights, as the hub spells it (default unknown): that of the images may restrict it",
+        help="licence of the weights, in the Hub's spelling (default unknown); that of the images may restrict it",
     )  # fmt: skip
     add_config_options(parser, "override config values, such as data.root")
     args = parser.parse_args(arguments)

@@ -1,8 +1,8 @@
-"""Shows runs, finished or still going, in one page, index.html, which needs no network.
+"""Shows runs, finished or still training, in one page, index.html, which needs no network.
 
-A RUN is the work dir of a run, or the folder of a comparison (scripts/compare.py), of which the first seed of each
-method is shown, with the intervals over all seeds. Beside the page are table.md, curves.png, and panel.png: predictions
-and their errors. Runs of other data have their own part in the page, and their own files in data_2, data_3, ...
+A RUN is the work dir of a run, or the folder of a comparison (scripts/compare.py). Of a comparison, the first seed of
+each method is shown, with the intervals over all seeds. Beside the page it writes table.md, curves.png, and panel.png:
+predictions and their errors. Runs of other data have their own part of the page, and their own files in data_2, ...
 """
 
 from dataclasses import dataclass, field
@@ -178,7 +178,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = command_parser(__doc__, EXAMPLES)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="work dir of a run or of a comparison")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--titles", nargs="+", metavar="NAME", help="what to call the runs (default: their folders)")
+    parser.add_argument("--titles", nargs="+", metavar="NAME", help="names of the runs (default: their folders)")
     parser.add_argument("--images", type=int, default=3, metavar="N", help="validation images in the panel (default 3)")
     args = parser.parse_args(arguments)
     if args.images < 1:
