@@ -93,7 +93,7 @@ def test_an_argument_without_its_own_text_has_that_of_a_base_class():
 def test_comments_are_read_above_a_key_and_on_its_line():
     comments = key_comments(Experiment)
     assert comments["student"] == "The network that is trained."
-    assert comments["custom_imports"].startswith("Names of your modules")
+    assert comments["custom_imports"].startswith("Your modules")
 
 
 def test_a_key_that_nobody_explains_is_an_error():
