@@ -101,7 +101,7 @@ class DataSection(Component):
 
     @property
     def ids_by_default(self) -> bool:
-        """Whether the data set has tables for its labels and the config gives none."""
+        """Whether the dataset has tables for its labels and the config gives none."""
         options = self.options
         return options.get("id_table", 0) is None and options.get("color_table", 0) is None
 

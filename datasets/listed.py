@@ -12,7 +12,7 @@ from utils.names import VOID
 
 @DATASETS.register("list")
 class ListedDataset(SegDataset):
-    """A data set that needs no code: its classes are values of the config.
+    """A dataset that needs no code: its classes are values of the config.
 
     Args:
         class_names: K names, in train id order.

@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None):
         written = write_synthetic(args.out, args.train, args.val, args.test, tuple(args.size), args.seed)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    print(f"{args.out}: {'written' if written else 'this data set already exists; nothing to do'}")
+    print(f"{args.out}: {'written' if written else 'this dataset already exists; nothing to do'}")
 
 
 if __name__ == "__main__":

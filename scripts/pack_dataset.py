@@ -103,7 +103,7 @@ class Packer:
         write_atomically(self._part(number), json.dumps({**describe(self.dataset), "samples": samples}).encode())
 
     def _read_part(self, number: int) -> list[dict[str, Any]] | None:
-        """The index of a shard, if the shard is complete and has the samples of this data set; else None."""
+        """The index of a shard, if the shard is complete and has the samples of this dataset; else None."""
         shard, part = self._shard(number), self._part(number)
         if not (part.is_file() and shard.is_file() and shard.stat().st_size == self.size(number)):
             return None
@@ -169,7 +169,7 @@ def pack(packers: Sequence[Packer]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns 0 if the packed data set is correct, 1 if it is not or could not be written."""
+    """Returns 0 if the packed dataset is correct, 1 if it is not or could not be written."""
     parser = command_parser(__doc__, EXAMPLES)
     parser.add_argument("config", help="config whose data section is packed")
     parser.add_argument(

@@ -51,7 +51,7 @@ EXAMPLES = """examples:
 
 
 def read_image(path: Path, image_range: tuple[float, float] | None = None) -> np.ndarray:
-    """Decodes an image as data sets do, but applies an EXIF rotation -> H W 3 uint8 RGB.
+    """Decodes an image as datasets do, but applies an EXIF rotation -> H W 3 uint8 RGB.
 
     Raises:
         ValueError: the file cannot be decoded completely, has several pictures, or as ``open_image``.

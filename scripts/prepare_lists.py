@@ -61,7 +61,7 @@ class Sample(NamedTuple):
 
 
 class Split(NamedTuple):
-    """The samples of one split that could be read, and the problems of the others; no data set if its list is bad."""
+    """The samples of one split that could be read, and the problems of the others; no dataset if its list is bad."""
 
     dataset: SegDataset | None
     samples: list[Sample]
@@ -143,7 +143,7 @@ def check_sample(dataset: SegDataset, index: int) -> Sample | str:
         pixels, truth = dataset.load(index)
         with Image.open(image) as picture:
             rotated = picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        # A data set that reads labels in its own way may have files that are no pictures.
+        # A dataset that reads labels in its own way may have files that are no pictures.
         standard = label is not None and type(dataset).read_label is SegDataset.read_label
         values = count_values(read_ids(label), truth) if standard else {}
     except (OSError, ValueError) as error:
@@ -224,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     name, root = options.dataset, options.root
     if (options.config is None) == (root is None) or (options.config is None and options.cfg_options):
-        parser.error("give either a data set and its folder, or --config (and --cfg-options)")
+        parser.error("give either a dataset and its folder, or --config (and --cfg-options)")
     if root is not None and not root.is_dir():
         parser.error(f"{root} is not a folder")
     writes = not (options.check or options.config)

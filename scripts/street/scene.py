@@ -191,7 +191,7 @@ def _already_made(out: Path, manifest: dict) -> bool:
     text = (out / MANIFEST).read_text()
     if text != json.dumps(manifest) + "\n":
         raise ValueError(
-            f"{out} holds the synthetic data set {text.strip()}; expected {json.dumps(manifest)}: "
+            f"{out} holds the synthetic dataset {text.strip()}; expected {json.dumps(manifest)}: "
             "delete that folder or choose another"
         )
     return True
