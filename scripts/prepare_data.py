@@ -3,8 +3,7 @@
 Finds the mask of each image, divides the images into train and val, decodes every file completely, and writes
 FOLDER/NAME_train.txt, FOLDER/NAME_val.txt and configs/NAME/{student,teacher,hmkd}.py and samples.png. It prints each
 choice and the flag or key that changes it. Nothing is overwritten. With --to-masks it only converts polygons in COCO
-JSON, labelme JSON or YOLO files to masks. With the name of a known dataset before FOLDER it does what prepare_lists.py
-does.
+JSON, labelme JSON or YOLO files to masks. With a known dataset's name before FOLDER it does what prepare_lists.py does.
 """
 
 import argparse
