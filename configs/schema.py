@@ -391,7 +391,7 @@ class Train(Section):
     verify_teacher: bool = True  # Evaluate the teacher on the validation set before the first step.
     allow_weak_teacher: bool = False  # Train even if this evaluation shows that the teacher is no better than chance.
     # Use torch.compile for the networks' repeated blocks. The first step takes long, and results differ by rounding;
-    # it is faster on a GPU only.
+    # no gain was measured yet.
     compile: bool = False
     seed: Seed = 0  # Seed of initial weights, dropout and (unless data.seed is set) the data.
     deterministic: bool = False  # Make GPU results equal bit for bit from run to run; slower.
