@@ -24,7 +24,7 @@ from engine.data import build_split
 from engine.evaluation import evaluate
 from engine.launch import launch
 from engine.metrics import ConfusionMatrix
-from engine.teacher import build_teacher
+from engine.teacher import build_teacher, in_own_resolution
 from models import read_weights
 from models.placement import place
 from utils.config import ConfigError, load_config, validate
@@ -130,11 +130,12 @@ def run_evaluation(config: Experiment, args: argparse.Namespace, world: World) -
             picture = overlay(image.permute(1, 2, 0).numpy(), prediction.numpy(), dataset.palette)
             write_png(args.save_vis / f"{name}.png", picture)
 
+    network, protocol = in_own_resolution(model, settings.protocol)
     metrics = evaluate(
-        model, dataset, device=world.device, autocast_dtype=autocast_dtype(precision), rank=world.rank,
+        network, dataset, device=world.device, autocast_dtype=autocast_dtype(precision), rank=world.rank,
         world_size=world.size, workers=config.data.workers, timeout=config.train.timeout, description=args.split,
         on_sample=on_sample if args.boundary or args.per_image or args.save_pred or args.save_vis else None,
-        **settings.protocol,
+        **protocol,
     )  # fmt: skip
     if args.boundary:
         metrics = replace(metrics, **boundary.compute())

@@ -24,6 +24,7 @@ from engine.report import batch_panel, prediction_panel, table, term_table
 from engine.resume import find_checkpoint
 from engine.run import Run
 from engine.sharding import keep_gathering
+from engine.teacher import in_own_resolution
 from engine.trackers import check_trackers
 from utils.config import dump_config
 from utils.console import log_to_file, peak_memory_mib, say
@@ -107,7 +108,7 @@ def train(config: Experiment, args: argparse.Namespace, world: World) -> int:
         micro_batches = [next(batches) for _ in range(config.train.accumulate)]
         skipped.note(micro_batches)
         if step == first and log_config.panel_images:
-            images, labels = trainer.inputs(micro_batches[0])  # on all ranks, because a sharded teacher may mix them
+            images, labels, _ = trainer.inputs(micro_batches[0])  # on all ranks, because a sharded teacher may mix them
             shown = (images[: log_config.panel_images], labels.ids[: log_config.panel_images])
             log.picture(step, "train/batch", batch_panel(*shown, run.validation))
         terms, norms = trainer.train_step(micro_batches, measure)
@@ -195,9 +196,10 @@ def record_validation(run: Run, log: RunLog, metrics: SegMetrics, averaged: floa
         )
     shown = range(min(run.config.log.panel_images, len(dataset)))
     if shown:
-        protocols = dict.fromkeys(run.predictors, run.config.eval.protocol)
+        views = {name: in_own_resolution(net, run.config.eval.protocol) for name, net in run.predictors.items()}
+        networks, protocols = ({name: view[i] for name, view in views.items()} for i in (0, 1))
         with trainer.autocast():
-            picture = prediction_panel(dataset, shown, run.predictors, protocols)
+            picture = prediction_panel(dataset, shown, networks, protocols)
         log.picture(trainer.step, "val/panel", picture)
 
 

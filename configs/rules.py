@@ -20,6 +20,11 @@ def check_sections(experiment: "Experiment") -> None:
         )
     if experiment.student.aux and train.aux_weight == 0:
         raise ValueError("student.aux is True but train.aux_weight is 0: the auxiliary head would never learn")
+    if teacher is not None and teacher.scale > 1 and data.mixing is not None:
+        raise ValueError(
+            f"teacher.scale is {teacher.scale:g}: the teacher sees larger crops, which data.mixing does not mix; "
+            "set teacher.scale=1 or data.mixing=None"
+        )
     if teacher is not None and teacher.cache is not None and data.on_bad_sample == "skip":
         raise ValueError(
             "teacher.cache is set and data.on_bad_sample is 'skip': the cache would keep the teacher's output on "

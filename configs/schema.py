@@ -283,7 +283,7 @@ class Teacher(Network):
     # Weights of the whole segmentation network: a file or folder, or 'hf:NAME'. With source: a file, or None if the
     # source has them. 'ema': the teacher is the EMA of the student's own weights (train.ema), for self-training.
     weights: FilePath | None = None
-    # Factor on height and width of the teacher's input. The size of its feature maps and its cost change too.
+    # Factor on height and width of the teacher's input, maps and cost. Above 1 it sees finer detail than the student.
     scale: Annotated[float, Field(gt=0, le=LARGEST_SCALE)] = 1.0
     # If the teacher has other classes than the data: for each of its classes the data's class (name or number), or None
     # to ignore it. With source also a dict: teacher's class (name or number) -> data's class, only for those used.

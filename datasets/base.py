@@ -221,8 +221,12 @@ DATASETS: Registry[Callable[..., SegDataset]] = Registry("data set")
 
 def as_sample(image: np.ndarray, label: np.ndarray, name: str) -> dict:
     """H W 3 and H W arrays -> ``image`` 3 H W uint8 tensor, ``label`` H W uint8 tensor, ``name``."""
-    planes = image.transpose(2, 0, 1).copy()  # copies, because decoded or mapped memory may be read-only
-    return {"image": torch.from_numpy(planes), "label": torch.from_numpy(label.copy()), "name": name}
+    return {"image": planes(image), "label": torch.from_numpy(label.copy()), "name": name}
+
+
+def planes(image: np.ndarray) -> torch.Tensor:
+    """H W 3 -> 3 H W, a copy, because decoded or mapped memory may be read-only."""
+    return torch.from_numpy(image.transpose(2, 0, 1).copy())
 
 
 def _palette(colours: Sequence[Sequence[int]], num_classes: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from torch.utils.data import Dataset
 
-from datasets.base import SegDataset, as_sample
+from datasets.base import SegDataset, as_sample, planes
 from utils.names import VOID
 
 
@@ -51,8 +51,8 @@ class TrainStream(Dataset):
     output of a sample can be computed once and kept, but there are fewer different augmentations.
 
     Args:
-        transform: ``(image H W 3 uint8, label H W uint8, rng) -> (image, label)``, which reads the image by
-            ``image[:n]``, its first n rows.
+        transform: ``(image H W 3 uint8, label H W uint8, rng) -> (image, label)``, or with a third item: the image in a
+            higher resolution. It reads the image by ``image[:n]``, its first n rows.
         number: of the stream; streams of one seed and different numbers are independent.
         epochs: different passes over the data, after which the stream repeats; None: it never repeats.
         skip_bad: replace a sample that cannot be read by the next readable one in the epoch's order; still a function
@@ -86,6 +86,7 @@ class TrainStream(Dataset):
     def __getitem__(self, position: int) -> dict:
         """The transformed sample: ``image`` 3 h w uint8, ``label`` h w uint8, ``name``, ``position`` (wrapped).
 
+        ``large_image`` 3 H W uint8 is there if the transform gives it.
         ``skipped`` names the samples that it replaces and why, one a line; mostly ''.
 
         Raises:
@@ -97,7 +98,7 @@ class TrainStream(Dataset):
             index = self.index(position, after=len(skipped))
             try:
                 # The transform decodes the rows of a PNG.
-                image, label = self.transform(*self.dataset.open(index), self._generator(1, position))
+                image, label, *large = self.transform(*self.dataset.open(index), self._generator(1, position))
                 break
             except (ValueError, OSError) as error:
                 if not self.skip_bad:
@@ -109,6 +110,8 @@ class TrainStream(Dataset):
                         f"than half of them: fix the data; the last is {skipped[-1]}"
                     ) from error
         sample = as_sample(image, label, self.dataset.names[index])
+        if large:
+            sample["large_image"] = planes(*large)
         return {**sample, "position": position, "skipped": "\n".join(skipped)}
 
     def wrapped(self, position: int) -> int:

@@ -1,7 +1,9 @@
 """Training augmentation of an image and its label; only the pixels of the crop are resampled."""
 
+import copy
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 import cv2
 import numpy as np
@@ -27,6 +29,8 @@ class TrainTransform:
             to 10 times. 1 accepts the first crop.
         flip: mirror left to right with probability 1/2.
         photometric: distort brightness, contrast, saturation and hue; ``'strong'``: as ``distort_strongly``.
+        larger: if above 1, the result has a third item: the same crop of the image in a higher resolution, with sides
+            of ``larger * crop_size``, rounded up.
     """
 
     def __init__(
@@ -36,12 +40,14 @@ class TrainTransform:
         cat_max_ratio: float = 1.0,
         flip: bool = True,
         photometric: bool | str = False,
+        larger: Fraction | int = 1,
     ):
+        self.factors = [1] if larger <= 1 else [1, larger]
         self.crop_size, self.scale_range, self.cat_max_ratio = tuple(crop_size), tuple(scale_range), cat_max_ratio
         self.flip, self.photometric = flip, photometric
 
-    def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """H W 3 uint8 RGB and H W uint8 -> h w 3 and h w, contiguous; a function of the generator's state.
+    def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        """H W 3 uint8 RGB and H W uint8 -> h w 3, h w (, H' W' 3), contiguous; a function of the generator's state.
 
         Of the image it reads only ``shape`` and ``[:n]``, the rows down to the last one of the crop.
         """
@@ -55,12 +61,14 @@ class TrainTransform:
                     break
                 corner = self._draw_corner(scaled, rng)
                 cropped = self._cut_label(label, scaled, corner)
-        picture = self._cut_image(image, scaled, corner)
+        pictures = self._cut_image(image, label.shape, scaled, corner)
         if self.flip and rng.random() < 0.5:
-            picture, cropped = cv2.flip(picture, 1), cv2.flip(cropped, 1)
+            pictures, cropped = [cv2.flip(picture, 1) for picture in pictures], cv2.flip(cropped, 1)
         if self.photometric:
-            picture = (distort_strongly if self.photometric == "strong" else distort)(picture, rng)
-        return self._pad(picture, PADDING), self._pad(cropped, OUTSIDE)
+            change = distort_strongly if self.photometric == "strong" else distort
+            pictures = [change(picture, copy.deepcopy(rng)) for picture in pictures]
+        picture, *large = map(self._pad, pictures, self.factors)
+        return picture, self._pad(cropped, value=OUTSIDE), *large
 
     def _draw_corner(self, scaled: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
         """Top and left of the crop within the scaled image, in scaled pixels."""
@@ -79,23 +87,27 @@ class TrainTransform:
         )
         return label.take(rows, axis=0).take(columns, axis=1)
 
-    def _cut_image(self, image: np.ndarray, scaled: tuple[int, int], corner: tuple[int, int]) -> np.ndarray:
-        """The crop (clipped to the scaled image) of the image resized to ``scaled``, bilinearly.
+    def _cut_image(
+        self, image: np.ndarray, shape: tuple[int, int], scaled: tuple[int, int], corner: tuple[int, int]
+    ) -> list[np.ndarray]:
+        """For each factor f the crop (clipped to the scaled image) of the image resized to f ``scaled``, bilinearly.
 
         ``warpAffine`` measures from the centre of the first pixel, where the same point is (i + 1/2) / s - 1/2.
         """
-        step = [size / new for size, new in zip(image.shape[:2], scaled, strict=True)]
-        start = [(first + 0.5) * by - 0.5 for first, by in zip(corner, step, strict=True)]
-        matrix = np.array([[step[1], 0, start[1]], [0, step[0], start[0]]])
-        height, width = (min(crop, new) for crop, new in zip(self.crop_size, scaled, strict=True))
-        last = math.floor(start[0] + step[0] * (height - 1))
+        cuts, last = [], 0
+        for factor in map(float, self.factors):
+            step = [size / (new * factor) for size, new in zip(shape, scaled, strict=True)]
+            start = [(first * factor + 0.5) * by - 0.5 for first, by in zip(corner, step, strict=True)]
+            sides = [math.ceil(min(c, new) * factor) for c, new in zip(self.crop_size, scaled, strict=True)]
+            cuts.append((np.array([[step[1], 0, start[1]], [0, step[0], start[0]]]), sides[::-1]))
+            last = max(last, math.floor(start[0] + step[0] * (sides[0] - 1)))
         rows = image[: last + 3]  # bilinear reads the next row too, and rounding may reach the one after
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        return cv2.warpAffine(rows, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        return [cv2.warpAffine(rows, *cut, flags=flags, borderMode=cv2.BORDER_REPLICATE) for cut in cuts]
 
-    def _pad(self, array: np.ndarray, value: int | tuple[int, ...]) -> np.ndarray:
-        """Extends h' w' (...) at the bottom and right to the crop size."""
-        bottom, right = self.crop_size[0] - array.shape[0], self.crop_size[1] - array.shape[1]
+    def _pad(self, array: np.ndarray, factor: Fraction | int = 1, value: int | tuple[int, ...] = PADDING) -> np.ndarray:
+        """Extends h' w' (...) at the bottom and right to ``factor`` times the crop size."""
+        bottom, right = (math.ceil(c * factor) - side for c, side in zip(self.crop_size, array.shape, strict=False))
         if not bottom and not right:
             return array
         return cv2.copyMakeBorder(array, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=value)

@@ -4,6 +4,7 @@ Every error of a component names the config file and the key that asked for it.
 """
 
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,10 @@ def build_train_stream(config: Experiment, source: str) -> JointStream:
         dataset = build_split(config, source, "unlabelled")
         without.append((dataset, range(len(dataset))))
 
+    larger = Fraction(str(config.teacher.scale)) if config.teacher else 1
+
     def stream(pool: Pool, number: int, **transform: Any) -> TrainStream:
-        augment = TrainTransform(**{**data.transform, **transform})
+        augment = TrainTransform(**{**data.transform, **transform}, larger=larger)
         return TrainStream(pool, augment, config.data_seed, data.distinct_epochs, data.on_bad_sample == "skip", number)
 
     of_labelled = stream(Pool(labelled), number=0) if labelled else None

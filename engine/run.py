@@ -17,7 +17,7 @@ from engine.metrics import SegMetrics
 from engine.report import network_table
 from engine.resume import restore
 from engine.sizes import check_crop, check_validation_sizes
-from engine.teacher import Teacher, build_teacher, build_teacher_cache
+from engine.teacher import Teacher, build_teacher, build_teacher_cache, in_own_resolution
 from engine.trainer import Trainer
 from models import SegModel
 from utils.config import ConfigError, config_errors
@@ -189,6 +189,7 @@ class Run:
         broadcast_buffers(model)  # without SyncBatchNorm the running statistics differ between ranks
         as_it_teaches = isinstance(model, Teacher)  # its weights have the precision of the training
         precision = self.config.train.precision if as_it_teaches else self.config.eval_precision
+        model, protocol = in_own_resolution(model, self.config.eval.protocol)
         metrics = evaluate(
             model,
             self.validation,
@@ -199,7 +200,7 @@ class Run:
             workers=self.config.data.workers,
             timeout=self.config.train.timeout,
             description=description,
-            **self.config.eval.protocol,
+            **protocol,
         )
         if math.isnan(metrics.miou):
             raise ValueError(

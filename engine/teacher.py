@@ -100,7 +100,9 @@ class Teacher(nn.Module):
             compile_in_place(self.network)
 
     @torch.no_grad()
-    def forward(self, images: Tensor, positions: Sequence[int] | Tensor | None = None) -> SegOutput:
+    def forward(
+        self, images: Tensor, positions: Sequence[int] | Tensor | None = None, large: Tensor | None = None
+    ) -> SegOutput:
         """The teacher's output.
 
         With a cache and positions, it is always what the cache returns: whether a sample was stored before changes no
@@ -109,22 +111,34 @@ class Teacher(nn.Module):
         Args:
             images: B 3 H W RGB, uint8 or float in 0..255.
             positions: of the B images in the training stream; None where they are not from there.
+            large: the same images at ``scale`` times the size; None: ``images`` are resized.
         """
         if self.cache is None or positions is None:
-            return self._run(images)
+            return self._run(images, large)
         kept = self.cache.recall(positions)
         missing = kept is None
         if sharded_part(self.network) is not None:  # it runs on all ranks or on none
             missing = all_reduce_max(missing, self.world)
         if missing:
-            self.cache.store(positions, self._run(images))
+            self.cache.store(positions, self._run(images, large))
             kept = self.cache.recall(positions)
         return kept
 
-    def _run(self, images: Tensor) -> SegOutput:
-        if self.scale != 1:
-            images = resize(images, scaled_size(images.shape[-2:], self.scale))
-        return self.network(images)
+    def _run(self, images: Tensor, large: Tensor | None) -> SegOutput:
+        if large is None:
+            large = images if self.scale == 1 else resize(images, scaled_size(images.shape[-2:], self.scale))
+        return self.network(large)
+
+
+def in_own_resolution(model: nn.Module, protocol: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    """A network and an evaluation protocol as given; for a teacher with a scale above 1, what sees the details.
+
+    The same views, enlarged by the teacher, would lack what they lost when they were made from the image. So its
+    network gets larger views of the image itself.
+    """
+    if not isinstance(model, Teacher) or model.scale <= 1:
+        return model, dict(protocol)
+    return model.network, {**protocol, "scales": tuple(scale * float(model.scale) for scale in protocol["scales"])}
 
 
 def cast_weights(module: nn.Module, dtype: torch.dtype) -> None:

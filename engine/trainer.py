@@ -159,12 +159,13 @@ class Trainer:
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.world.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
 
-    def inputs(self, batch: dict) -> tuple[Tensor, Labels]:
-        """The images and labels of a micro-batch on the device, mixed."""
-        images, ids = (batch[name].to(self.world.device, non_blocking=True) for name in ("image", "label"))
+    def inputs(self, batch: dict) -> tuple[Tensor, Labels, Tensor | None]:
+        """The images and labels of a micro-batch on the device, mixed; and larger images for the teacher, if any."""
+        names = [name for name in ("image", "label", "large_image") if name in batch]
+        images, ids, *large = (batch[name].to(self.world.device, non_blocking=True) for name in names)
         if self.mixing is not None:
             images, ids = self.mixing(images, ids, batch["position"], self.teacher_classes)
-        return images, Labels(ids)
+        return images, Labels(ids), next(iter(large), None)
 
     def teacher_classes(self, images: Tensor) -> Tensor:
         """B 3 H W -> B H W, the teacher's most probable class of each pixel."""
@@ -176,17 +177,19 @@ class Trainer:
 
         def outputs() -> Iterator[tuple[SegOutput, Labels]]:
             for batch in batches():
-                images, labels = self.inputs(batch)
+                images, labels, large = self.inputs(batch)
                 with self.autocast():
-                    yield self.teacher(images, batch.get("position")), labels
+                    yield self.teacher(images, batch.get("position"), large), labels
 
         self.distiller.method.calibrate(outputs)
         broadcast_buffers(self.distiller.method)  # sums on a GPU may differ in their last bits
 
-    def forward(self, images: Tensor, labels: Labels, positions: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, images: Tensor, labels: Labels, large: Tensor | None = None, positions: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """The unweighted loss terms, each a mean over this micro-batch."""
         with self.autocast():
-            knowledge = None if self.teacher is None else self.teacher(images, positions)
+            knowledge = None if self.teacher is None else self.teacher(images, positions, large)
             return self.wrapped(images, labels, knowledge)
 
     def train_step(self, batches: Sequence[dict], measure_gradients: bool = False) -> tuple[dict[str, float], dict]:
@@ -205,8 +208,9 @@ class Trainer:
                 change meanwhile. In float16 a gradient that overflows is an error only if no smaller loss scale helps.
         """
         device, weights, last = self.world.device, self.weights, len(batches) - 1
-        images, labels = zip(*map(self.inputs, batches), strict=True)
-        counts = torch.stack([torch.stack([count[k] for k in weights]) for count in map(self.distiller.counts, labels)])
+        inputs = [self.inputs(batch) for batch in batches]
+        counts = [self.distiller.counts(labels) for _, labels, _ in inputs]
+        counts = torch.stack([torch.stack([count[k] for k in weights]) for count in counts])
         everywhere = all_reduce_sum(counts.sum(0))
         shares = counts / everywhere.where(everywhere > 0, 1)  # a term over no elements is 0 already
         on_host = torch.tensor(list(weights.values()), pin_memory=device.type == "cuda")  # else the copy would wait
@@ -216,7 +220,7 @@ class Trainer:
         for i in range(len(batches)):
             self.seed_micro_batch(self.step, i, len(batches))
             with contextlib.nullcontext() if i == last else self.no_sync():
-                terms = self.forward(images[i], labels[i], batches[i].get("position"))
+                terms = self.forward(*inputs[i], batches[i].get("position"))
                 if measure_gradients and i == 0:
                     norms = gradient_norms(terms, weights, self.student, self.scaler.get_scale())
                 values = torch.stack([terms[k] for k in weights])

@@ -280,7 +280,7 @@ def graphed(call: Callable[[], Any], device: torch.device) -> Callable[[], Any]:
 def gains(s: Setting) -> Cases:
     def measure(file: str) -> Row:
         trainer, data, run = s.step(file)
-        images, labels = trainer.inputs(data)
+        images, labels, _ = trainer.inputs(data)
 
         def teacher() -> Any:
             with trainer.autocast():

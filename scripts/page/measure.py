@@ -16,7 +16,7 @@ from configs.schema import Experiment, autocast_dtype
 from datasets.base import SegDataset
 from engine.boundary import BoundaryIoU
 from engine.metrics import ConfusionMatrix, SegMetrics
-from engine.teacher import Teacher
+from engine.teacher import Teacher, in_own_resolution
 from models.inference import predict
 from models.sizes import size_errors
 from utils.names import OUTSIDE
@@ -46,7 +46,8 @@ class Subject(NamedTuple):
         """Class map H W on the CPU of an image 3 H W uint8."""
         dtype = autocast_dtype(self.config.eval_precision)
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            return predict(self.network, image.to(self.device), **self.config.eval.protocol)[0].cpu()
+            network, protocol = in_own_resolution(self.network, self.config.eval.protocol)
+            return predict(network, image.to(self.device), **protocol)[0].cpu()
 
 
 @dataclass
