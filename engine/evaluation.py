@@ -17,7 +17,7 @@ from engine.metrics import ConfusionMatrix, SegMetrics
 from engine.sharding import keep_gathering
 from models.inference import Size, predict
 from models.sizes import size_errors
-from utils.distributed import World
+from utils.distributed import World, all_reduce_sum
 
 
 def evaluate(
@@ -95,7 +95,7 @@ def evaluate(
             confusion.update(prediction, label.to(device, non_blocking=True))
             if on_sample is not None:
                 on_sample(name, image, prediction.cpu(), label)
-    confusion.all_reduce()
+    all_reduce_sum(confusion.counts)
     return confusion.compute()
 
 

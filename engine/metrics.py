@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from utils.names import OUTSIDE, VOID
@@ -145,11 +144,6 @@ class ConfusionMatrix:
             bins = row.take(label.take(begins)) + column.take(prediction.take(begins))
             counts += np.bincount(bins, lengths, minlength=counts.size)
         self.counts += torch.from_numpy(counts.astype(np.int64).reshape(self.counts.shape))
-
-    def all_reduce(self) -> None:
-        """Sums the counts over all ranks, in place. Call it once, after the last update."""
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(self.counts)
 
     def compute(self) -> SegMetrics:
         """The metrics; the only method that waits for the device.
