@@ -131,8 +131,8 @@ def run_evaluation(config: Experiment, args: argparse.Namespace, world: World) -
             write_png(args.save_vis / f"{name}.png", picture)
 
     metrics = evaluate(
-        model, dataset, device=world.device, autocast_dtype=autocast_dtype(precision), rank=world.rank,
-        world_size=world.size, workers=config.data.workers, timeout=config.train.timeout, description=args.split,
+        model, dataset, device=world.device, autocast_dtype=autocast_dtype(precision),
+        workers=config.data.workers, timeout=config.train.timeout, description=args.split,
         on_sample=on_sample if args.boundary or args.per_image or args.save_pred or args.save_vis else None,
         **settings.protocol,
     )  # fmt: skip

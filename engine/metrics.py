@@ -1,8 +1,9 @@
 """Confusion matrix, and the metrics computed from it: IoU, accuracy and their means over classes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,15 @@ from torch import Tensor
 from utils.names import OUTSIDE, VOID
 
 CHUNK = 2**17  # pixels counted at a time on a CPU: they stay in its cache
+
+
+def jsonable(value: Any) -> Any:
+    """The value with None for each number that is not finite, which JSON does not have."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {name: jsonable(entry) for name, entry in value.items()}
+    return [jsonable(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True)
@@ -35,14 +45,8 @@ class SegMetrics:
         return "" if measured == total else f"over {measured} of {total} classes"
 
     def to_dict(self) -> dict:
-        """All measured metrics for strict JSON: nan, which JSON does not have, becomes None."""
-
-        def plain(value):
-            if isinstance(value, list):
-                return [plain(v) for v in value]
-            return None if math.isnan(value) else value
-
-        return {name: plain(value) for name, value in asdict(self).items() if value is not None}
+        """All measured metrics for strict JSON; nan becomes None."""
+        return jsonable({name: value for name, value in asdict(self).items() if value is not None})
 
     def row(self, class_names: Sequence[str]) -> dict[str, float | int | str]:
         """One row of a table of images: column -> value, '' for nan."""

@@ -309,14 +309,12 @@ def test_no_bar_where_there_is_no_terminal(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_wrong_worlds_sizes_and_empty_data_are_refused():
+def test_wrong_sizes_and_empty_data_are_refused():
     class Crooked(Scenes):
         def __getitem__(self, index):
             sample = super().__getitem__(index)
             return sample | {"label": sample["label"][1:]}
 
-    with pytest.raises(ValueError, match="1 process"):
-        evaluate(PixelNet(), Scenes(3), device="cpu", rank=0, world_size=2)
     with pytest.raises(ValueError, match="empty"):
         evaluate(PixelNet(), Scenes(0), device="cpu")
     with pytest.raises(ValueError, match=r"scene0: label is \(8, 12\), image \(9, 12\)"):
@@ -327,14 +325,7 @@ def _evaluate_on_one_rank(rank, folder, length):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     names = []
-    metrics = evaluate(
-        CoarseNet(),
-        Scenes(length),
-        device="cpu",
-        rank=rank,
-        world_size=2,
-        on_sample=lambda name, *_: names.append(name),
-    )
+    metrics = evaluate(CoarseNet(), Scenes(length), device="cpu", on_sample=lambda name, *_: names.append(name))
     torch.save((names, metrics.to_dict()), f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
 
