@@ -146,13 +146,7 @@ class Run:
         """Positions, in the training stream, of this rank's micro-batches from step ``start`` to ``stop``."""
         train = self.config.train
         return PositionBatches(
-            start,
-            stop,
-            train.batch_size,
-            self.world.size,
-            self.world.rank,
-            train.accumulate,
-            train.unlabelled_batch,
+            start, stop, train.batch_size, self.world.size, self.world.rank, train.accumulate, train.unlabelled_batch
         )
 
     def loader(self, positions: PositionBatches) -> torch.utils.data.DataLoader:
