@@ -132,8 +132,8 @@ def run_evaluation(config: Experiment, args: argparse.Namespace, world: World) -
 
     network, protocol = in_own_resolution(model, settings.protocol)
     metrics = evaluate(
-        network, dataset, device=world.device, autocast_dtype=autocast_dtype(precision), rank=world.rank,
-        world_size=world.size, workers=config.data.workers, timeout=config.train.timeout, description=args.split,
+        network, dataset, device=world.device, autocast_dtype=autocast_dtype(precision),
+        workers=config.data.workers, timeout=config.train.timeout, description=args.split,
         on_sample=on_sample if args.boundary or args.per_image or args.save_pred or args.save_vis else None,
         **protocol,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 from torch.utils.data import DataLoader
 
-from datasets import camvid, cityscapes, field, listed  # noqa: F401  (each registers its data set)
+from datasets import camvid, cityscapes, field, listed  # each registers its data set
 from datasets.base import DATASETS, SegDataset
 from datasets.packed import PackedDataset
 from datasets.stream import JointStream

@@ -33,7 +33,7 @@ def save_checkpoint(state: Mapping[str, Any], *paths: str | Path) -> None:
         write_atomically(path, signed)
 
 
-def load_checkpoint(path: str | Path, map_location: torch.device | str = "cpu") -> dict[str, Any]:
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Reads a training state and checks its sha256; nothing in the file is executed.
 
     Raises:
@@ -51,7 +51,7 @@ def load_checkpoint(path: str | Path, map_location: torch.device | str = "cpu") 
             "sha256 of the rest; resume from another checkpoint of its folder"
         )
     try:
-        state = torch.load(io.BytesIO(content), map_location=map_location, weights_only=True)
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types
         raise ValueError(
             f"{path} cannot be read as a checkpoint ({type(error).__name__}: {str(error).partition(chr(10))[0]})"

@@ -17,7 +17,7 @@ from engine.metrics import ConfusionMatrix, SegMetrics
 from engine.sharding import keep_gathering
 from models.inference import Size, predict
 from models.sizes import size_errors
-from utils.distributed import World
+from utils.distributed import World, all_reduce_sum
 
 
 def evaluate(
@@ -26,8 +26,6 @@ def evaluate(
     *,
     device: torch.device | str,
     autocast_dtype: torch.dtype | None = None,
-    rank: int = 0,
-    world_size: int = 1,
     mode: str = "whole",
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
@@ -41,7 +39,7 @@ def evaluate(
 ) -> SegMetrics:
     """Metrics of a network over a dataset, exact for any number of processes.
 
-    Rank r takes the samples r, r + world_size, ..., so each sample is seen exactly once. Images go through one at a
+    Rank r of n takes the samples r, r + n, ..., so each sample is seen exactly once. Images go through one at a
     time, so their sizes may differ. The counts are summed over the ranks at the end, and every rank returns the same
     metrics. The network's modes and the global random state do not change.
 
@@ -51,20 +49,16 @@ def evaluate(
         dataset: has ``num_classes`` and ``len()``; ``[i]`` is a dict of ``image`` 3 H W uint8, ``label`` H W uint8 with
             255 = void, and ``name``.
         autocast_dtype: bfloat16 or float16 for mixed precision; None for none.
-        world_size: number of processes; all of them must call.
         mode, scales, flip, crop_size, stride: as in :func:`predict`.
         timeout: seconds to wait for a worker's sample before an error is raised; 0 waits for ever.
         on_sample: called with (name, image, prediction, label) of this rank's samples, as uint8 tensors on the CPU.
         progress: draws a progress bar, on rank 0 and on a terminal only.
 
     Raises:
-        ValueError: the dataset is empty, ``world_size`` is not that of the process group, a label and its image differ
-            in size, an image is too small for the network, a label or prediction is out of range, or as
-            :func:`predict`.
+        ValueError: the dataset is empty, a label and its image differ in size, an image is too small for the network, a
+            label or prediction is out of range, or as :func:`predict`.
     """
-    processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-    if world_size != processes or not 0 <= rank < world_size:
-        raise ValueError(f"rank {rank} of world_size {world_size}, but {processes} process(es) run: all must evaluate")
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if len(dataset) == 0:
         raise ValueError("the dataset is empty; expected one sample or more")
     device = torch.device(device)
@@ -95,7 +89,7 @@ def evaluate(
             confusion.update(prediction, label.to(device, non_blocking=True))
             if on_sample is not None:
                 on_sample(name, image, prediction.cpu(), label)
-    confusion.all_reduce()
+    all_reduce_sum(confusion.counts)
     return confusion.compute()
 
 

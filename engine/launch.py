@@ -6,11 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from traceback import clear_frames
 
+import torch.distributed as dist
+
 from configs.schema import Experiment
 from engine.crash import write_crash_dump
 from utils.config import load_config
 from utils.console import error_message
-from utils.distributed import World, close_world, init_world, lost_process_message, make_deterministic, print_first
+from utils.distributed import World, init_world, lost_process_message, make_deterministic, print_first
 
 
 def launch(
@@ -34,7 +36,8 @@ def launch(
         if config.train.deterministic:
             make_deterministic()
         outcome = command(config, args, init_world(config.train.timeout))
-        close_world()
+        if dist.is_initialized():
+            dist.destroy_process_group()
     except (RuntimeError, ConnectionError) as error:  # a killed worker may also end its connection first
         outcome = f"error: {lost_process_message(error, config.train.timeout)}"
         if work_dir is not None:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
-from engine.metrics import SegMetrics
+from engine.metrics import SegMetrics, jsonable
 from engine.trackers import Trackers
-from utils.console import peak_memory_mib, progress_bar, say
+from utils.console import peak_memory_mib, say
 from utils.distributed import gather_objects
 from utils.files import write_atomically
 
@@ -46,7 +47,10 @@ class RunLog:
         self.tolerate_errors, self.validated, self.interval = tolerate_errors, validated, interval or total
         self.epoch, self.best = epoch, best
         self.validation_seconds: float | None = None  # that the last one took
-        self.bar = progress_bar(total, step, Path(work_dir).name, active)
+        self.bar = tqdm(
+            total=total, initial=step, desc=Path(work_dir).name, dynamic_ncols=True, disable=None if active else True,
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
+        )  # fmt: skip
         if active:
             self._open(Path(work_dir), step, trackers, config)
         self.clock, self.counted = time.perf_counter(), step  # start of the interval for images per second
@@ -195,7 +199,7 @@ class RunLog:
 
     def _write(self, step: int, **values: Any) -> None:
         """Writes one JSON line. A number that is not finite (for a class that does not occur) becomes null."""
-        rest = memoryview((json.dumps(_jsonable({"step": step, **values})) + "\n").encode())
+        rest = memoryview((json.dumps(jsonable({"step": step, **values})) + "\n").encode())
         end = os.fstat(self.file.fileno()).st_size
         try:
             while rest:
@@ -217,16 +221,6 @@ def _step_of(line: str, path: Path) -> int:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: {line!r} is not a JSON object with a step; remove the line to resume") from error
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {name: _jsonable(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(entry) for entry in value]
-    return value
 
 
 class SkippedSamples:

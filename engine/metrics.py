@@ -1,17 +1,26 @@
 """Confusion matrix, and the metrics computed from it: IoU, accuracy and their means over classes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from utils.names import OUTSIDE, VOID
 
 CHUNK = 2**17  # pixels counted at a time on a CPU: they stay in its cache
+
+
+def jsonable(value: Any) -> Any:
+    """The value with None for each number that is not finite, which JSON does not have."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {name: jsonable(entry) for name, entry in value.items()}
+    return [jsonable(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True)
@@ -36,14 +45,8 @@ class SegMetrics:
         return "" if measured == total else f"over {measured} of {total} classes"
 
     def to_dict(self) -> dict:
-        """All measured metrics for strict JSON: nan, which JSON does not have, becomes None."""
-
-        def plain(value):
-            if isinstance(value, list):
-                return [plain(v) for v in value]
-            return None if math.isnan(value) else value
-
-        return {name: plain(value) for name, value in asdict(self).items() if value is not None}
+        """All measured metrics for strict JSON; nan becomes None."""
+        return jsonable({name: value for name, value in asdict(self).items() if value is not None})
 
     def row(self, class_names: Sequence[str]) -> dict[str, float | int | str]:
         """One row of a table of images: column -> value, '' for nan."""
@@ -145,11 +148,6 @@ class ConfusionMatrix:
             bins = row.take(label.take(begins)) + column.take(prediction.take(begins))
             counts += np.bincount(bins, lengths, minlength=counts.size)
         self.counts += torch.from_numpy(counts.astype(np.int64).reshape(self.counts.shape))
-
-    def all_reduce(self) -> None:
-        """Sums the counts over all ranks, in place. Call it once, after the last update."""
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(self.counts)
 
     def compute(self) -> SegMetrics:
         """The metrics; the only method that waits for the device.

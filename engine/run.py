@@ -8,6 +8,7 @@ import torch
 
 from configs.schema import Experiment, autocast_dtype
 from datasets import make_loader
+from datasets.mixing import Mixing
 from datasets.samplers import PositionBatches
 from engine.build import build_distiller, build_student
 from engine.checkpoint import load_checkpoint, prune_checkpoints, save_checkpoint
@@ -19,6 +20,7 @@ from engine.resume import restore
 from engine.sizes import check_crop, check_validation_sizes
 from engine.teacher import Teacher, build_teacher, build_teacher_cache, in_own_resolution
 from engine.trainer import Trainer
+from losses.distiller import Distiller
 from models import SegModel
 from utils.config import ConfigError, config_errors
 from utils.console import environment, say
@@ -26,6 +28,21 @@ from utils.distributed import World, barrier, broadcast_buffers, broadcast_from_
 
 CALIBRATION_IMAGES = 100  # training images on which a method measures the teacher, at least
 NONE_YET = {"step": 0, "miou": -1.0}  # the best student before the first validation
+
+
+def build_trainer(
+    config: Experiment, distiller: Distiller, teacher: Teacher | None, world: World, mixing: Mixing | None = None
+) -> Trainer:
+    """The config's trainer. It moves the networks to the device, in place, and may shard the teacher."""
+    train = config.train
+    common = {"channels_last": train.channels_last, "compile_blocks": train.compile}
+    if teacher is not None:
+        teacher.prepare(world, autocast_dtype=train.autocast_dtype, shard=config.teacher.shard, **common)
+    return Trainer(
+        distiller, teacher, world, optimizer=config.optimizer.model_dump(), schedule=config.schedule.arguments,
+        autocast_dtype=train.autocast_dtype, grad_clip=train.grad_clip, seed=train.seed, mixing=mixing, ema=train.ema,
+        curriculum={term: schedule.model_dump() for term, schedule in config.curriculum.items()}, **common,
+    )  # fmt: skip
 
 
 class Run:
@@ -96,31 +113,10 @@ class Run:
         if config.methods:
             self.announce(f"method: {', '.join(each.type for each in config.methods)}")
         distiller = build_distiller(config, source, student, teacher, self.class_weights)
-        if teacher is not None:  # after the table, which copies the networks: a sharded one cannot be copied
-            if not dry:
-                teacher.cache = build_teacher_cache(config, source, self.stream, teacher, world)
-            teacher.prepare(
-                world,
-                autocast_dtype=config.train.autocast_dtype,
-                channels_last=config.train.channels_last,
-                shard=config.teacher.shard,
-                compile_blocks=config.train.compile,
-            )
-        self.trainer = Trainer(
-            distiller,
-            teacher,
-            world,
-            optimizer=config.optimizer.model_dump(),
-            schedule=config.schedule.arguments,
-            autocast_dtype=config.train.autocast_dtype,
-            channels_last=config.train.channels_last,
-            grad_clip=config.train.grad_clip,
-            curriculum={term: schedule.model_dump() for term, schedule in config.curriculum.items()},
-            seed=config.train.seed,
-            mixing=mixing,
-            compile_blocks=config.train.compile,
-            ema=config.train.ema,
-        )
+        if teacher is not None and not dry:
+            teacher.cache = build_teacher_cache(config, source, self.stream, teacher, world)
+        # After the table, which copies the networks: a sharded one cannot be copied.
+        self.trainer = build_trainer(config, distiller, teacher, world, mixing)
         if config.self_taught:
             self.trainer.teacher = Teacher(self.trainer.ema)
         self.protocol = {
@@ -150,13 +146,7 @@ class Run:
         """Positions, in the training stream, of this rank's micro-batches from step ``start`` to ``stop``."""
         train = self.config.train
         return PositionBatches(
-            start,
-            stop,
-            train.batch_size,
-            self.world.size,
-            self.world.rank,
-            train.accumulate,
-            train.unlabelled_batch,
+            start, stop, train.batch_size, self.world.size, self.world.rank, train.accumulate, train.unlabelled_batch
         )
 
     def loader(self, positions: PositionBatches) -> torch.utils.data.DataLoader:
@@ -195,8 +185,6 @@ class Run:
             self.validation,
             device=self.world.device,
             autocast_dtype=autocast_dtype(precision),
-            rank=self.world.rank,
-            world_size=self.world.size,
             workers=self.config.data.workers,
             timeout=self.config.train.timeout,
             description=description,

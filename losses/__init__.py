@@ -1,7 +1,7 @@
 """Losses on the labels and distillation methods, by name."""
 
 # Each module registers its method.
-from losses import (  # noqa: F401
+from losses import (
     afdcd,
     aicsd,
     at,
@@ -23,8 +23,6 @@ from losses import (  # noqa: F401
 from losses.base import METHODS, Method
 from losses.composed import Composed
 from models.base import ModelSpec
-
-__all__ = ["METHODS", "Composed", "Method", "build_method"]
 
 
 def build_method(type: str, student: ModelSpec, teacher: ModelSpec, **options) -> Method:

@@ -5,58 +5,17 @@ from typing import Any
 
 from torch import nn
 
-from models.adapters import SOURCES, TRAINED, WrappedModel, build_wrapped, split_source
+from models.adapters import TRAINED, WrappedModel, build_wrapped, split_source
 from models.backbones import build_backbone
-from models.base import (
-    BACKBONES,
-    HEADS,
-    NORMALIZATIONS,
-    Backbone,
-    ModelSpec,
-    Normalization,
-    SegModel,
-    SegOutput,
-    Tap,
-    freeze,
-)
+from models.base import BACKBONES, HEADS, NORMALIZATIONS, ModelSpec, Normalization, SegModel, SegOutput, Tap, freeze
 from models.class_map import MappedModel
-from models.heads import deeplabv3, fpn, linear, pspnet, segformer  # noqa: F401  (each registers its heads)
+from models.heads import deeplabv3, fpn, linear, pspnet, segformer  # each registers its heads
 from models.heads.fcn import FCNHead
 from models.weights.hugging_face import student_file
 from models.weights.load import LoadReport, count_classes, load_read_weights, load_weights, source_settings
 from models.weights.sources import read_weights
 from models.weights.tensors import Weights
 from utils.names import unknown_name
-
-__all__ = [
-    "BACKBONES",
-    "HEADS",
-    "NORMALIZATIONS",
-    "SOURCES",
-    "TRAINED",
-    "Backbone",
-    "LoadReport",
-    "MappedModel",
-    "ModelSpec",
-    "Normalization",
-    "SegModel",
-    "SegOutput",
-    "Tap",
-    "Weights",
-    "WrappedModel",
-    "build_backbone",
-    "build_model",
-    "build_wrapped",
-    "count_classes",
-    "count_parameters",
-    "freeze",
-    "load_read_weights",
-    "load_student",
-    "load_weights",
-    "read_weights",
-    "source_settings",
-    "split_source",
-]
 
 
 def build_model(

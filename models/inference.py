@@ -137,7 +137,6 @@ def predict(
     model: nn.Module,
     images: Tensor,
     *,
-    size: Size | None = None,
     mode: str = "whole",
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
@@ -147,13 +146,12 @@ def predict(
     """Class map of each image; the network is in evaluation mode meanwhile.
 
     With one view (one scale, no flip) it is the argmax of the logits. With several, the logits of each view are resized
-    to the size of the result and their softmax probabilities are averaged with equal weights. A view at scale s is the
+    to the size of the images and their softmax probabilities are averaged with equal weights. A view at scale s is the
     image resized to (round(s H), round(s W)) bilinearly, with anti-aliasing where it shrinks.
 
     Args:
         model: gives ``.logits`` B K h w for B 3 H W images; it and the images are on one device.
         images: 3 H W or B 3 H W RGB uint8.
-        size: (H, W) of the result; the images' by default.
         mode: ``'whole'`` or ``'slide'``, see :func:`view_logits`.
         scales: factors on the image's sides.
         flip: use each scale a second time, mirrored left to right.
@@ -170,14 +168,13 @@ def predict(
     if not scales or not all(0 < scale <= LARGEST_SCALE for scale in scales):
         raise ValueError(f"scales are {tuple(scales)}; expected one or more factors above 0, at most {LARGEST_SCALE:g}")
     images = images.unsqueeze(0) if images.ndim == 3 else images
-    height, width = images.shape[-2:]
-    size = size or (height, width)
+    size = tuple(images.shape[-2:])
     views = [(scale, mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,))]
     score = None
     with inference(model):
         for scale, mirrored in views:
-            scaled = scaled_view((height, width), scale)
-            view = images if scaled == (height, width) else resize(images, scaled)
+            scaled = scaled_view(size, scale)
+            view = images if scaled == size else resize(images, scaled)
             logits = view_logits(model, view.flip(-1) if mirrored else view, mode, crop_size, stride)
             if score is None:
                 score = logits if len(views) == 1 else torch.zeros(*logits.shape[:2], *size, device=logits.device)

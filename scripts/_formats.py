@@ -29,11 +29,6 @@ ABOUT = "metadata.json"  # in a .pt2 file
 Run = Callable[[Tensor], dict[str, np.ndarray]]  # images B 3 H W uint8 -> outputs by name
 
 
-def require_packages(form: str) -> None:
-    for package in PACKAGES[form]:
-        import_extra(package, form)
-
-
 def save(form: str, network: Deployable, size: Size, dynamic: bool, folder: Path, metadata: dict[str, Any]) -> Path:
     """Writes ``network`` for one image of ``size``, or for any batch and size, with metadata; returns the file.
 

@@ -10,9 +10,7 @@ import argparse
 import signal
 
 if not __package__:  # run as a file: the repository's root is not on the import path
-    from _as_module import restart_as_module
-
-    restart_as_module(__file__)
+    import _as_module  # noqa: F401 - restarts it as python -m scripts.NAME
 
 from scripts._command import add_config_options, command_parser, one_line_errors
 from scripts.comparison.jobs import alone_in

@@ -8,9 +8,7 @@ more than tensors (--trust), and a file whose network was trained with a normali
 from pathlib import Path
 
 if not __package__:  # run as a file: the repository's root is not on the import path
-    from _as_module import restart_as_module
-
-    restart_as_module(__file__)
+    import _as_module  # noqa: F401 - restarts it as python -m scripts.NAME
 
 from engine.checkpoint import save_student
 from models import NORMALIZATIONS

@@ -12,10 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-if not __package__:  # run as a file: its own folder is on the import path, the repository's root is not
-    from _as_module import restart_as_module
-
-    restart_as_module(__file__)
+if not __package__:  # run as a file: the repository's root is not on the import path
+    import _as_module  # noqa: F401 - restarts it as python -m scripts.NAME
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo

@@ -23,9 +23,7 @@ from pathlib import Path
 from typing import Any
 
 if not __package__:  # run as a file: the repository's root is not on the import path
-    from _as_module import restart_as_module
-
-    restart_as_module(__file__)
+    import _as_module  # noqa: F401 - restarts it as python -m scripts.NAME
 
 import numpy as np
 import torch
@@ -41,9 +39,10 @@ from engine.metrics import ConfusionMatrix
 from engine.teacher import Teacher, build_teacher
 from models import SegModel, read_weights
 from models.deploy import OUTPUTS, Deployable
+from models.extras import import_extra
 from models.inference import Size, predict, resize
 from scripts._command import add_config_options, command_parser, one_line_errors
-from scripts._formats import SUFFIXES, Run, open_exported, require_packages, save, write_metadata
+from scripts._formats import PACKAGES, SUFFIXES, Run, open_exported, save, write_metadata
 from scripts._quantize import quantize
 from utils.config import ConfigError, dump_config, load_config
 from utils.files import user_path, write_atomically
@@ -236,7 +235,8 @@ def write_parts(file: Path, out: Path) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    require_packages(args.to)
+    for package in PACKAGES[args.to]:
+        import_extra(package, args.to)
     config = load_config(args.config, Experiment, args.cfg_options)
     dataset = build_split(config, args.config, "val")
     model, metadata = load_network(config, args, dataset)

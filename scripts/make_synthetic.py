@@ -1,9 +1,7 @@
 """Makes a dataset of synthetic streets in CamVid's layout; every CamVid config can read it (``data.root``)."""
 
 if not __package__:  # run as a file: the repository's root is not on the import path
-    from _as_module import restart_as_module
-
-    restart_as_module(__file__)
+    import _as_module  # noqa: F401 - restarts it as python -m scripts.NAME
 
 from scripts._command import command_parser
 from scripts.street.scene import write_synthetic

@@ -11,9 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 if not __package__:  # run as a file: the repository's root is not on the import path
-    from _as_module import restart_as_module
-
-    restart_as_module(__file__)
+    import _as_module  # noqa: F401 - restarts it as python -m scripts.NAME
 
 from configs.schema import Experiment
 from datasets.base import SegDataset

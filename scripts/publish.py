@@ -12,9 +12,7 @@ import tempfile
 from pathlib import Path
 
 if not __package__:  # run as a file: the repository's root is not on the import path
-    from _as_module import restart_as_module
-
-    restart_as_module(__file__)
+    import _as_module  # noqa: F401 - restarts it as python -m scripts.NAME
 
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, get_token
 

@@ -73,15 +73,6 @@ def error_message(error: Exception) -> str:
     return re.split(r"^[\w.]*Error: ", text, flags=re.MULTILINE)[-1].strip()
 
 
-def progress_bar(total: int, initial: int, description: str, active: bool) -> tqdm:
-    """A bar whose postfix its owner sets; not shown where the output is not a terminal, to keep log files readable."""
-    return tqdm(
-        total=total, initial=initial, desc=description, dynamic_ncols=True,
-        disable=not active or not sys.stderr.isatty(),
-        bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
-    )  # fmt: skip
-
-
 def environment() -> dict[str, str]:
     """Versions, device and commit, on which a result depends besides its config."""
     facts = {"python": platform.python_version(), "platform": platform.platform()}

@@ -263,12 +263,6 @@ def barrier() -> None:
         dist.barrier()
 
 
-def close_world() -> None:
-    """Leaves the process group, if there is one."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
 def _first_line(error: Exception) -> str:
     """The type and the first line of an error; of one in a worker, which comes with its traceback, the last line."""
     lines = str(error).strip().splitlines() or [""]

@@ -1,9 +1,3 @@
 # DeepLabV3-ResNet-101 -> DeepLabV3-ResNet-18 on Cityscapes by dual alignment.
-_base_ = [
-    "../_base_/datasets/cityscapes.py",
-    "../_base_/models/teacher_r101.py",
-    "../_base_/models/student_r18.py",
-    "../_base_/methods/hmkd.py",
-    "../_base_/schedules/cirkd_v1.py",
-]
+_base_ = ["../baselines/cityscapes_r18.py", "../_base_/models/teacher_r101.py", "../_base_/methods/hmkd.py"]
 teacher = dict(weights="pretrained/cityscapes_r101.safetensors")  # trained with configs/baselines/cityscapes_r101.py

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from models.adapters import hugging_face, python_function, smp, timm_features, torchvision_models  # noqa: F401
+from models.adapters import hugging_face, python_function, smp, timm_features, torchvision_models
 from models.adapters.wrapped import SOURCES, TRAINED, WrappedModel
 from models.base import Normalization
 from models.weights.load import LoadReport

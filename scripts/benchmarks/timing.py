@@ -3,13 +3,13 @@
 import ctypes
 import gc
 import math
-import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 
@@ -65,9 +65,7 @@ def time_each(
 
 def timing(seconds: list[float]) -> Timing:
     """Median and quartiles; one value is all three."""
-    if len(seconds) == 1:
-        return Timing(*seconds * 3)
-    low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
+    low, median, high = np.quantile(seconds, (0.25, 0.5, 0.75)).tolist()
     return Timing(median, low, high)
 
 

@@ -12,6 +12,7 @@ import cv2
 import jinja2
 import numpy as np
 
+from engine.trackers import flat
 from scripts._runs import Run
 from scripts.comparison.report import by_miou, gain, notes, points, summarize
 from scripts.page.charts import HEIGHT, WIDTH, bubble_chart, line_chart, style
@@ -34,14 +35,7 @@ def webp(image: np.ndarray, quality: int = 101) -> str:
     return f"data:image/webp;base64,{base64.b64encode(data).decode()}"
 
 
-def flat(value: Any, key: str = "") -> dict[str, str]:
-    """``{'a': {'b': 1}}`` -> ``{'a.b': '1'}``"""
-    if isinstance(value, Mapping) and value:
-        return {k: text for name, v in value.items() for k, text in flat(v, f"{key}.{name}" if key else name).items()}
-    return {key: value if isinstance(value, str) else repr(value)}
-
-
-def by_key(values: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
+def by_key(values: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """The value of each run by key of its config or environment."""
     return {key: [each.get(key, "–") for each in values] for key in dict.fromkeys(k for each in values for k in each)}
 

@@ -15,6 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from datasets.listed import distinct_colours
+from models.extras import import_extra
 from scripts.preparation.annotations import Annotations, Shape, image_size, read_annotations
 from scripts.preparation.pairs import IMAGE_FOLDERS
 from scripts.preparation.problems import DataError
@@ -96,10 +97,7 @@ def _draw_outline(outline: Any, size: tuple[int, int]) -> np.ndarray:
     plain = isinstance(outline["counts"], list)
     if plain and sum(outline["counts"]) != size[0] * size[1]:
         raise ValueError(f"its run lengths add up to {sum(outline['counts'])} pixels, not {size[0] * size[1]}")
-    try:
-        from pycocotools import mask
-    except ImportError as error:
-        raise ValueError("run lengths need pycocotools: pip install '.[coco]'") from error
+    mask = import_extra("pycocotools.mask", "coco")
     return mask.decode(mask.frPyObjects(outline, *size) if plain else outline).astype(bool)
 
 

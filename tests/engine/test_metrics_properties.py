@@ -107,7 +107,7 @@ def test_evaluation_sees_each_sample_once_on_any_number_of_ranks(samples, ranks)
             mock.patch("torch.distributed.all_reduce", lambda mine: mine.copy_(total.add_(mine))),
         ):
             metrics = evaluate(
-                Guess(), Scenes(samples), device="cpu", rank=rank, world_size=ranks, progress=False,
+                Guess(), Scenes(samples), device="cpu", progress=False,
                 on_sample=lambda name, *_: names.append(name),
             )  # fmt: skip
         counts.append(len(names) - sum(counts))

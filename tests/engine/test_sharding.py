@@ -75,7 +75,7 @@ def both_ranks(rank: int, store: str) -> None:
         for length in (3, 1):  # of the one image the second rank gets none
             found, expected = (
                 evaluate(
-                    model, Streets(length), device=CPU, autocast_dtype=dtype, rank=rank, world_size=2, progress=False,
+                    model, Streets(length), device=CPU, autocast_dtype=dtype, progress=False,
                     mode="slide", crop_size=(64, 64), stride=(32, 32),
                 )
                 for model in (sharded, whole)

@@ -183,5 +183,5 @@ def test_half_precision_changes_the_scores_by_rounding_only(tmp_path):
 
 def test_a_missing_extra_names_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ValueError, match=r'transformers is not installed.*pip install "\.\[transformers\]"'):
+    with pytest.raises(ValueError, match=r'transformers cannot be imported.*pip install "\.\[transformers\]"'):
         build_wrapped("transformers:x/y")

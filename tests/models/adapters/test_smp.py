@@ -40,5 +40,5 @@ def test_networks_of_smp_give_what_smp_computes(architecture, encoder, tmp_path)
 
 def test_a_missing_extra_names_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
-    with pytest.raises(ValueError, match=r'segmentation_models_pytorch is not installed.*pip install "\.\[smp\]"'):
+    with pytest.raises(ValueError, match=r'segmentation_models_pytorch cannot be imported.*pip install "\.\[smp\]"'):
         build_wrapped("smp:Unet")
