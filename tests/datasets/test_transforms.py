@@ -1,3 +1,4 @@
+import math
 from fractions import Fraction
 
 import cv2
@@ -111,6 +112,53 @@ def test_image_and_label_stay_aligned():
         sure = (truth != OUTSIDE) & ((grey < 60) | (grey > 140))
         assert sure.any()
         assert ((grey > 100) == truth)[sure].all()
+
+
+@pytest.mark.parametrize("larger", [2, Fraction(3, 2)])
+def test_a_larger_picture_of_the_crop_changes_nothing_else(sample, larger):
+    """Also if the image is padded, mirrored and distorted, and of a file of which only some rows are read."""
+    options = {"crop_size": (41, 50), "scale_range": (0.5, 2.0), "cat_max_ratio": 0.3, "photometric": True}
+    with_it, without = TrainTransform(**options, larger=larger), TrainTransform(**options)
+    for seed in range(40):
+        image, truth, large = with_it(Recorder(sample[0]), sample[1], np.random.default_rng(seed))
+        whole = with_it(Whole(sample[0]), sample[1], np.random.default_rng(seed))
+        expected = without(*sample, np.random.default_rng(seed))
+        assert all(
+            (one == two).all()
+            for one, two in zip([image, truth, large, image, truth], [*whole, *expected], strict=True)
+        )
+        assert large.shape == (math.ceil(41 * larger), math.ceil(50 * larger), 3)
+        assert large.flags.c_contiguous
+
+
+def test_the_larger_picture_shows_the_same_place():
+    """On a ramp, 3 x 3 of its pixels have the mean of 2 x 2 pixels of the crop: both cover the same square."""
+    ramp = (np.arange(H)[:, None] + np.arange(W)[None]).astype(np.uint8)
+    transform = TrainTransform((24, 32), (0.6, 1.9), larger=Fraction(3, 2))
+    for seed in range(30):
+        crop, _, large = transform(ramp[..., None].repeat(3, 2), ramp, np.random.default_rng(seed))
+        small, big = (each[..., 0].astype(float) for each in (crop, large))
+        difference = small.reshape(12, 2, 16, 2).mean((1, 3)) - big.reshape(12, 3, 16, 3).mean((1, 3))
+        assert np.abs(difference[1:-1, 1:-1]).max() <= 1  # the outermost pixels of an image repeat its edge
+
+
+def test_the_larger_picture_holds_details_that_the_crop_has_lost(sample):
+    """Twice as large, at scale 1/2, it is the part of the image itself."""
+    crop, truth, large = TrainTransform((20, 30), (0.5, 0.5), flip=False, larger=2)(*sample, np.random.default_rng(3))
+    y, x = best_match(cv2.resize(sample[1], (45, 30), interpolation=cv2.INTER_NEAREST_EXACT), truth)
+    assert (large == sample[0][2 * y : 2 * y + 40, 2 * x : 2 * x + 60]).all()
+
+
+def test_crop_and_larger_picture_are_distorted_alike_and_padded_alike():
+    image, label = np.full((20, 30, 3), (60, 120, 180), np.uint8), np.zeros((20, 30), np.uint8)
+    transform = TrainTransform((24, 32), (1.0, 1.0), photometric=True, larger=2)
+    for seed in range(30):
+        crop, _, large = transform(image, label, np.random.default_rng(seed))
+        assert (
+            np.abs(large[:40, :60].astype(int) - crop[0, 0]).max() <= 1
+        )  # OpenCV's rounding of hues depends on the width
+        assert (large[40:] == PADDING).all()
+        assert (large[:, 60:] == PADDING).all()
 
 
 def test_small_images_are_padded_with_grey_and_outside_at_bottom_and_right(sample):

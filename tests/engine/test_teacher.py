@@ -160,7 +160,7 @@ def losses(work_dir):
 def test_a_run_with_a_scaled_teacher_trains_and_evaluates_it(experiments, tmp_path):
     options = ["schedule.max_iters=2", "train.verify_teacher=True", "train.allow_weak_teacher=True", "eval.interval=2"]
     found = {}
-    for scale in (1.0, 0.5):
+    for scale in (1.0, 0.5, 1.5):
         folder = tmp_path / str(scale)
         train_kd.main(
             [experiments["hmkd"], "--work-dir", str(folder), "--cfg-options", *options, f"teacher.scale={scale}"]
@@ -168,13 +168,38 @@ def test_a_run_with_a_scaled_teacher_trains_and_evaluates_it(experiments, tmp_pa
         found[scale] = losses(folder)
         assert all(math.isfinite(loss) for loss in found[scale])
     assert len(found[0.5]) == 2
-    assert found[0.5] != found[1.0]
-    # The teacher's mIoU in the log is that of its predictions at its scale.
-    config = load(experiments["hmkd"], "teacher.scale=0.5")
+    assert len({*map(tuple, found.values())}) == 3
+    # The teacher's mIoU in the log is that of its predictions at its scale: of the images, not of enlarged views.
+    for scale in (0.5, 1.5):
+        config = load(experiments["hmkd"], f"teacher.scale={scale}")
+        val = build_split(config, "x.py", "val")
+        network = build_teacher(config, "x.py", val.class_names).network
+        logged = json.loads((tmp_path / str(scale) / "metrics.jsonl").read_text().splitlines()[0])["teacher_miou"]
+        expected = evaluate(network, val, device="cpu", scales=[scale], progress=False).miou
+        assert expected == pytest.approx(logged)
+
+
+def test_a_teacher_of_a_larger_scale_sees_the_images_own_details(experiments):
+    """Its crops come from the images, not from the student's crops, with or without labels."""
+    options = ["data.labelled_fraction=0.5", "train.unlabelled_batch=2", "distill.pixels=inside"]
+    config = load(experiments["hmkd"], "teacher.scale=1.5", *options)
+    stream = build_train_stream(config, "x.py")
+    plain = build_train_stream(load(experiments["hmkd"], *options), "x.py")
     teacher = build_teacher(config, "x.py", build_split(config, "x.py", "val").class_names)
-    logged = json.loads((tmp_path / "0.5" / "metrics.jsonl").read_text().splitlines()[0])["teacher_miou"]
-    val = build_split(config, "x.py", "val")
-    assert evaluate(teacher, val, device="cpu", progress=False).miou == pytest.approx(logged)
+    for position in (0, -1):
+        sample = stream[position]
+        assert torch.equal(sample["image"], plain[position]["image"])
+        assert "large_image" not in plain[position]
+        image, large = sample["image"][None], sample["large_image"][None]
+        assert large.shape == (1, 3, 48, 72)  # 1.5 times 32 x 48
+        with torch.no_grad():
+            assert_equal(teacher(image, None, large), teacher.network(large))
+        assert not torch.equal(teacher(image, None, large).logits, teacher(image).logits)
+
+
+def test_a_larger_scale_and_mixing_do_not_go_together(experiments):
+    with pytest.raises(ValueError, match="teacher.scale is 1.5: the teacher sees larger crops, which data.mixing does"):
+        load(experiments["hmkd"], "teacher.scale=1.5", "data.mixing=cutmix", "data.mixing_domain=labelled")
 
 
 class Features(nn.Module):
