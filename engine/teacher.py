@@ -131,10 +131,9 @@ class Teacher(nn.Module):
 
 
 def in_own_resolution(model: nn.Module, protocol: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
-    """A network and an evaluation protocol as given; for a teacher with a scale above 1, what sees the details.
+    """For a teacher with a scale above 1: its network, and the protocol with larger scales. Else both as given.
 
-    The same views, enlarged by the teacher, would lack what they lost when they were made from the image. So its
-    network gets larger views of the image itself.
+    ``Teacher`` enlarges the views that it gets, and these lack details of the image. So evaluate its network instead.
     """
     if not isinstance(model, Teacher) or model.scale <= 1:
         return model, dict(protocol)

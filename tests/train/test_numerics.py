@@ -41,8 +41,8 @@ def test_non_finite_loss_stops_before_the_weights_change(experiments, streets, t
 def test_a_non_finite_gradient_stops_before_the_weights_change_and_is_kept(experiments, streets, tmp_path, monkeypatch):
     """The term has a value, 0, and the gradient 0 * inf; the third step's, of the positions 8..11 of the stream."""
 
-    def poison(self, images, labels, positions, forward=Trainer.forward):
-        terms = forward(self, images, labels, positions)
+    def poison(self, images, labels, large, positions, forward=Trainer.forward):
+        terms = forward(self, images, labels, large, positions)
         if 9 in positions:
             terms["feature"] = terms["feature"] + (terms["logit"] - terms["logit"]).sqrt()
         return terms
