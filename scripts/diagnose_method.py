@@ -103,9 +103,8 @@ def calibrated(method: Method, batches: Callable[[int], Outputs], steps: int) ->
     return method
 
 
-def teach(teacher: Teacher, sample: dict) -> SegOutput:
+def teach(teacher: Teacher, sample: dict, device: torch.device) -> SegOutput:
     """The teacher's output on a batch, as in training."""
-    device = next(teacher.parameters()).device
     images, *large = (sample[name].to(device) for name in ("image", "large_image") if name in sample)
     return teacher(images, None, *large)
 
@@ -122,7 +121,7 @@ def measure_gradients(
             task = gradient(cross_entropy(output.logits, Labels(ids).at(1)), student)
         else:
             ids = ids.masked_fill(ids < OUTSIDE, VOID)
-        terms = method(output, teach(teacher, sample), Labels(ids))
+        terms = method(output, teach(teacher, sample, images.device), Labels(ids))
         for name, weight in method.weights.items():
             slope = weight * gradient(terms[name], student)
             facts[name].setdefault("grad_norm", slope.norm().item())
@@ -145,7 +144,7 @@ def diagnose(
     def real(step: int) -> Outputs:
         images, labels = (samples[step][name].to(device) for name in ("image", "label"))
         with torch.no_grad():
-            return student(images), teach(teacher, samples[step]), Labels(labels)
+            return student(images), teach(teacher, samples[step], device), Labels(labels)
 
     def random(step: int) -> Outputs:
         generator = torch.Generator().manual_seed(step)

@@ -117,7 +117,7 @@ def test_the_cosine_of_a_term_with_the_task():
     images, ids = torch.randn(2, 3, 4, 4), random_labels(2, 4, 4).ids
     ids[:, 3] = OUTSIDE
     sample = {"image": images, "label": ids}
-    found = measure_gradients(Gradients(), network, lambda images: None, sample, sample)
+    found = measure_gradients(Gradients(), network, lambda images, positions: None, sample, sample)
     assert found["task"]["cosine"] == pytest.approx(1)
     assert found["against"]["cosine"] == pytest.approx(-1)
     assert found["own"] == {"grad_norm": 0, "cosine": None, "cosine_unlabelled": None}
