@@ -24,7 +24,7 @@ from utils.distributed import World, barrier
 from utils.files import LOCK, open_locked, write_atomically
 
 INDEX, DONE = "index.json", "done"
-VERSION = 1  # of the format; raise it when older folders can no longer be read
+VERSION = 2  # of the format; raise it when older folders can no longer be read
 HALF = np.dtype(np.float16)
 
 
